@@ -19,6 +19,7 @@ __all__ = [
     "MissingExamplesError",
     "NonFiniteError",
     "NotFittedError",
+    "StorageError",
     "did_you_mean",
     "some",
 ]
@@ -50,6 +51,10 @@ class CorruptFileError(InputError):
 
 class FingerprintError(InputError):
     """An artefact was made from other data or another recipe; the message shows both fingerprints."""
+
+
+class StorageError(ComoveError, OSError):
+    """A file could not be written (disk full, no permission); what stood there before is untouched."""
 
 
 class NotFittedError(ComoveError, RuntimeError):

@@ -1,0 +1,227 @@
+"""Scores: what every attribution method returns, always (train, query), positive = the example helps the query."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.data import Ids, positions_of
+from comove.errors import InputError, NonFiniteError
+from comove.store import as_ids, check_kind, read_arrays, read_header, write_arrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Ranking", "Scores"]
+
+FORMAT_VERSION = 1
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Training examples in order for one query: ids, scores and, where known, labels and class names."""
+
+    ids: Ids
+    scores: Floats
+    labels: Ids | None
+    query: int
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return int(self.ids.size)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return iter(zip(self.ids.tolist(), self.scores.tolist(), strict=True))
+
+    def class_names(self) -> list[str]:
+        """The class name of each example (its label where there are no names, empty where there is no label)."""
+        if self.labels is None:
+            return [""] * len(self)
+        return [str(label) if self.classes is None else self.classes[label] for label in self.labels]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with columns id, score and class."""
+        import pandas as pd
+
+        return pd.DataFrame({"id": self.ids, "score": self.scores, "class": self.class_names()})
+
+    def __repr__(self) -> str:
+        lines = [f"{id_:>8}  {score:+.4f}  {name}" for (id_, score), name in zip(self, self.class_names(), strict=True)]
+        return "\n".join([f"Ranking for query {self.query}:", "      id    score  class", *lines])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Attribution scores of N training examples for Q queries; positive means the example helps the query.
+
+    Attributes:
+        values: (N, Q) float32, read-only.
+        train_ids: (N,) int64.
+        query_ids: (Q,) int64.
+        method: the method's name.
+        train_labels: (N,) class indices, where known.
+        query_labels: (Q,) likewise.
+        classes: class names, where known.
+        info: options of the method and what it counted (JSON values).
+
+    Raises:
+        InputError: shapes that do not fit, repeated ids.
+        NonFiniteError: a score that is NaN or infinite.
+    """
+
+    values: Floats
+    train_ids: Ids
+    query_ids: Ids
+    method: str
+    train_labels: Ids | None = None
+    query_labels: Ids | None = None
+    classes: tuple[str, ...] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, dtype=np.float32)
+        train_ids, query_ids = as_ids(self.train_ids, "train_ids"), as_ids(self.query_ids, "query_ids")
+        if values.shape != (train_ids.size, query_ids.size):
+            hint = " They look transposed." if values.shape == (query_ids.size, train_ids.size) else ""
+            raise InputError(
+                f"Scores must be (train, query) = ({train_ids.size}, {query_ids.size}), got {values.shape}.{hint}"
+            )
+        bad = np.argwhere(~np.isfinite(values))
+        if bad.size:
+            row, column = bad[0]
+            raise NonFiniteError(
+                f"{len(bad)} scores are NaN or infinite, the first for train id {train_ids[row]} and query id "
+                f"{query_ids[column]}."
+            )
+        arrays = {"values": values, "train_ids": train_ids, "query_ids": query_ids}
+        for name, ids in (("train_labels", train_ids), ("query_labels", query_ids)):
+            if (labels := getattr(self, name)) is not None:
+                arrays[name] = np.asarray(labels, dtype=np.int64)
+                if arrays[name].shape != ids.shape:
+                    raise InputError(f"{name} has shape {arrays[name].shape} for {ids.size} ids.")
+        for name, array in arrays.items():
+            own = array.view()
+            own.flags.writeable = False
+            object.__setattr__(self, name, own)
+
+    # --- asking ---
+
+    def column(self, query: int) -> Floats:
+        """Return the (N,) scores for the query with this id."""
+        return self.values[:, positions_of([query], self.query_ids, "query ids")[0]]
+
+    def top(self, k: int = 10, *, query: int | None = None) -> Ranking:
+        """Return the k training examples that help this query most; ties go to the lower id.
+
+        Args:
+            k: how many, at most N.
+            query: the query's id; may be left out when there is only one.
+        """
+        return self._ranked(k, query, sign=-1)
+
+    def bottom(self, k: int = 10, *, query: int | None = None) -> Ranking:
+        """Return the k training examples that hurt this query most, worst first; ties go to the lower id."""
+        return self._ranked(k, query, sign=1)
+
+    def _ranked(self, k: int, query: int | None, sign: int) -> Ranking:
+        if query is None:
+            if self.query_ids.size != 1:
+                raise InputError(f"Say which query: query=ID, one of {self.query_ids.size} (scores.query_ids).")
+            query = int(self.query_ids[0])
+        if not 1 <= k <= self.train_ids.size:
+            raise InputError(f"k must be from 1 to {self.train_ids.size}, got {k}.")
+        scores = self.column(query)
+        chosen = np.lexsort((self.train_ids, sign * scores))[:k]
+        labels = None if self.train_labels is None else self.train_labels[chosen]
+        return Ranking(self.train_ids[chosen], scores[chosen], labels, int(query), self.classes)
+
+    def subset(self, *, train_ids: object = None, query_ids: object = None) -> Scores:
+        """Return the scores of these training examples and queries, in this order."""
+        rows = slice(None) if train_ids is None else positions_of(train_ids, self.train_ids, "train ids")
+        columns = slice(None) if query_ids is None else positions_of(query_ids, self.query_ids, "query ids")
+        return Scores(
+            self.values[rows][:, columns],
+            self.train_ids[rows],
+            self.query_ids[columns],
+            self.method,
+            None if self.train_labels is None else self.train_labels[rows],
+            None if self.query_labels is None else self.query_labels[columns],
+            self.classes,
+            self.info,
+        )
+
+    @staticmethod
+    def mean(several: Sequence[Scores], method: str | None = None) -> Scores:
+        """Average scores of the same examples and queries (an ensemble); ids are matched, not positions."""
+        if not several:
+            raise InputError("Nothing to average.")
+        first = several[0]
+        total = np.zeros(first.values.shape, np.float64)
+        for scores in several:
+            if scores.values.shape != first.values.shape:
+                raise InputError(f"Cannot average scores of shapes {first.values.shape} and {scores.values.shape}.")
+            total += scores.subset(train_ids=first.train_ids, query_ids=first.query_ids).values
+        return Scores(
+            (total / len(several)).astype(np.float32),
+            first.train_ids,
+            first.query_ids,
+            method or first.method,
+            first.train_labels,
+            first.query_labels,
+            first.classes,
+            {**first.info, "averaged": len(several)},
+        )
+
+    # --- keeping ---
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one safetensors file, atomically.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        arrays: dict[str, npt.NDArray[Any]] = {
+            name: value
+            for name in ("values", "train_ids", "query_ids", "train_labels", "query_labels")
+            if (value := getattr(self, name)) is not None
+        }
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        head = {"kind": "comove/scores", "format_version": FORMAT_VERSION, "method": self.method}
+        write_arrays(target, arrays, {**head, "classes": self.classes, "info": dict(self.info)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scores:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            CorruptFileError: the file is missing, truncated or not scores.
+        """
+        file = Path(path)
+        _, header = read_header(file)
+        check_kind(header, "scores", FORMAT_VERSION, file)
+        classes = None if header["classes"] is None else tuple(header["classes"])
+        return cls(**read_arrays(file), method=header["method"], classes=classes, info=header["info"])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with one row a training id and one column a query id."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            self.values,
+            index=pd.Index(self.train_ids, name="train_id"),
+            columns=pd.Index(self.query_ids, name="query_id"),
+        )
+
+    def __repr__(self) -> str:
+        notes = json.dumps({key: value for key, value in self.info.items() if value not in (None, 0)}, default=str)
+        size = f"{self.train_ids.size:,} train x {self.query_ids.size:,} queries"
+        return f"Scores({self.method}: {size}, positive = helps; {notes})"

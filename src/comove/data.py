@@ -1,0 +1,433 @@
+"""Examples with stable integer ids, and their splits; the built-in data sets are in :mod:`comove.datasets`.
+
+An :class:`ExampleSet` is any map-style dataset of (input, label) whose examples carry int64 ids that survive
+subsetting, shuffling and removal. Inputs are held whole in one tensor when they fit, raw (8-bit images stay 8-bit);
+normalisation happens on the device, when a batch is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from comove.errors import InputError, InputTypeError, some
+from comove.store import as_ids, digest
+
+__all__ = [
+    "ExampleSet",
+    "IdIndex",
+    "MapDataset",
+    "Normalization",
+    "Splits",
+    "largest_remainder",
+    "positions_of",
+    "split",
+    "stratified_sample",
+]
+
+Ids = npt.NDArray[np.int64]
+HOLD_BYTES = 2 << 30
+"""Inputs up to this size are held whole in memory; larger sets are read example by example."""
+
+
+class MapDataset(Protocol):
+    """What a map-style dataset must offer: ``len`` and ``dataset[i] -> (input, label)``."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+# --- ids and stratified choice -----------------------------------------------------------------------------------
+
+
+class IdIndex:
+    """Finds the positions of ids among (N,) unique ids; build it once, ask it often."""
+
+    def __init__(self, ids: Ids, what: str = "ids") -> None:
+        self.ids, self.what = ids, what
+        self._order = np.argsort(ids, kind="stable")
+        self._sorted = ids[self._order]
+
+    def find(self, ids: object) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return (M,) positions and (M,) whether each id is known (positions of unknown ids mean nothing)."""
+        wanted = np.atleast_1d(np.asarray(ids))
+        if self.ids.size == 0:
+            return np.zeros(wanted.shape, np.int64), np.zeros(wanted.shape, np.bool_)
+        slots = np.minimum(np.searchsorted(self._sorted, wanted), self.ids.size - 1)
+        return self._order[slots], self._sorted[slots] == wanted
+
+    def positions(self, ids: object) -> npt.NDArray[np.int64]:
+        """Return (M,) positions.
+
+        Raises:
+            InputError: an id is unknown.
+        """
+        places, known = self.find(ids)
+        if not known.all():
+            unknown = np.atleast_1d(np.asarray(ids))[~known].tolist()
+            raise InputError(f"Unknown {self.what}: {some(unknown)}; {self.ids.size} ids are known here.")
+        return places
+
+
+def positions_of(ids: object, among: Ids, what: str = "ids") -> npt.NDArray[np.int64]:
+    """Return where each of ``ids`` (M,) stands ``among`` (N,) unique ids; an unknown one is an :class:`InputError`."""
+    return IdIndex(among, what).positions(ids)
+
+
+def largest_remainder(weights: Sequence[int] | Ids, total: int) -> Ids:
+    """Share ``total`` among classes in proportion to ``weights``; the sum is exact, no share exceeds its weight.
+
+    Hamilton's method: floors first, then the largest remainders, ties to the lower class.
+
+    Args:
+        weights: (C,) class counts.
+        total: how many to share out, at most the sum of ``weights``.
+
+    Returns:
+        (C,) int64 shares.
+
+    >>> largest_remainder([5, 3, 2], 4).tolist()
+    [2, 1, 1]
+    """
+    counts: Ids = np.asarray(weights, dtype=np.int64)
+    if not 0 <= total <= counts.sum():
+        raise InputError(f"Cannot take {total} of {int(counts.sum())} examples.")
+    if total == 0:
+        return np.zeros_like(counts)
+    scaled = counts * total  # integers: exact where a float quotient would round
+    shares: Ids = scaled // counts.sum()
+    remainders = scaled % counts.sum()
+    by_remainder = np.argsort(-remainders, kind="stable")
+    shares[by_remainder[: total - int(shares.sum())]] += 1
+    return shares
+
+
+def stratified_sample(labels: Ids, size: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Choose ``size`` positions at random, classes in proportion (largest remainder); returned in ascending order."""
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = largest_remainder(counts, size)
+    chosen = [
+        generator.choice(np.flatnonzero(labels == label), int(share), replace=False)
+        for label, share in zip(classes, shares, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+# --- the example set ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of inputs scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ExampleSet:
+    """A map-style dataset of (input, label) whose examples have stable int64 ids.
+
+    Args:
+        dataset: anything with ``len`` and ``dataset[i] -> (input, label)``; its transforms must be deterministic
+            (augmentation belongs to the recipe).
+        ids: (N,) unique ids; by default 0 ... N-1.
+        labels: (N,) class indices; by default ``dataset.targets``, else read one by one.
+        classes: class names; by default ``"0"``, ``"1"``, ... up to the largest label.
+        normalization: applied on the device when a batch is made; ``None`` leaves inputs as they are.
+        name: what the set is called in messages and reports.
+        hold_bytes: inputs up to this size are held whole in memory.
+
+    Raises:
+        InputError: repeated ids, labels out of range or of the wrong length, an empty set, inputs of unequal shape.
+        InputTypeError: inputs that are neither tensors nor arrays nor images.
+    """
+
+    def __init__(
+        self,
+        dataset: MapDataset,
+        *,
+        ids: object = None,
+        labels: object = None,
+        classes: Sequence[str] | None = None,
+        normalization: Normalization | None = None,
+        name: str = "examples",
+        hold_bytes: int = HOLD_BYTES,
+    ) -> None:
+        size = len(dataset)
+        if size == 0:
+            raise InputError(f"The data set {name!r} is empty.")
+        targets = getattr(dataset, "targets", None) if labels is None else labels
+        if targets is None:
+            targets = [dataset[i][1] for i in range(size)]
+        first = _as_tensor(dataset[0][0])
+        held = None
+        if first.numel() * first.element_size() * size <= hold_bytes:
+            held = _stack([_as_tensor(dataset[i][0]) for i in range(size)], name)
+        self._set_up(dataset, held, ids, targets, classes, normalization, name)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        inputs: object,
+        labels: object,
+        *,
+        ids: object = None,
+        classes: Sequence[str] | None = None,
+        normalization: Normalization | None = None,
+        name: str = "arrays",
+    ) -> ExampleSet:
+        """Make a set from whole arrays or tensors: ``inputs`` (N, ...), ``labels`` (N,).
+
+        8-bit inputs are images and are scaled to [0, 1] in every batch; other inputs are used as they are.
+
+        Raises:
+            InputError: as the constructor.
+        """
+        tensor = torch.as_tensor(inputs)
+        made = cls.__new__(cls)
+        if tensor.ndim < 2 or len(tensor) == 0:
+            raise InputError(f"inputs must be (N, ...) with N >= 1, got shape {tuple(tensor.shape)}.")
+        made._set_up(None, tensor, ids, labels, classes, normalization, name)
+        return made
+
+    def _set_up(
+        self,
+        source: MapDataset | None,
+        held: torch.Tensor | None,
+        ids: object,
+        labels: object,
+        classes: Sequence[str] | None,
+        normalization: Normalization | None,
+        name: str,
+    ) -> None:
+        size = len(held) if held is not None else len(source)  # type: ignore[arg-type]
+        self.name = name
+        self.normalization = normalization
+        self.ids = np.arange(size, dtype=np.int64) if ids is None else as_ids(ids, "ids")
+        self.labels = _check_labels(labels, size, classes, name)
+        self.classes = tuple(classes) if classes is not None else tuple(map(str, range(int(self.labels.max()) + 1)))
+        if self.ids.size != size:
+            raise InputError(f"{name!r} has {size} examples but {self.ids.size} ids.")
+        self._source = source
+        self._held = held
+        self._places = np.arange(size, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ids.size)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)} examples")
+        return self.raw(np.array([position % len(self)]))[0], int(self.labels[position])
+
+    def __repr__(self) -> str:
+        return f"ExampleSet({self.name}: {len(self):,} examples, {len(self.classes)} classes, {self.input_shape})"
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    @cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.raw(np.array([0])).shape[1:])
+
+    @property
+    def held(self) -> torch.Tensor | None:
+        """All raw inputs (N, ...) of this set in one tensor, or ``None`` when they are not held in memory."""
+        if self._held is None:
+            return None
+        if self._places.size == len(self._held) and np.array_equal(self._places, np.arange(self._places.size)):
+            return self._held
+        return self._held[torch.from_numpy(self._places)]
+
+    def positions(self, ids: object) -> npt.NDArray[np.int64]:
+        """Return the positions of ``ids`` in this set; unknown ids are an :class:`InputError`."""
+        return positions_of(ids, self.ids, f"ids in {self.name!r}")
+
+    def subset(self, ids: object) -> ExampleSet:
+        """Return the examples with these ids, in this order, as a view (no input is copied).
+
+        Raises:
+            InputError: an unknown or repeated id, or none at all.
+        """
+        places = self.positions(as_ids(ids, "ids"))
+        if places.size == 0:
+            raise InputError(f"A subset of {self.name!r} needs at least one id.")
+        made = ExampleSet.__new__(ExampleSet)
+        made.name, made.classes, made.normalization = self.name, self.classes, self.normalization
+        made.ids, made.labels = self.ids[places], self.labels[places]
+        made._source, made._held, made._places = self._source, self._held, self._places[places]
+        return made
+
+    def without(self, ids: object) -> ExampleSet:
+        """Return the examples that do not have these ids."""
+        keep = np.ones(len(self), bool)
+        keep[self.positions(ids)] = False
+        return self.subset(self.ids[keep])
+
+    def raw(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the inputs at ``positions`` as stored (images: uint8, channels first)."""
+        places = self._places[positions]
+        if self._held is not None:
+            return self._held[torch.from_numpy(places)]
+        source = self._source
+        assert source is not None
+        with ThreadPoolExecutor(max_workers=min(8, max(1, places.size))) as pool:
+            return _stack(list(pool.map(lambda place: _as_tensor(source[int(place)][0]), places)), self.name)
+
+    def batch(
+        self, positions: npt.NDArray[np.int64], device: torch.device | str = "cpu"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return normalised inputs (B, ...) float32 and labels (B,) int64 on ``device``."""
+        inputs = self.prepare(self.raw(positions).to(device, non_blocking=True))
+        return inputs, torch.from_numpy(self.labels[positions]).to(device)
+
+    def prepare(self, raw: torch.Tensor) -> torch.Tensor:
+        """Turn raw inputs into what a model sees: 8-bit to [0, 1], then the normalisation; token ids are left alone."""
+        if raw.dtype == torch.uint8:
+            raw = raw.to(torch.float32) / 255
+        elif raw.dtype.is_floating_point:
+            raw = raw.to(torch.float32)
+        if self.normalization is None:
+            return raw
+        shape = (1, -1, *(1,) * (raw.ndim - 2))
+        mean = torch.tensor(self.normalization.mean, device=raw.device).reshape(shape)
+        return (raw - mean) / torch.tensor(self.normalization.std, device=raw.device).reshape(shape)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A fingerprint of ids, labels, class names and inputs.
+
+        Inputs held in memory count in full; of a set read from disk, 64 evenly spaced examples do.
+        """
+        spaced = np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).astype(np.int64))
+        raw = self.raw(spaced) if self._held is None else self.held
+        assert raw is not None
+        head = {"classes": list(self.classes), "normalization": str(self.normalization)}
+        return digest(head, self.ids, self.labels, raw.numpy())
+
+
+def _check_labels(labels: object, size: int, classes: Sequence[str] | None, name: str) -> Ids:
+    array = np.asarray(labels)
+    if array.shape != (size,) or array.dtype.kind not in "iu":
+        raise InputError(
+            f"The labels of {name!r} must be {size} integers, got shape {array.shape}, dtype {array.dtype}."
+        )
+    array = array.astype(np.int64)
+    top = len(classes) if classes is not None else int(array.max()) + 1
+    bad = np.flatnonzero((array < 0) | (array >= top))
+    if bad.size:
+        raise InputError(
+            f"Labels of {name!r} must be in 0 ... {top - 1}: {bad.size} are out of range, the first at position "
+            f"{bad[0]} with label {array[bad[0]]}. Map labels to 0 ... C-1 and pass all class names in classes=."
+        )
+    return array
+
+
+def _as_tensor(value: object) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if hasattr(value, "getbands"):  # a PIL image, without importing PIL
+        array = np.asarray(value)
+        return torch.from_numpy(np.ascontiguousarray(array if array.ndim == 2 else array.transpose(2, 0, 1)))
+    raise InputTypeError(f"An input must be a tensor, an array or a PIL image, got {type(value).__name__}.")
+
+
+def _stack(inputs: list[torch.Tensor], name: str) -> torch.Tensor:
+    shapes = {tuple(tensor.shape) for tensor in inputs}
+    if len(shapes) > 1:
+        raise InputError(f"Inputs of {name!r} must have one shape, found {some(sorted(shapes))}; resize or pad them.")
+    return torch.stack(inputs)
+
+
+# --- splits ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint sets: what a model is trained on, what coresets aim at, and what attribution explains.
+
+    ``validation`` serves methods that need held-out data to choose (the V of Algorithm 1); ``query`` is never seen by
+    any method's choices, so accuracies and scores measured on it are honest. ``source`` tells how to load it again.
+    """
+
+    train: ExampleSet
+    validation: ExampleSet | None
+    query: ExampleSet
+    name: str = "examples"
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sets = [part for part in (self.train, self.validation, self.query) if part is not None]
+        ids = np.concatenate([part.ids for part in sets])
+        if np.unique(ids).size != ids.size:
+            raise InputError("train, validation and query must share no ids; give each example one id of its own.")
+        if len({part.classes for part in sets}) > 1:
+            raise InputError("train, validation and query must have the same class names.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.train.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """A fingerprint of all three sets."""
+        parts = (self.train, self.validation, self.query)
+        return digest(*("none" if part is None else part.fingerprint for part in parts))
+
+    def __repr__(self) -> str:
+        validation = 0 if self.validation is None else len(self.validation)
+        return f"Splits({self.name}: {len(self.train):,} train, {validation:,} validation, {len(self.query):,} query)"
+
+
+def as_amount(value: float | int, size: int, what: str) -> int:
+    """Read ``value`` as a share of ``size`` (a float below 1) or as a number of examples below ``size``."""
+    amount = round(value * size) if isinstance(value, float) and value < 1 else int(value)
+    if not 0 <= amount < size:
+        raise InputError(f"{what} must be a share below 1 or a number below {size}, got {value}.")
+    return amount
+
+
+def split(
+    examples: ExampleSet,
+    *,
+    validation: float | int = 0.1,
+    query: float | int = 0.1,
+    seed: int = 0,
+    name: str | None = None,
+    source: Mapping[str, Any] | None = None,
+) -> Splits:
+    """Split one set into train, validation and query, stratified by class.
+
+    Args:
+        examples: N examples.
+        validation: a share of N below 1, or a number of examples; 0 makes none.
+        query: likewise, at least one.
+        seed: of the choice.
+        name: of the result; by default that of ``examples``.
+        source: how to load the data again, kept with the result.
+
+    Raises:
+        InputError: nothing would be left to train on, or no query.
+    """
+    generator = np.random.default_rng([seed, 0x5911])
+    sizes = [as_amount(query, len(examples), "query"), as_amount(validation, len(examples), "validation")]
+    if sizes[0] < 1 or sum(sizes) >= len(examples):
+        raise InputError(f"{len(examples)} examples cannot give {sizes[1]} validation and {sizes[0]} query examples.")
+    queries = examples.subset(examples.ids[stratified_sample(examples.labels, sizes[0], generator)])
+    rest = examples.without(queries.ids)
+    held_out = rest.subset(rest.ids[stratified_sample(rest.labels, sizes[1], generator)]) if sizes[1] else None
+    train = rest.without(held_out.ids) if held_out is not None else rest
+    return Splits(train, held_out, queries, name or examples.name, source or {})

@@ -1,0 +1,348 @@
+"""The built-in data sets: digits (embedded), CIFAR-10 (from a folder or downloaded), and any folder of images."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from comove.data import ExampleSet, Ids, MapDataset, Normalization, Splits, as_amount, split, stratified_sample
+from comove.errors import InputError, InputTypeError, did_you_mean, some
+
+__all__ = ["as_splits", "data_folders", "dataset_names", "find_cifar10", "load_dataset"]
+
+
+def as_splits(dataset: str | Splits | ExampleSet | MapDataset, seed: int = 0) -> Splits:
+    """Take a data set's name, splits, an example set or any map-style dataset, and return splits."""
+    if isinstance(dataset, Splits):
+        return dataset
+    if isinstance(dataset, str):
+        return load_dataset(dataset, seed=seed)
+    if not isinstance(dataset, ExampleSet):
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise InputTypeError(f"A data set must be map-style (len and [i]), got {type(dataset).__name__}.")
+        dataset = ExampleSet(dataset, name=type(dataset).__name__)
+    return split(dataset, seed=seed)
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    validation: float | int | None = None,
+    queries: int | None = None,
+    download: bool = False,
+) -> Splits:
+    """Load a built-in data set, or a folder of images with one sub-folder a class.
+
+    Args:
+        name: ``"digits"`` (scikit-learn's 1,797 handwritten digits, embedded), ``"cifar10"``, or a folder.
+        data_dir: where CIFAR-10 lies; by default ``$COMOVE_DATA``, then ``./data``.
+        seed: of the stratified splits.
+        limit: use only so many training examples, classes in proportion.
+        validation: a share of the training examples, or a number; by default 10 % (digits: 197, leaving 1,400).
+        queries: how many query examples; by default 200 of digits, the whole test set of CIFAR-10, or half as many
+            as ``limit`` when one is given.
+        download: let torchvision download CIFAR-10 into ``data_dir`` when it is missing.
+
+    Returns:
+        The three splits.
+
+    Raises:
+        InputError: an unknown name, a missing folder (the message says what to do), impossible sizes.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, got {limit}.")
+    source = {"name": name, "seed": seed, "limit": limit, "validation": validation, "queries": queries}
+    if data_dir is not None:
+        source["data_dir"] = str(data_dir)
+    if name in _LOADERS:
+        return _LOADERS[name](data_dir, seed, limit, validation, queries, download, source)
+    if Path(name).is_dir():
+        return _image_folder(Path(name), seed, limit, validation, queries, source)
+    raise InputError(
+        f"Unknown data set {name!r}: it is neither one of {', '.join(_LOADERS)} nor a folder."
+        + did_you_mean(name, _LOADERS)
+    )
+
+
+def _limited(train: ExampleSet, limit: int | None, seed: int) -> ExampleSet:
+    if limit is None or limit >= len(train):
+        return train
+    generator = np.random.default_rng([seed, 0x11417])
+    return train.subset(train.ids[stratified_sample(train.labels, limit, generator)])
+
+
+def _limit_train(splits: Splits, limit: int | None, seed: int) -> Splits:
+    return Splits(_limited(splits.train, limit, seed), splits.validation, splits.query, splits.name, splits.source)
+
+
+def _digits(
+    data_dir: object,
+    seed: int,
+    limit: int | None,
+    validation: float | int | None,
+    queries: int | None,
+    download: bool,
+    source: Mapping[str, Any],
+) -> Splits:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy((digits.images[:, None] / 16).astype(np.float32))
+    examples = ExampleSet.from_arrays(images, digits.target, classes=[str(c) for c in range(10)], name="digits")
+    held_out = 197 if validation is None else validation
+    splits = split(examples, validation=held_out, query=queries or 200, seed=seed, name="digits", source=source)
+    return _limit_train(splits, limit, seed)
+
+
+CIFAR10_NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def data_folders(data_dir: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Where data sets are looked for: ``data_dir`` alone when given, else ``$COMOVE_DATA`` and ``./data``."""
+    if data_dir is not None:
+        return (Path(data_dir),)
+    environment = os.environ.get("COMOVE_DATA")
+    return (*((Path(environment),) if environment else ()), Path("data"))
+
+
+def find_cifar10(data_dir: str | os.PathLike[str] | None = None) -> tuple[str, Path] | None:
+    """Return ``("parquet", folder)`` or ``("torchvision", folder)`` where CIFAR-10 lies, or ``None``."""
+    for base in data_folders(data_dir):
+        for folder in (base, base / "cifar10", base / "plain_text", base / "cifar10" / "plain_text"):
+            if any(folder.glob("train-*.parquet")) and any(folder.glob("test-*.parquet")):
+                return "parquet", folder
+            if (folder / "cifar-10-batches-py").is_dir():
+                return "torchvision", folder
+    return None
+
+
+def _cifar10(
+    data_dir: str | os.PathLike[str] | None,
+    seed: int,
+    limit: int | None,
+    validation: float | int | None,
+    queries: int | None,
+    download: bool,
+    source: Mapping[str, Any],
+) -> Splits:
+    found = find_cifar10(data_dir)
+    if found is None and not download:
+        looked = ", ".join(str(folder) for folder in data_folders(data_dir))
+        raise InputError(
+            f"CIFAR-10 was not found (looked in {looked}). Either put train-*.parquet and test-*.parquet (columns "
+            "img and label, the layout of its Hugging Face copy) or torchvision's cifar-10-batches-py into a folder "
+            "and name it with --data-dir DIR or COMOVE_DATA=DIR, or add --download to let torchvision fetch it."
+        )
+    kind, folder = found or ("torchvision", data_folders(data_dir)[0])
+    read = _parquet_part if kind == "parquet" else _torchvision_part
+    half = None if limit is None else max(200, limit // 2)
+    wanted = queries if queries is not None else half
+    return _from_two(
+        lambda part, choose: read(folder, part, choose, download), wanted, limit, validation, seed, "cifar10", source
+    )
+
+
+Choose = Callable[[Ids], npt.NDArray[np.int64]]
+
+
+def _from_two(
+    read: Callable[[str, Choose], ExampleSet],
+    queries: int | None,
+    limit: int | None,
+    validation: float | int | None,
+    seed: int,
+    name: str,
+    source: Mapping[str, Any],
+) -> Splits:
+    """Build splits from a training part (train and validation) and a test part (query), reading only what is used."""
+    share = 0.1 if validation is None else validation
+    parts: dict[str, npt.NDArray[np.int64]] = {}
+
+    def choose_train(labels: Ids) -> npt.NDArray[np.int64]:
+        size = labels.size
+        n_validation = as_amount(share, size, "validation")
+        if limit is not None and validation is None:
+            n_validation = min(n_validation, max(10 * np.unique(labels).size, limit // 2))
+        held_out = stratified_sample(labels, n_validation, np.random.default_rng([seed, 0x7A1]))
+        rest = np.setdiff1d(np.arange(size), held_out)
+        if limit is not None and limit < rest.size:
+            chosen = stratified_sample(labels[rest], limit, np.random.default_rng([seed, 0x11417]))
+            rest = rest[chosen]
+        parts["train"], parts["validation"] = rest, held_out
+        return np.sort(np.concatenate([rest, held_out]))
+
+    def choose_queries(labels: Ids) -> npt.NDArray[np.int64]:
+        size = min(labels.size, queries or labels.size)
+        return stratified_sample(labels, size, np.random.default_rng([seed, 0x9E5]))
+
+    both = read("train", choose_train)
+    query = read("test", choose_queries)
+    held_out = both.subset(parts["validation"]) if parts["validation"].size else None
+    return Splits(both.subset(parts["train"]), held_out, query, name, source)
+
+
+TEST_ID_OFFSET = 50_000
+"""CIFAR-10 test examples have ids from here on: training row i has id i, test row i has id 50,000 + i."""
+
+
+def _parquet_part(folder: Path, part: str, choose: Choose, download: bool) -> ExampleSet:
+    from PIL import Image, UnidentifiedImageError
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(sorted(folder.glob(f"{part}-*.parquet")), columns=["img", "label"])
+    except (ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"Cannot read {part}-*.parquet in {folder} ({error}); the columns must be img (struct of bytes and path) "
+            "and label."
+        ) from error
+    labels = table.column("label").to_numpy().astype(np.int64)
+    rows = choose(labels)
+    encoded = table.column("img").combine_chunks().field("bytes").take(rows)
+
+    def decode(value: Any) -> npt.NDArray[np.uint8]:
+        return np.asarray(Image.open(io.BytesIO(value.as_buffer())).convert("RGB"))
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            images = np.stack(list(pool.map(decode, encoded))).transpose(0, 3, 1, 2)
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise InputError(f"An image in {folder}/{part}-*.parquet cannot be decoded ({error}).") from error
+    return _cifar_set(np.ascontiguousarray(images), labels[rows], rows, part)
+
+
+def _torchvision_part(folder: Path, part: str, choose: Choose, download: bool) -> ExampleSet:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        dataset = CIFAR10(str(folder), train=part == "train", download=download)
+    except RuntimeError as error:
+        raise InputError(
+            f"CIFAR-10 in {folder} is missing or incomplete ({error}); delete the folder and add --download."
+        ) from error
+    labels = np.asarray(dataset.targets, dtype=np.int64)
+    rows = choose(labels)
+    return _cifar_set(np.ascontiguousarray(dataset.data[rows].transpose(0, 3, 1, 2)), labels[rows], rows, part)
+
+
+def _cifar_set(images: npt.NDArray[np.uint8], labels: Ids, rows: npt.NDArray[np.int64], part: str) -> ExampleSet:
+    return ExampleSet.from_arrays(
+        images,
+        labels,
+        ids=rows + (TEST_ID_OFFSET if part == "test" else 0),
+        classes=CIFAR10_CLASSES,
+        normalization=CIFAR10_NORMALIZATION,
+        name=f"cifar10 {part}",
+    )
+
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class _ImageFiles:
+    """Image files read when asked for, as RGB of one size (shorter side resized, centre cropped)."""
+
+    def __init__(self, files: Sequence[Path], side: int) -> None:
+        self.files, self.side = files, side
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        try:
+            with Image.open(self.files[index]) as image:
+                return ImageOps.fit(image.convert("RGB"), (self.side, self.side)), 0
+        except (UnidentifiedImageError, OSError) as error:
+            raise InputError(f"{self.files[index]} cannot be read as an image ({error}); remove it.") from error
+
+
+def _image_folder(
+    folder: Path,
+    seed: int,
+    limit: int | None,
+    validation: float | int | None,
+    queries: int | None,
+    source: Mapping[str, Any],
+) -> Splits:
+    """``folder/<class>/*``, or ``folder/train/<class>/*`` with ``folder/test`` or ``folder/val`` for the queries.
+
+    Ids are positions in the sorted list of files (training files first); images get the side of the first one, at
+    most 224.
+    """
+    test = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
+    nested = (folder / "train").is_dir() and test is not None
+    roots = [folder / "train", test] if nested and test is not None else [folder]
+    classes = sorted(entry.name for entry in roots[0].iterdir() if entry.is_dir())
+    listed = [_image_list(root, classes) for root in roots]
+    side = _side(listed[0][0][0])
+    sets, offset = [], 0
+    for files, labels in listed:
+        ids = offset + np.arange(len(files))
+        sets.append(
+            ExampleSet(
+                _ImageFiles(files, side),
+                ids=ids,
+                labels=labels,
+                classes=classes,
+                normalization=IMAGENET_NORMALIZATION,
+                name=folder.name,
+            )
+        )
+        offset += len(files)
+    if not nested:
+        share, asked = (0.1 if validation is None else validation), (0.1 if queries is None else queries)
+        splits = split(sets[0], validation=share, query=asked, seed=seed, name=folder.name, source=source)
+        return _limit_train(splits, limit, seed)
+
+    def read(part: str, choose: Choose) -> ExampleSet:
+        examples = sets[0] if part == "train" else sets[1]
+        return examples.subset(examples.ids[choose(examples.labels)])
+
+    return _from_two(read, queries, limit, validation, seed, folder.name, source)
+
+
+def _image_list(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+    found = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).rglob("*"))
+        if path.suffix.lower() in IMAGE_ENDINGS
+    ]
+    counts = np.bincount([label for _, label in found], minlength=len(classes)) if found else np.zeros(len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if not found or empty:
+        raise InputError(
+            f"{root} must hold one sub-folder of images a class; "
+            + (f"no image was found for: {some(empty)}." if empty else "it has no sub-folders.")
+        )
+    return [path for path, _ in found], [label for _, label in found]
+
+
+def _side(path: Path) -> int:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return min(224, *image.size)
+
+
+_LOADERS: dict[str, Callable[..., Splits]] = {"digits": _digits, "cifar10": _cifar10}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names that :func:`load_dataset` knows; a folder of images is the other choice."""
+    return tuple(_LOADERS)

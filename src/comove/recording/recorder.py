@@ -1,0 +1,365 @@
+"""The recorder: three lines in anybody's training loop write a trace.
+
+::
+
+    recorder = comove.Recorder("runs/a/trace", train_ids=train_ids, query_ids=query_ids)
+    ...  recorder.observe(ids, logits=logits, labels=labels)      # every batch
+    ...  recorder.end_epoch()                                     # every epoch: one row on disk
+    trace = recorder.finish()
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from comove.data import IdIndex, Ids
+from comove.errors import InputError, MissingExamplesError, NonFiniteError, some
+from comove.recording.statistics import kd, statistics
+from comove.store import MANIFEST, as_ids, new_folder, write_arrays, write_manifest
+from comove.trace import FIELDS, FORMAT_VERSION, Row, Side, Trace, write_row
+
+__all__ = ["Recorder"]
+
+Missing = Literal["error", "previous"]
+
+
+class _Side:
+    """The buffers of one side (train or query) for the row being recorded."""
+
+    def __init__(self, name: Side, ids: Ids, labels: Ids | None) -> None:
+        self.name, self.ids = name, ids
+        self.index = IdIndex(ids, f"{name} ids")
+        self.labels = None if labels is None else torch.from_numpy(labels.copy())
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.seen = torch.zeros(ids.size, dtype=torch.bool)
+        self.relabelled = torch.zeros(ids.size, dtype=torch.bool)
+        self.previous: dict[str, torch.Tensor] = {}
+
+    def write(self, name: str, positions: torch.Tensor, values: torch.Tensor) -> None:
+        if name not in self.buffers:
+            shape = (self.ids.size, *values.shape[1:])
+            self.buffers[name] = torch.zeros(shape, dtype=values.dtype, device=values.device)
+        elif self.buffers[name].device != values.device:
+            self.buffers[name] = self.buffers[name].to(values.device)
+        self.buffers[name][positions] = values
+
+    def mark(self, positions: torch.Tensor, labels: torch.Tensor | None) -> None:
+        device = positions.device
+        if self.seen.device != device:
+            self.seen, self.relabelled = self.seen.to(device), self.relabelled.to(device)
+        if labels is not None:
+            if self.labels is None:
+                self.labels = torch.full((self.ids.size,), -1, dtype=torch.int64)
+            self.labels = self.labels.to(device)
+            known = self.labels[positions]
+            self.relabelled[positions] |= (known >= 0) & (known != labels)
+            self.labels[positions] = torch.where(known >= 0, known, labels)
+        self.seen[positions] = True
+
+
+class Recorder:
+    """Writes a :class:`comove.Trace` from any training loop, one row at a time.
+
+    Observe every training and every query example once a row (a second observation replaces the first), then close
+    the row with :meth:`end_epoch`. For a ``sweep`` trace observe in evaluation mode, first before training (row 0) and
+    then after each epoch; for an ``in_pass`` trace observe the batches of the training pass as they come.
+
+    Args:
+        path: a new folder for the trace.
+        train_ids: (N,) unique int64 ids.
+        query_ids: (Q,) unique int64 ids of held-out examples.
+        train_labels: (N,) class indices; may be left to :meth:`observe`.
+        query_labels: (Q,) likewise.
+        validation_ids: the query ids that coreset methods may aim at; by default all.
+        mode: ``"sweep"`` or ``"in_pass"``, kept with the trace.
+        fields: what to keep of :data:`comove.trace.FIELDS`; by default all that the observations allow. Leaving out
+            ``kd`` saves one (N, C) buffer.
+        missing: what to do with an example not observed in a row: ``"error"``, or ``"previous"`` (its last values,
+            which count as "no change"; the number filled is kept in the row's header).
+        classes: class names, kept in the manifest.
+        data_fingerprint: of the data set, checked when the trace is opened for one.
+        notes: JSON values kept in the manifest.
+        resume: go on after the rows already in ``path``; see :meth:`load_state_dict`.
+
+    Raises:
+        InputError: repeated ids, unknown fields, a folder that already holds a trace.
+        StorageError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        train_ids: object,
+        query_ids: object,
+        train_labels: object = None,
+        query_labels: object = None,
+        validation_ids: object = None,
+        mode: Literal["sweep", "in_pass"] = "sweep",
+        fields: Iterable[str] | None = None,
+        missing: Missing = "error",
+        classes: Iterable[str] | None = None,
+        data_fingerprint: str | None = None,
+        notes: Mapping[str, Any] | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.fields = tuple(FIELDS if fields is None else fields)
+        unknown = set(self.fields) - set(FIELDS)
+        if unknown or "loss" not in self.fields:
+            raise InputError(f"fields must contain 'loss' and be among {', '.join(FIELDS)}; got {list(self.fields)}.")
+        if mode not in ("sweep", "in_pass") or missing not in ("error", "previous"):
+            raise InputError(f"mode must be sweep or in_pass, missing error or previous; got {mode!r}, {missing!r}.")
+        self.mode, self.missing = mode, missing
+        self._sides: dict[Side, _Side] = {
+            "train": _Side("train", as_ids(train_ids, "train_ids"), _labels(train_labels)),
+            "query": _Side("query", as_ids(query_ids, "query_ids"), _labels(query_labels)),
+        }
+        self._overlap = np.intersect1d(self._sides["train"].ids, self._sides["query"].ids)
+        query_ids_Q = self._sides["query"].ids
+        self._validation_ids = query_ids_Q if validation_ids is None else as_ids(validation_ids, "validation_ids")
+        self._sides["query"].index.positions(self._validation_ids)
+        self.path = new_folder(path)
+        self._manifest = {
+            "mode": mode,
+            "missing": missing,
+            "classes": None if classes is None else list(classes),
+            "data_fingerprint": data_fingerprint,
+            **dict(notes or {}),
+        }
+        self.rows: list[Row] = self._existing_rows(resume)
+        self._described = False
+
+    def _existing_rows(self, resume: bool) -> list[Row]:
+        if not (self.path / MANIFEST).exists():
+            write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": None})
+            new_folder(self.path / "rows")
+            return []
+        if not resume:
+            raise InputError(f"{self.path} already holds a trace; choose a new folder, or pass resume=True to go on.")
+        if not (self.path / "examples.safetensors").exists():
+            return []
+        trace = Trace.load(self.path)
+        write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": None})
+        for side, ids in (("train", trace.train_ids), ("query", trace.query_ids)):
+            if not np.array_equal(ids, self._sides[side].ids):  # type: ignore[index]
+                raise InputError(f"The {side} ids of the trace in {self.path} are not those given; cannot resume it.")
+        return list(trace.rows)
+
+    # --- observing ---
+
+    def observe(
+        self,
+        ids: object,
+        *,
+        logits: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        loss: object = None,
+        features: torch.Tensor | None = None,
+        side: Side | None = None,
+    ) -> None:
+        """Take in one batch, of training or of query examples or of both.
+
+        Args:
+            ids: (B,) integer ids.
+            logits: (B, C) model outputs; with ``labels`` every statistic is computed from them.
+            labels: (B,) class indices.
+            loss: (B,) per-example losses, when there are no logits (language models, regression).
+            features: (B, F) penultimate features, to be kept with the class probabilities as an anchor of this row.
+            side: needed only when train and query ids overlap.
+
+        Raises:
+            InputError: unknown ids, shapes that do not fit, neither logits with labels nor a loss.
+        """
+        values, probabilities = self._values(logits, labels, loss)
+        device = values["loss"].device
+        wanted = np.atleast_1d(np.asarray(ids.detach().cpu() if isinstance(ids, torch.Tensor) else ids))
+        if wanted.shape != tuple(values["loss"].shape):
+            raise InputError(f"ids has shape {wanted.shape} for a batch of {values['loss'].shape[0]} examples.")
+        for name, places, rows in self._locate(wanted, side):
+            target = self._sides[name]
+            positions = torch.from_numpy(places).to(device)
+            part = slice(None) if rows is None else torch.from_numpy(rows).to(device)
+            for field, value in values.items():
+                target.write(field, positions, value[part])
+            if probabilities is not None and ("kd" in self.fields or features is not None):
+                target.write("probabilities", positions, probabilities[part])
+            if features is not None:
+                target.write("features", positions, features.detach().to(torch.float32)[part])
+            target.mark(positions, None if labels is None else labels.to(device)[part])
+
+    def _values(
+        self, logits: torch.Tensor | None, labels: torch.Tensor | None, loss: object
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        if logits is not None and labels is not None:
+            values, probabilities = statistics(logits, labels)
+            return {name: value for name, value in values.items() if name in self.fields}, probabilities
+        if loss is None:
+            raise InputError("observe needs logits= and labels=, or loss=.")
+        per_example = torch.as_tensor(loss).detach().to(torch.float32)
+        if per_example.ndim != 1:
+            raise InputError(
+                f"loss must be per example, (B,), got shape {tuple(per_example.shape)}; use reduction='none'."
+            )
+        return {"loss": per_example}, None
+
+    def _locate(
+        self, ids: npt.NDArray[Any], side: Side | None
+    ) -> list[tuple[Side, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]]:
+        if side is not None:
+            return [(side, self._sides[side].index.positions(ids), None)]
+        if self._overlap.size and np.isin(ids, self._overlap).any():
+            raise InputError(f"ids {some(self._overlap)} are both train and query ids: say side='train' or 'query'.")
+        found = []
+        known = np.zeros(ids.shape, bool)
+        for name, target in self._sides.items():
+            places, here = target.index.find(ids)
+            if here.any():
+                found.append((name, places[here], None if here.all() else np.flatnonzero(here)))
+                known |= here
+        if not known.all():
+            raise InputError(
+                f"Unknown ids: {some(ids[~known].tolist())} are neither train nor query ids. "
+                "Are they positions in a shuffled subset? Pass the examples' stable ids."
+            )
+        return found
+
+    # --- closing rows ---
+
+    def end_epoch(self, *, step: int | None = None) -> Row:
+        """Close the row of this epoch and write it; the first row of a sweep trace is epoch 0, before training."""
+        if self.rows:
+            return self.end_row(epoch=self.rows[-1].epoch + 1, step=step)
+        return self.end_row(epoch=0.0 if self.mode == "sweep" else 1.0, step=step)
+
+    def end_row(self, *, epoch: float, step: int | None = None) -> Row:
+        """Close a row at any moment: ``epoch`` passes over the data, ``step`` optimizer steps.
+
+        Raises:
+            MissingExamplesError: examples were not observed (``drop_last``?) and ``missing="error"``.
+            NonFiniteError: a loss is NaN or infinite.
+            StorageError: the row cannot be written; earlier rows are safe, and the row can be closed again.
+        """
+        row = Row(len(self.rows), len(self.rows) if step is None else step, float(epoch))
+        filled = {name: self._fill(side, row) for name, side in self._sides.items()}
+        arrays, anchors = self._row_arrays(row)
+        if not self._described:
+            self._describe()
+        if anchors:
+            new_folder(self.path / "anchors")
+            write_arrays(self.path / "anchors" / f"{row.index:06d}.safetensors", anchors)
+        write_row(self.path, row, arrays, **({"filled": filled} if any(filled.values()) else {}))
+        self.rows.append(row)
+        for side in self._sides.values():
+            side.previous = side.buffers
+            side.buffers = {}
+            side.seen = torch.zeros_like(side.seen)
+        return row
+
+    def _fill(self, side: _Side, row: Row) -> int:
+        absent = (~side.seen).nonzero()[:, 0]
+        if absent.numel() == 0:
+            return 0
+        ids = side.ids[absent.cpu().numpy()].tolist()
+        if self.missing == "error" or not side.previous:
+            raise MissingExamplesError(
+                f"{len(ids)} of {side.ids.size} {side.name} examples were not observed in row {row.index}: ids "
+                f"{some(ids)}. Does the loader drop its last batch (drop_last=True) or skip examples? Observe all of "
+                "them, or pass missing='previous' to repeat their last values (possible from the second row on)."
+            )
+        for name in list(side.previous):
+            side.write(name, absent, side.previous[name].to(absent.device)[absent])
+        return len(ids)
+
+    def _row_arrays(self, row: Row) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        anchors: dict[str, npt.NDArray[Any]] = {}
+        for name, side in self._sides.items():
+            self._check(side, row)
+            values = {field: side.buffers[field] for field in self.fields if field in side.buffers}
+            if self.rows and "kd" in self.fields and "probabilities" in side.buffers:
+                if "probabilities" not in side.previous:
+                    raise InputError(
+                        "kd compares with the row before, whose probabilities are gone: after a restart pass the saved "
+                        "state to load_state_dict, or leave 'kd' out of fields."
+                    )
+                now = side.buffers["probabilities"]
+                values["kd"] = kd(now, side.previous["probabilities"].to(now.device))
+            arrays |= {f"{name}.{field}": value.cpu().numpy() for field, value in values.items()}
+            if "features" in side.buffers:
+                anchors |= {f"{name}.{key}": side.buffers[key].cpu().numpy() for key in ("features", "probabilities")}
+        return arrays, anchors
+
+    def _check(self, side: _Side, row: Row) -> None:
+        bad = (~torch.isfinite(side.buffers["loss"])).nonzero()[:, 0]
+        if bad.numel():
+            ids = side.ids[bad.cpu().numpy()].tolist()
+            raise NonFiniteError(
+                f"Losses must be finite: in row {row.index} (epoch {row.epoch:g}) {len(ids)} {side.name} examples have "
+                f"a NaN or infinite loss: ids {some(ids)}. The run probably diverged: lower its learning rate. "
+                "The rows before are kept."
+            )
+        if bool(side.relabelled.any()):
+            ids = side.ids[side.relabelled.nonzero()[:, 0].cpu().numpy()].tolist()
+            raise InputError(
+                f"{len(ids)} {side.name} examples were observed with another label than before: ids {some(ids)}. "
+                "Ids must belong to examples, not to positions in a batch or a shuffled subset."
+            )
+
+    def _describe(self) -> None:
+        examples: dict[str, npt.NDArray[Any]] = {"validation_ids": self._validation_ids}
+        for name, side in self._sides.items():
+            examples[f"{name}_ids"] = side.ids
+            if side.labels is not None and bool((side.labels >= 0).all()):
+                examples[f"{name}_labels"] = side.labels.cpu().numpy()
+        write_arrays(self.path / "examples.safetensors", examples)
+        self._described = True
+
+    def finish(self) -> Trace:
+        """Freeze the trace (its number of rows goes into the manifest) and return it."""
+        if not self.rows:
+            raise InputError("Nothing was recorded: call observe and end_epoch before finish.")
+        if not (self.path / "examples.safetensors").exists():
+            self._describe()
+        write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": len(self.rows)})
+        return Trace.load(self.path)
+
+    # --- resuming ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep to go on without losing or doubling a row: tensors and ``rows``."""
+        state: dict[str, Any] = {"rows": len(self.rows)}
+        for name, side in self._sides.items():
+            for group in ("buffers", "previous"):
+                for key, value in getattr(side, group).items():
+                    if group == "buffers" or key == "probabilities" or self.missing == "previous":
+                        state[f"{name}.{group}.{key}"] = value.cpu()
+            state[f"{name}.seen"] = side.seen.cpu()
+        return state
+
+    EMPTY_STATE: ClassVar[Mapping[str, Any]] = {"rows": 0}
+    """The state before anything was observed."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state; rows written after it are deleted (they will be recorded again)."""
+        rows = int(state["rows"])
+        if rows > len(self.rows):
+            raise InputError(f"The state has {rows} rows, but {self.path} holds {len(self.rows)}: not its trace.")
+        for row in self.rows[rows:]:
+            for part in ("rows", "anchors"):
+                (self.path / part / f"{row.index:06d}.safetensors").unlink(missing_ok=True)
+        self.rows = self.rows[:rows]
+        for name, side in self._sides.items():
+            for group in ("buffers", "previous"):
+                start = f"{name}.{group}."
+                setattr(side, group, {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+            side.seen = state.get(f"{name}.seen", torch.zeros(side.ids.size, dtype=torch.bool))
+
+
+def _labels(labels: object) -> Ids | None:
+    return None if labels is None else np.asarray(labels, dtype=np.int64)

@@ -1,0 +1,361 @@
+"""The trace: per-example statistics recorded while a model trains, row by row; frozen once written.
+
+On disk a trace is a folder::
+
+    manifest.json             kind, format version, mode, data fingerprint, number of rows once finished
+    examples.safetensors      train_ids, query_ids, validation_ids, and labels where known
+    rows/000000.safetensors   one file a recorded row: "train.loss", "query.loss", ... ; its header has step and epoch
+    anchors/000010.safetensors   penultimate features and class probabilities of chosen rows
+
+A row file is written beside its name and renamed, so a ``kill -9`` never costs an earlier row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.data import Ids, Splits, positions_of
+from comove.errors import CorruptFileError, InputError, NonFiniteError
+from comove.store import (
+    as_ids,
+    check_fingerprint,
+    new_folder,
+    open_manifest,
+    read_arrays,
+    read_header,
+    write_arrays,
+    write_manifest,
+)
+
+__all__ = ["FIELDS", "FORMAT_VERSION", "Row", "Side", "Trace", "check_losses"]
+
+FORMAT_VERSION = 1
+FIELDS = ("loss", "target_probability", "margin_logit", "margin_prob", "el2n", "correct", "kd")
+"""What a row can hold for each example; all but ``loss`` need logits. ``kd`` compares with the row before."""
+
+Side = Literal["train", "query"]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recorded row: after ``step`` optimizer steps, ``epoch`` passes over the data (0: before training)."""
+
+    index: int
+    step: int
+    epoch: float
+
+
+def check_losses(losses: npt.NDArray[Any], ids: Ids, side: str, first_row: int = 0) -> None:
+    """Raise when ``losses`` (rows, M) holds a NaN or an infinity.
+
+    Raises:
+        NonFiniteError: naming the row and the id.
+    """
+    bad = ~np.isfinite(losses)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise NonFiniteError(
+            f"Losses must be finite: {int(bad.sum())} are not, the first in row {first_row + int(row)} for the {side} "
+            f"example with id {int(ids[column])} ({losses[row, column]}). The training run probably diverged "
+            "(lower its learning rate), or that example's input is broken."
+        )
+
+
+class Trace:
+    """Per-example statistics by recorded row, on disk or in memory.
+
+    Build one with :meth:`from_arrays`, :meth:`load`, :class:`comove.Recorder` or :func:`comove.train`.
+
+    Attributes:
+        train_ids: (N,) int64.
+        query_ids: (Q,) int64: all held-out examples recorded.
+        validation_ids: the part of ``query_ids`` that coreset methods may aim at (all of them unless stated).
+        train_labels: (N,) int64, or ``None``.
+        query_labels: (Q,) int64, or ``None``.
+        rows: the recorded rows in order.
+        mode: ``"sweep"`` (clean evaluation passes), ``"in_pass"`` (taken from the training pass) or ``"given"``.
+        manifest: everything else that was recorded about it.
+    """
+
+    def __init__(
+        self,
+        *,
+        examples: Mapping[str, npt.NDArray[Any]],
+        rows: Sequence[Row],
+        manifest: Mapping[str, Any],
+        folder: Path | None,
+        arrays: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> None:
+        self.train_ids: Ids = examples["train_ids"]
+        self.query_ids: Ids = examples["query_ids"]
+        self.validation_ids: Ids = examples["validation_ids"]
+        self.train_labels: Ids | None = examples.get("train_labels")
+        self.query_labels: Ids | None = examples.get("query_labels")
+        self.rows = tuple(rows)
+        self.manifest = dict(manifest)
+        self.mode: str = manifest.get("mode", "given")
+        self.path = folder
+        self._arrays = dict(arrays or {})
+        for value in (*examples.values(), *self._arrays.values()):
+            value.flags.writeable = False
+
+    # --- building, saving, loading ---
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        train_losses: object,
+        query_losses: object,
+        train_labels: object = None,
+        query_labels: object = None,
+        train_ids: object = None,
+        query_ids: object = None,
+        validation_ids: object = None,
+    ) -> Trace:
+        """Make a trace from losses recorded elsewhere (JAX, Keras, a database).
+
+        Args:
+            train_losses: (T+1, N) per-example losses, row 0 before training.
+            query_losses: (T+1, Q) likewise for held-out examples.
+            train_labels: (N,) class indices; class-balanced CLD needs them.
+            query_labels: (Q,) class indices.
+            train_ids: (N,) unique int64 ids; by default 0 ... N-1.
+            query_ids: (Q,) likewise.
+            validation_ids: the query ids that coreset methods aim at; by default all.
+
+        Raises:
+            InputError: shapes that do not fit, repeated ids.
+            NonFiniteError: a loss that is NaN or infinite.
+        """
+        sides: dict[str, npt.NDArray[Any]] = {}
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for side, losses, ids, labels in (
+            ("train", train_losses, train_ids, train_labels),
+            ("query", query_losses, query_ids, query_labels),
+        ):
+            matrix = np.array(losses, dtype=np.float32)
+            if matrix.ndim != 2 or 0 in matrix.shape:
+                raise InputError(f"{side}_losses must be (rows, examples), got shape {matrix.shape}.")
+            width = matrix.shape[1]
+            sides[f"{side}_ids"] = np.arange(width) if ids is None else as_ids(ids, f"{side}_ids")
+            if labels is not None:
+                sides[f"{side}_labels"] = _check_labels(labels, f"{side}_labels")
+            for name in (f"{side}_ids", f"{side}_labels"):
+                if name in sides and sides[name].size != width:
+                    raise InputError(f"{name} has {sides[name].size} entries for {width} columns of {side}_losses.")
+            check_losses(matrix, sides[f"{side}_ids"], side)
+            arrays[f"{side}.loss"] = matrix
+        if len(arrays["train.loss"]) != len(arrays["query.loss"]):
+            raise InputError(
+                f"train_losses has {len(arrays['train.loss'])} rows and query_losses {len(arrays['query.loss'])}; "
+                "both must be recorded at the same moments."
+            )
+        sides["validation_ids"] = _validation_ids(validation_ids, sides["query_ids"])
+        rows = [Row(t, t, float(t)) for t in range(len(arrays["train.loss"]))]
+        return cls(examples=sides, rows=rows, manifest={"mode": "given"}, folder=None, arrays=arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, dataset: Splits | None = None) -> Trace:
+        """Open a trace folder; rows are read from their memory-mapped files when asked for.
+
+        A trace still being recorded opens too, with the rows written so far.
+
+        Args:
+            path: the folder.
+            dataset: the splits it should belong to, to be checked.
+
+        Raises:
+            CorruptFileError: not a trace, a truncated file, a missing row.
+            FingerprintError: recorded from another data set than ``dataset``.
+        """
+        folder = Path(path)
+        manifest = open_manifest(folder, "trace", FORMAT_VERSION)
+        if dataset is not None:
+            found = manifest.get("data_fingerprint") or "unknown"
+            check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
+        rows = [_read_row(file, index) for index, file in enumerate(sorted((folder / "rows").glob("*.safetensors")))]
+        expected = manifest.get("rows")
+        if expected is not None and len(rows) != expected:
+            raise CorruptFileError(f"{folder} should hold {expected} rows, found {len(rows)}; restore the others.")
+        return cls(examples=read_arrays(folder / "examples.safetensors"), rows=rows, manifest=manifest, folder=folder)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trace to a new or empty folder.
+
+        Raises:
+            StorageError: the folder cannot be written to.
+            InputError: the folder already holds something: traces are frozen once written.
+        """
+        folder = new_folder(path)
+        if any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty; a trace is frozen once written. Choose a new folder.")
+        write_arrays(folder / "examples.safetensors", self.examples)
+        new_folder(folder / "rows")
+        for row in self.rows:
+            arrays = {
+                f"{side}.{field}": self.read(side, field, rows=[row.index])[0]
+                for side in ("train", "query")
+                for field in self.fields
+                if self._has(side, field, row.index)
+            }
+            write_row(folder, row, arrays)
+        for index in self.anchors:
+            new_folder(folder / "anchors")
+            write_arrays(folder / "anchors" / f"{index:06d}.safetensors", self._anchor(index, None))
+        own = {key: value for key, value in self.manifest.items() if key not in ("kind", "format_version", "versions")}
+        write_manifest(folder, "trace", FORMAT_VERSION, {**own, "rows": len(self.rows)})
+
+    @property
+    def examples(self) -> dict[str, npt.NDArray[Any]]:
+        """The id and label arrays by name."""
+        names = ("train_ids", "query_ids", "validation_ids", "train_labels", "query_labels")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    # --- reading ---
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The statistics recorded (``kd`` only from the second row on)."""
+        if not self.rows:
+            return ()
+        names = {name.split(".", 1)[1] for name in self._names(len(self.rows) - 1)}
+        return tuple(field for field in FIELDS if field in names)
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """The rows at which penultimate features and class probabilities were kept."""
+        if self.path is None:
+            return ()
+        return tuple(sorted(int(file.stem) for file in (self.path / "anchors").glob("*.safetensors")))
+
+    def _names(self, index: int) -> tuple[str, ...]:
+        if self.path is None:
+            return tuple(self._arrays)
+        return read_header(_row_file(self.path, index))[0]
+
+    def _has(self, side: Side, field: str, index: int) -> bool:
+        return f"{side}.{field}" in self._names(index)
+
+    def read(
+        self, side: Side, field: str = "loss", *, rows: Sequence[int] | None = None, columns: slice | None = None
+    ) -> npt.NDArray[Any]:
+        """Return one statistic as (rows, examples): float32, or uint8 for ``correct``.
+
+        Args:
+            side: ``"train"`` or ``"query"``.
+            field: one of :data:`FIELDS`.
+            rows: row indices; by default every row that has the field (``kd`` has none in the first).
+            columns: a range of examples, to read a trace larger than memory in blocks.
+
+        Raises:
+            InputError: the field was not recorded.
+            CorruptFileError: a truncated row file.
+        """
+        if field not in self.fields:
+            raise InputError(
+                f"The trace has no {field!r}; it holds {', '.join(self.fields) or 'no rows'}. "
+                "Record it by passing logits= and labels= (not only loss=) to Recorder.observe."
+            )
+        name = f"{side}.{field}"
+        if rows is None:
+            rows = [row.index for row in self.rows if not (field == "kd" and row.index == 0)]
+        part = slice(None) if columns is None else columns
+        if self.path is None:
+            return self._arrays[name][np.asarray(rows, dtype=np.int64)][:, part]
+        files = [_row_file(self.path, index) for index in rows]
+        first = read_arrays(files[0], [name], part)[name]
+        matrix = np.empty((len(files), first.size), first.dtype)
+        matrix[0] = first
+        for out, file in zip(matrix[1:], files[1:], strict=True):
+            out[:] = read_arrays(file, [name], part)[name]
+        return matrix
+
+    @property
+    def train_losses(self) -> Floats:
+        """(T+1, N) float32."""
+        return self.read("train")
+
+    @property
+    def query_losses(self) -> Floats:
+        """(T+1, Q) float32."""
+        return self.read("query")
+
+    @property
+    def explained_ids(self) -> Ids:
+        """The queries attribution explains: all but the validation examples, or all when every one is of these."""
+        rest = self.query_ids[~np.isin(self.query_ids, self.validation_ids)]
+        return rest if rest.size else self.query_ids
+
+    def _anchor(self, row: int, name: str | None) -> dict[str, npt.NDArray[Any]]:
+        if row not in self.anchors:
+            raise InputError(
+                f"No features were kept at row {row}; kept: {list(self.anchors) or 'none'}. "
+                "Choose anchor epochs when recording (Recording(anchors=...))."
+            )
+        assert self.path is not None
+        return read_arrays(self.path / "anchors" / f"{row:06d}.safetensors", None if name is None else [name])
+
+    def features(self, side: Side, row: int | None = None) -> Floats:
+        """(examples, F) penultimate features at an anchor row (by default the last)."""
+        return self._anchor(self._last_anchor(row), f"{side}.features")[f"{side}.features"]
+
+    def probabilities(self, side: Side, row: int | None = None) -> Floats:
+        """(examples, C) class probabilities at an anchor row (by default the last)."""
+        return self._anchor(self._last_anchor(row), f"{side}.probabilities")[f"{side}.probabilities"]
+
+    def _last_anchor(self, row: int | None) -> int:
+        return row if row is not None else (self.anchors[-1] if self.anchors else -1)
+
+    def __repr__(self) -> str:
+        return (
+            f"Trace({len(self.rows)} rows, {self.train_ids.size:,} train, {self.query_ids.size:,} query, "
+            f"mode {self.mode}, fields {', '.join(self.fields) or 'none'})"
+        )
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def _row_file(folder: Path, index: int) -> Path:
+    return folder / "rows" / f"{index:06d}.safetensors"
+
+
+def write_row(folder: Path, row: Row, arrays: Mapping[str, npt.NDArray[Any]], **notes: Any) -> None:
+    """Write one row file atomically."""
+    header = {"row": row.index, "step": row.step, "epoch": row.epoch, **notes}
+    write_arrays(_row_file(folder, row.index), arrays, header)
+
+
+def _read_row(file: Path, index: int) -> Row:
+    names, header = read_header(file)
+    if file.stem != f"{index:06d}":
+        raise CorruptFileError(f"Row {index} of the trace is missing: {file.parent} goes on with {file.name}.")
+    if header.get("row") != index or "train.loss" not in names:
+        raise CorruptFileError(f"{file} is not row {index} of a trace.")
+    return Row(index, int(header["step"]), float(header["epoch"]))
+
+
+def _check_labels(labels: object, what: str) -> Ids:
+    array = np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"{what} must be a 1-D array of integers, got shape {array.shape}, dtype {array.dtype}.")
+    if array.size and array.min() < 0:
+        raise InputError(f"{what} must be class indices from 0 on; found {int(array.min())}.")
+    return array.astype(np.int64)
+
+
+def _validation_ids(ids: object, query_ids: Ids) -> Ids:
+    if ids is None:
+        return query_ids.copy()
+    chosen = as_ids(ids, "validation_ids")
+    positions_of(chosen, query_ids, "validation_ids (they must be among query_ids)")
+    return chosen

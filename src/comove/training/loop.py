@@ -1,0 +1,274 @@
+"""The one training loop, and evaluation passes.
+
+Everything that trains a model in comove (recorded runs, retraining banks, coreset curves) calls :func:`fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from comove.data import ExampleSet
+from comove.errors import InputError, did_you_mean
+from comove.training.augment import draw_flip_crop, flip_crop
+from comove.training.randomness import generator_for, seeded
+from comove.training.recipe import Recipe
+
+__all__ = ["Hooks", "OptimizerState", "Resident", "evaluate", "fit", "predict", "resolve_device"]
+
+PREPARED_BYTES = 1 << 30
+"""Inputs are normalised once and kept on the device when they take no more than this as float32."""
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device to compute on: ``"auto"`` is the first CUDA device, else the CPU.
+
+    Raises:
+        InputError: an unknown device, or CUDA where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        known = ("auto", "cpu", "cuda")
+        raise InputError(
+            f"Unknown device {device!r}; use {', '.join(known)}.{did_you_mean(str(device), known)}"
+        ) from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device='cuda' was asked for, but torch sees no CUDA device; use device='cpu' or 'auto'.")
+    return resolved
+
+
+class Resident:
+    """An example set on its device: whole and normalised where it fits, else fetched batch by batch."""
+
+    def __init__(self, examples: ExampleSet, device: torch.device) -> None:
+        self.examples, self.device = examples, device
+        self.labels = torch.from_numpy(examples.labels).to(device)
+        held = examples.held
+        self._raw = None if held is None else held.to(device)
+        self._prepared: torch.Tensor | None = None
+        if self._raw is not None and self._raw.numel() * 4 <= PREPARED_BYTES:
+            self._prepared = examples.prepare(self._raw)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def inputs(self, positions: torch.Tensor | slice) -> torch.Tensor:
+        """Return normalised inputs at ``positions`` (an int64 tensor, or a slice for a view)."""
+        if self._prepared is not None:
+            return self._prepared[positions]
+        if self._raw is not None:
+            return self.examples.prepare(self._raw[positions])
+        places = np.arange(len(self))[positions] if isinstance(positions, slice) else positions.cpu().numpy()
+        return self.examples.batch(places, self.device)[0]
+
+
+@dataclass
+class OptimizerState:
+    """What a resumed run needs besides the weights: epochs done, steps done, momentum, loss scale."""
+
+    epoch: int = 0
+    step: int = 0
+    momentum: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    scaler: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Hooks(Protocol):
+    """What :func:`fit` calls; the model is in training mode when a hook is entered and must be when it returns."""
+
+    def on_start(self) -> None:
+        """Called before the first step of a run that starts at epoch 0."""
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Called before the first batch of ``epoch`` (counted from 0)."""
+
+    def on_batch(self, positions: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Called with each training batch after its forward pass; ``positions`` (B,) are on the CPU."""
+
+    def on_step(self, step: int, epoch: float, lr: float, last_of_epoch: bool) -> None:
+        """Called after each optimizer step."""
+
+    def on_epoch_end(self, state: OptimizerState) -> None:
+        """Called after each epoch."""
+
+
+def fit(
+    model: nn.Module,
+    examples: ExampleSet | Resident,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    hooks: Hooks | None = None,
+    state: OptimizerState | None = None,
+) -> None:
+    """Train ``model`` in place.
+
+    The order of examples, their augmentation and dropout depend only on ``seed`` and the epoch: the same inputs give
+    the same bits on the same machine with the same number of threads, resumed or not.
+
+    Args:
+        model: on ``device``; left in evaluation mode.
+        examples: N >= 2 training examples, or a :class:`Resident` of them (shared by many runs).
+        recipe: how to train.
+        seed: of this run.
+        device: where to compute.
+        hooks: called along the way.
+        state: where to resume; the model must hold the weights of that moment.
+
+    Raises:
+        InputError: fewer than two examples.
+    """
+    device = resolve_device(device)
+    data = examples if isinstance(examples, Resident) else Resident(examples, device)
+    if len(data) < 2:
+        raise InputError(f"Training needs at least 2 examples, got {len(data)}.")
+    state = state or OptimizerState()
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    stepper = _Stepper(model, recipe, device, state)
+    if hooks is not None and state.epoch == 0:
+        hooks.on_start()
+    model.train()
+    batches = _batch_bounds(len(data), recipe.batch_size)
+    for epoch in range(state.epoch, recipe.epochs):
+        if hooks is not None:
+            hooks.on_epoch_start(epoch)
+        order, draws = _plan(len(data), recipe, seed, epoch)
+        with seeded(seed, "dropout", epoch, device=device):
+            for index, (start, stop) in enumerate(batches):
+                lr = recipe.lr_at(epoch + (index + 0.5) / len(batches))
+                positions = order[start:stop]
+                inputs, labels = _training_batch(data, positions, draws, recipe)
+                logits = stepper.step(inputs, labels, lr)
+                state.step += 1
+                if hooks is not None:
+                    hooks.on_batch(positions, logits, labels)
+                    done = (index + 1) / len(batches)
+                    hooks.on_step(state.step, epoch + done, lr, last_of_epoch=done == 1)
+        state.epoch = epoch + 1
+        if hooks is not None:
+            stepper.save(state)
+            hooks.on_epoch_end(state)
+    model.eval()
+
+
+class _Stepper:
+    """One optimizer step after another, in the recipe's precision."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, state: OptimizerState) -> None:
+        self.model, self.recipe = model, recipe
+        half = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(recipe.precision)
+        self.half = half if device.type == "cuda" else None
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.half == torch.float16)
+        if state.scaler and self.scaler.is_enabled():
+            self.scaler.load_state_dict(dict(state.scaler))
+        self.optimizer = _optimizer(model, recipe, state)
+
+    def step(self, inputs: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
+        """Take one step and return the logits it started from."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast("cuda", dtype=self.half) if self.half is not None else nullcontext():
+            logits: torch.Tensor = self.model(inputs)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return logits.detach()
+
+    def save(self, state: OptimizerState) -> None:
+        """Put momentum and loss scale into ``state``."""
+        state.momentum = _momentum(self.model, self.optimizer)
+        state.scaler = self.scaler.state_dict()
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, state: OptimizerState) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    for name, parameter in model.named_parameters():
+        if name in state.momentum:
+            optimizer.state[parameter]["momentum_buffer"] = state.momentum[name].to(parameter.device).clone()
+    return optimizer
+
+
+def _momentum(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in model.named_parameters():
+        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if buffer is not None:
+            found[name] = buffer
+    return found
+
+
+def _batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
+    """Cut ``size`` examples into batches; batch norm cannot train on one example, so a last one joins its neighbour."""
+    starts = list(range(0, size, batch_size))
+    if len(starts) > 1 and size - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+def _plan(size: int, recipe: Recipe, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Draw the epoch's order, and each example's flip and shift."""
+    order = torch.randperm(size, generator=generator_for(seed, "order", epoch))
+    if recipe.augment == "none":
+        return order, None
+    return order, draw_flip_crop(size, recipe.crop_padding, generator_for(seed, "augment", epoch))
+
+
+def _training_batch(
+    data: Resident, positions: torch.Tensor, draws: torch.Tensor | None, recipe: Recipe
+) -> tuple[torch.Tensor, torch.Tensor]:
+    here = positions.to(data.device, non_blocking=True)
+    inputs = data.inputs(here)
+    if draws is not None:
+        if inputs.ndim != 4:
+            raise InputError(
+                f"augment='flip_crop' needs images (C, H, W), got inputs of shape {tuple(inputs.shape[1:])}."
+            )
+        inputs = flip_crop(inputs, draws[positions].to(data.device, non_blocking=True), recipe.crop_padding)
+    if recipe.channels_last and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return inputs, data.labels[here]
+
+
+def evaluate(
+    model: nn.Module, data: Resident, batch_size: int = 1024
+) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor, torch.Tensor]]:
+    """Yield (positions, logits, labels) over all examples, in evaluation mode and float32, without gradients.
+
+    The model's training mode comes back when the last batch has been taken.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(data), batch_size):
+            part = slice(start, min(start + batch_size, len(data)))
+            with torch.no_grad():
+                logits = model(data.inputs(part))
+            yield np.arange(part.start, part.stop), logits, data.labels[part]
+    finally:
+        model.train(was_training)
+
+
+def predict(model: nn.Module, examples: ExampleSet | Resident, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return the logits (M, C) float32 of all examples, on the CPU."""
+    data = examples if isinstance(examples, Resident) else Resident(examples, resolve_device(device))
+    return torch.cat([logits.float().cpu() for _, logits, _ in evaluate(model, data)])

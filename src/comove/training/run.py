@@ -1,0 +1,199 @@
+"""A run: the folder that :func:`comove.train` writes, opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as _weights_to_bytes
+from torch import nn
+
+from comove.data import ExampleSet, Splits
+from comove.datasets import load_dataset
+from comove.errors import CorruptFileError, InputError
+from comove.models import Factory, ModelSpec
+from comove.store import MANIFEST, check_fingerprint, open_manifest, read_header, read_json, write_bytes
+from comove.trace import Trace
+from comove.training.recipe import Recipe
+
+__all__ = ["RUN_FORMAT", "Checkpoint", "Run", "read_weights", "write_weights"]
+
+RUN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights saved after ``epoch`` passes over the data.
+
+    ``row`` is the trace row recorded at the same moment (-1 when none was); ``lr`` is the learning rate of the last
+    step before (of the first step, for epoch 0), ``mean_lr`` its mean over the epoch that ended here.
+    """
+
+    epoch: int
+    step: int
+    row: int
+    lr: float
+    mean_lr: float
+    path: Path
+
+
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a flat dict of tensors to a safetensors file atomically, with JSON ``metadata`` in its header."""
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, _weights_to_bytes(plain, {key: json.dumps(value) for key, value in metadata.items()}))
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a flat dict of tensors.
+
+    Raises:
+        CorruptFileError: the file is missing, truncated or foreign.
+    """
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+    except (SafetensorError, OSError) as error:
+        raise CorruptFileError(f"{path} is missing, truncated or not a safetensors file ({error}).") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its trace, checkpoints and manifest, and, where they are at hand, its data.
+
+    Attributes:
+        path: the run's folder.
+        manifest: data, model, recipe, seed, recording, library versions.
+        dataset: the splits it was trained on, or ``None`` when they were not passed and cannot be loaded by name.
+        factory: the user's own model factory, when the model is not one of comove's.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    dataset: Splits | None = field(default=None, repr=False)
+    factory: Factory | None = field(default=None, repr=False)
+    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: Factory | None = None) -> Run:
+        """Open a run's folder.
+
+        Args:
+            path: what was given to :func:`comove.train` as ``out``.
+            dataset: the splits it was trained on; a built-in data set is loaded again when first needed.
+            model: the user's own factory, when the run was trained with one (a file never makes us import code).
+
+        Raises:
+            CorruptFileError: not a run.
+            FingerprintError: ``dataset`` is not what the run was trained on.
+        """
+        folder = Path(path)
+        manifest = open_manifest(folder, "run", RUN_FORMAT)
+        if dataset is not None:
+            found = manifest["dataset"]["fingerprint"]
+            check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
+        return cls(folder, manifest, dataset, model)
+
+    @property
+    def trace(self) -> Trace:
+        """The recorded trace (of a run under way: the rows so far)."""
+        return Trace.load(self.path / "trace")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended."""
+        return (self.path / "result.json").exists()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Final accuracies and losses, and the seconds it took."""
+        return read_json(self.path / "result.json")
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The saved weights, in order of training."""
+        found = []
+        for file in sorted((self.path / "checkpoints").glob("*.safetensors")):
+            _, header = read_header(file)
+            entries = {name: header[name] for name in ("epoch", "step", "row", "lr", "mean_lr")}
+            found.append(Checkpoint(**entries, path=file))
+        return tuple(found)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it was trained."""
+        return Recipe.from_json(self.manifest["recipe"])
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.manifest["seed"])
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """Which network it trained."""
+        return ModelSpec.from_json(self.manifest["model"])
+
+    def load_model(self, checkpoint: Checkpoint | None = None, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the network with the weights of ``checkpoint`` (by default the last), in evaluation mode.
+
+        Raises:
+            InputError: no checkpoint was kept, or the model's factory must be passed to :meth:`load` again.
+            CorruptFileError: a truncated file, or weights of another network.
+        """
+        kept = self.checkpoints
+        if not kept:
+            raise InputError(f"{self.path} keeps no checkpoints; train again with checkpoints='all'.")
+        chosen = checkpoint or kept[-1]
+        model = self.model_spec.build(self.seed, factory=self.factory)
+        try:
+            model.load_state_dict(read_weights(chosen.path))
+        except RuntimeError as error:
+            raise CorruptFileError(f"{chosen.path} does not hold the weights of {self.model_spec}: {error}") from error
+        return model.to(device).eval()
+
+    def data(self) -> Splits:
+        """Return the splits it was trained on, loading a built-in data set by the name in the manifest.
+
+        Raises:
+            InputError: the data was passed in from memory and must be passed to :meth:`load` again.
+            FingerprintError: what is found under that name now is something else.
+        """
+        if self.dataset is not None:
+            return self.dataset
+        source = self.manifest["dataset"]["source"]
+        if not source:
+            raise InputError(
+                f"{self.path} was trained on data of your own: pass it again, Run.load(path, dataset=...)."
+            )
+        splits = load_dataset(source["name"], **{key: value for key, value in source.items() if key != "name"})
+        found = self.manifest["dataset"]["fingerprint"]
+        check_fingerprint("data set", found=found, expected=splits.fingerprint, where=self.path)
+        object.__setattr__(self, "dataset", splits)
+        return splits
+
+    def examples(self, ids: object) -> ExampleSet:
+        """Return held-out examples (query or validation) of the run's data by id."""
+        splits = self.data()
+        for part in (splits.query, splits.validation):
+            if part is not None and np.isin(np.asarray(ids), part.ids).all():
+                return part.subset(ids)
+        raise InputError("These ids are not all query ids, nor all validation ids, of the run's data.")
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "unfinished"
+        name = self.manifest["dataset"]["name"]
+        return f"Run({self.path}: {self.model_spec.name} on {name}, seed {self.seed}, {state})"
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` holds a run's manifest."""
+    return (path / MANIFEST).exists()

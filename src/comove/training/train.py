@@ -1,0 +1,372 @@
+"""``comove.train``: train one model, record its trace, keep its checkpoints; resumable to the same bits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from comove.data import ExampleSet, MapDataset, Splits
+from comove.datasets import as_splits
+from comove.errors import FingerprintError, InputError
+from comove.models import Factory, ModelSpec, penultimate
+from comove.progress import Advance, progress_bar
+from comove.recording import Recorder
+from comove.store import digest, new_folder, open_manifest, read_header, write_json, write_manifest
+from comove.trace import FIELDS
+from comove.training.loop import OptimizerState, Resident, evaluate, fit, resolve_device
+from comove.training.recipe import Recipe, as_recipe
+from comove.training.run import RUN_FORMAT, Run, is_run, read_weights, write_weights
+
+__all__ = ["Recording", "default_model", "train"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a run records.
+
+    Args:
+        mode: ``"sweep"``, a clean evaluation pass after each epoch; or ``"in_pass"``, training examples as the
+            training pass meets them (augmented, weights still moving) at no extra compute but row 0.
+        every: also record a row every so many steps within an epoch (sweep mode); rows at the ends of epochs stay.
+        fields: of :data:`comove.trace.FIELDS`.
+        anchors: epochs after which penultimate features and class probabilities are kept; ``-1`` is the last one.
+        row_zero: whether the row before training is recorded (``in_pass`` may leave it out and save its pass).
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    mode: Literal["sweep", "in_pass"] = "sweep"
+    every: int | None = None
+    fields: tuple[str, ...] = FIELDS
+    anchors: tuple[int, ...] = (-1,)
+    row_zero: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", tuple(self.fields))
+        object.__setattr__(self, "anchors", tuple(self.anchors))
+        if self.mode not in ("sweep", "in_pass"):
+            raise InputError(f"Recording: mode must be 'sweep' or 'in_pass', got {self.mode!r}.")
+        if self.every is not None and (self.every < 1 or self.mode == "in_pass"):
+            raise InputError(
+                f"Recording: every must be a number of steps from 1 on, in sweep mode; got {self.every} in "
+                f"{self.mode!r} mode (a training pass meets each example once an epoch)."
+            )
+
+    def anchor_epochs(self, epochs: int) -> set[int]:
+        """The anchors as epochs from 0 (before training) to ``epochs``."""
+        resolved = {anchor if anchor >= 0 else epochs + 1 + anchor for anchor in self.anchors}
+        if any(not 0 <= anchor <= epochs for anchor in resolved):
+            raise InputError(f"Recording: anchors must be epochs from 0 to {epochs}, got {self.anchors}.")
+        return resolved
+
+
+def default_model(dataset: Splits) -> str:
+    """The model trained when none is named: a small MLP for tiny inputs, ResNet-9 for images."""
+    shape = dataset.train.input_shape
+    return "resnet9" if len(shape) == 3 and min(shape[1:]) >= 32 else "mlp"
+
+
+def train(
+    dataset: str | Splits | ExampleSet | MapDataset,
+    model: str | Factory | None = None,
+    recipe: Recipe | str | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    recording: Recording | None = None,
+    checkpoints: Literal["all", "last"] | int = "all",
+    device: str | torch.device = "auto",
+    model_options: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Run:
+    """Train one model, record its trace and keep its checkpoints.
+
+    A run killed at any moment goes on from its last finished epoch when the same call is made again, and ends with the
+    same bits (on the same machine, with as many threads). A finished run is opened, not trained again.
+
+    Args:
+        dataset: splits, a built-in data set's name, an example set or a map-style dataset (split here, by ``seed``).
+        model: a name (:func:`comove.models.model_names`), ``"package.module:factory"`` or a factory.
+        recipe: a :class:`Recipe`, its name, a mapping of its entries, or ``None`` for the model's default.
+        seed: of weights, order, augmentation and dropout.
+        out: the run's folder; ``None`` keeps it in a temporary folder for as long as the :class:`Run` lives.
+        recording: what to record; by default every statistic, in clean passes before training and after each epoch.
+        checkpoints: ``"all"`` epochs (replaying new queries needs them), ``"last"``, or every so many epochs.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``.
+        model_options: options of the model, such as ``{"width": 0.125}``.
+        progress: show a bar with the time left.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: bad arguments; a class without training examples.
+        FingerprintError: ``out`` holds a run with other data, model, recipe, seed or recording; both are shown.
+        NonFiniteError: a loss became NaN or infinite; the rows before are kept.
+        StorageError: the folder cannot be written.
+    """
+    splits = as_splits(dataset, seed)
+    model = default_model(splits) if model is None else model
+    spec = ModelSpec.of(
+        model, num_classes=len(splits.classes), input_shape=splits.train.input_shape, **dict(model_options or {})
+    )
+    recipe = as_recipe(recipe, model=spec.name, n_train=len(splits.train))
+    recording = recording or Recording()
+    recording.anchor_epochs(recipe.epochs)
+    if isinstance(checkpoints, int) and checkpoints < 1:
+        raise InputError(f"checkpoints must be 'all', 'last' or a number of epochs from 1 on, got {checkpoints}.")
+    temporary = tempfile.TemporaryDirectory(prefix="comove-run-") if out is None else None
+    folder = new_folder(temporary.name if temporary is not None else str(out))
+    factory = model if callable(model) else None
+    manifest = _manifest(splits, spec, recipe, seed, recording, checkpoints)
+    _claim(folder, manifest)
+    run = Run(folder, open_manifest(folder, "run", RUN_FORMAT), splits, factory, temporary)
+    if not run.finished:
+        _Session(run, spec, recipe, recording, checkpoints, resolve_device(device), progress).go()
+    return run
+
+
+def _manifest(
+    splits: Splits,
+    spec: ModelSpec,
+    recipe: Recipe,
+    seed: int,
+    recording: Recording,
+    checkpoints: str | int,
+) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "dataset": {"name": splits.name, "source": dict(splits.source), "fingerprint": splits.fingerprint},
+        "model": spec.to_json(),
+        "recipe": recipe.to_json(),
+        "seed": int(seed),
+        "recording": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(recording).items()},
+        "checkpoints": checkpoints,
+    }
+    return {**content, "fingerprint": _fingerprint(content)}
+
+
+def _fingerprint(content: Mapping[str, Any]) -> str:
+    data = {"fingerprint": content["dataset"]["fingerprint"]}  # not its folder: data may move
+    return digest({**content, "dataset": data})
+
+
+def _claim(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a new run, or check that the folder's run is this very one."""
+    if not is_run(folder):
+        if any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no run; choose a new folder for the run.")
+        write_manifest(folder, "run", RUN_FORMAT, manifest)
+        return
+    found = open_manifest(folder, "run", RUN_FORMAT)
+    if found["fingerprint"] != manifest["fingerprint"]:
+        raise FingerprintError(
+            f"{folder} holds another run (fingerprint {found['fingerprint']}, asked for {manifest['fingerprint']}): "
+            f"{_differences(found, manifest)}. Use another folder, or delete this one."
+        )
+
+
+def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    parts = []
+    for key in ("dataset", "model", "recipe", "seed", "recording", "checkpoints"):
+        before, now = found.get(key), asked[key]
+        if before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            names = [name for name in now if before.get(name) != now[name] and name not in ("source", "name")]
+            parts += [f"{key}.{name} was {before.get(name)}, now {now[name]}" for name in names]
+        else:
+            parts.append(f"{key} was {before}, now {now}")
+    return "; ".join(parts) or "in entries written by another version"
+
+
+class _Session:
+    """One sitting of a run, from its last finished epoch to the end; the hooks of the training loop."""
+
+    def __init__(
+        self,
+        run: Run,
+        spec: ModelSpec,
+        recipe: Recipe,
+        recording: Recording,
+        checkpoints: str | int,
+        device: torch.device,
+        progress: bool,
+    ) -> None:
+        assert run.dataset is not None
+        self.run, self.recipe, self.recording, self.device = run, recipe, recording, device
+        self.checkpoints, self.progress = checkpoints, progress
+        self.splits = run.dataset
+        self.model: nn.Module = spec.build(run.seed, factory=run.factory).to(device)
+        self.train = Resident(self.splits.train, device)
+        held_out = [part for part in (self.splits.query, self.splits.validation) if part is not None]
+        self.held_out = [Resident(part, device) for part in held_out]
+        self.anchors = recording.anchor_epochs(recipe.epochs)
+        self.started = time.monotonic()
+        self.lrs: list[float] = []
+        self.epoch = 0
+        self._stack = ExitStack()
+        self._features = self._stack.enter_context(penultimate(self.model)) if self.anchors else None
+        self.advance: Advance = lambda done: None
+        new_folder(run.path / "checkpoints")
+        self.resume_file = run.path / "resume.safetensors"
+        self.recorder = self._recorder()
+
+    def _recorder(self) -> Recorder:
+        splits, recording = self.splits, self.recording
+        validation = splits.validation
+        query_ids = np.concatenate([part.examples.ids for part in self.held_out])
+        return Recorder(
+            self.run.path / "trace",
+            train_ids=splits.train.ids,
+            query_ids=query_ids,
+            train_labels=splits.train.labels,
+            query_labels=np.concatenate([part.examples.labels for part in self.held_out]),
+            validation_ids=query_ids if validation is None else validation.ids,
+            mode=recording.mode,
+            fields=recording.fields,
+            classes=splits.classes,
+            data_fingerprint=splits.fingerprint,
+            notes={"run_fingerprint": self.run.manifest["fingerprint"], "every": recording.every},
+            resume=(self.run.path / "trace").exists(),
+        )
+
+    def go(self) -> None:
+        """Train to the end."""
+        with self._stack:
+            state = self._resume()
+            sweeps = len(self.train) if self.recording.mode == "sweep" else 0
+            total = (self.recipe.epochs - state.epoch) * (len(self.train) + sweeps)
+            text = f"training {self.run.manifest['model']['name']}"
+            with progress_bar(text, total, shown=self.progress) as self.advance:
+                fit(
+                    self.model,
+                    self.train,
+                    self.recipe,
+                    seed=self.run.seed,
+                    device=self.device,
+                    hooks=self,
+                    state=state,
+                )
+        self._finish()
+
+    # --- resuming ---
+
+    def _resume(self) -> OptimizerState:
+        if not self.resume_file.exists():
+            self.recorder.load_state_dict(Recorder.EMPTY_STATE)
+            return OptimizerState()
+        tensors = read_weights(self.resume_file)
+        _, header = read_header(self.resume_file)
+        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "momentum": {}, "recorder": {}}
+        for name, tensor in tensors.items():
+            group, key = name.split(".", 1)
+            groups[group][key] = tensor
+        self.model.load_state_dict(groups["model"])
+        self.recorder.load_state_dict({**groups["recorder"], "rows": header["rows"]})
+        self.epoch = header["epoch"]
+        return OptimizerState(header["epoch"], header["step"], groups["momentum"], header["scaler"])
+
+    def _save_resume(self, state: OptimizerState) -> None:
+        recorded = self.recorder.state_dict()
+        rows = recorded.pop("rows")
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"momentum.{name}": tensor for name, tensor in state.momentum.items()}
+        tensors |= {f"recorder.{name}": tensor for name, tensor in recorded.items()}
+        header = {"epoch": state.epoch, "step": state.step, "rows": rows, "scaler": dict(state.scaler)}
+        write_weights(self.resume_file, tensors, header)
+
+    # --- hooks ---
+
+    def on_start(self) -> None:
+        """Record row 0, the weights before training."""
+        if self.recording.row_zero:
+            self._observe_train(anchor=0 in self.anchors)
+            self._close_row(0.0, 0, anchor=0 in self.anchors)
+        self._save_checkpoint(0, 0, self.recipe.lr_at(0.5 / max(1, len(self.train) // self.recipe.batch_size)))
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Remember which epoch it is."""
+        self.epoch, self.lrs = epoch, []
+
+    def on_batch(self, positions: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take the batch in (``in_pass`` mode)."""
+        if self.recording.mode == "in_pass":
+            features = self._features.features if self._features and self.epoch + 1 in self.anchors else None
+            ids = self.splits.train.ids[positions.numpy()]
+            self.recorder.observe(ids, logits=logits, labels=labels, features=features, side="train")
+        self.advance(len(positions))
+
+    def on_step(self, step: int, epoch: float, lr: float, last_of_epoch: bool) -> None:
+        """Close a row within an epoch, where rows denser than epochs were asked for."""
+        self.lrs.append(lr)
+        every = self.recording.every
+        if every is not None and not last_of_epoch and len(self.lrs) % every == 0:
+            self._observe_train(anchor=False)
+            self._close_row(epoch, step, anchor=False)
+
+    def on_epoch_end(self, state: OptimizerState) -> None:
+        """Close the epoch's row, keep its weights, and save what a resumed run needs."""
+        anchor = state.epoch in self.anchors
+        if self.recording.mode == "sweep":
+            self._observe_train(anchor)
+            self.advance(len(self.train))
+        self._close_row(float(state.epoch), state.step, anchor)
+        self._save_checkpoint(state.epoch, state.step, self.lrs[-1])
+        self._save_resume(state)
+
+    def _observe_train(self, anchor: bool) -> None:
+        self._observe("train", self.train, anchor)
+
+    def _observe(self, side: Literal["train", "query"], data: Resident, anchor: bool) -> None:
+        for positions, logits, labels in evaluate(self.model, data):
+            features = self._features.features if anchor and self._features else None
+            ids = data.examples.ids[positions]
+            self.recorder.observe(ids, logits=logits, labels=labels, features=features, side=side)
+
+    def _close_row(self, epoch: float, step: int, anchor: bool) -> None:
+        for part in self.held_out:
+            self._observe("query", part, anchor)
+        self.recorder.end_row(epoch=epoch, step=step)
+
+    def _save_checkpoint(self, epoch: int, step: int, lr: float) -> None:
+        last = epoch == self.recipe.epochs
+        due = self.checkpoints == "all" or last or (isinstance(self.checkpoints, int) and epoch % self.checkpoints == 0)
+        if not due:
+            return
+        row = len(self.recorder.rows) - 1
+        mean_lr = float(np.mean(self.lrs)) if self.lrs else lr
+        header = {"epoch": epoch, "step": step, "row": row, "lr": lr, "mean_lr": mean_lr}
+        path = self.run.path / "checkpoints" / f"{epoch:06d}.safetensors"
+        write_weights(path, self.model.state_dict(), header)
+
+    # --- the end ---
+
+    def _finish(self) -> None:
+        trace = self.recorder.finish()
+        last = [trace.rows[-1].index]
+        result: dict[str, Any] = {
+            "seconds_of_last_sitting": round(time.monotonic() - self.started, 3),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "machine": platform.processor() or platform.machine(),
+            "train_loss": float(trace.read("train", rows=last).mean()),
+        }
+        if "correct" in trace.fields:
+            is_validation = np.isin(trace.query_ids, trace.validation_ids) if self.splits.validation else None
+            correct = trace.read("query", "correct", rows=last)[0]
+            result["train_accuracy"] = float(trace.read("train", "correct", rows=last).mean())
+            result["query_accuracy"] = float((correct if is_validation is None else correct[~is_validation]).mean())
+        write_json(self.run.path / "result.json", result)
+        self.resume_file.unlink(missing_ok=True)
