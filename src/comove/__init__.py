@@ -1,3 +1,68 @@
-"""comove: which training examples a prediction depends on, and which are worth keeping."""
+"""comove: which training examples a prediction depends on, and which are worth keeping.
+
+Everything here is imported when first used, so ``import comove`` is quick and pulls in neither torch nor torchvision.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from comove.attribution import Scores
+    from comove.coreset import Coreset, select
+    from comove.data import ExampleSet, Splits, split
+    from comove.datasets import load_dataset
+    from comove.evaluation import RetrainingBank, linear_datamodeling_score
+    from comove.recording import Recorder
+    from comove.trace import Trace
+    from comove.training import Recipe, Recording, Run, train
+
+_HOME = {
+    "Coreset": "comove.coreset",
+    "ExampleSet": "comove.data",
+    "Recipe": "comove.training",
+    "Recorder": "comove.recording",
+    "Recording": "comove.training",
+    "RetrainingBank": "comove.evaluation",
+    "Run": "comove.training",
+    "Scores": "comove.attribution",
+    "Splits": "comove.data",
+    "Trace": "comove.trace",
+    "linear_datamodeling_score": "comove.evaluation",
+    "load_dataset": "comove.datasets",
+    "select": "comove.coreset",
+    "split": "comove.data",
+    "train": "comove.training",
+}
+
+__all__ = [
+    "Coreset",
+    "ExampleSet",
+    "Recipe",
+    "Recorder",
+    "Recording",
+    "RetrainingBank",
+    "Run",
+    "Scores",
+    "Splits",
+    "Trace",
+    "__version__",
+    "linear_datamodeling_score",
+    "load_dataset",
+    "select",
+    "split",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'comove' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

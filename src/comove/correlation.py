@@ -15,10 +15,9 @@ C classes, K kept by ``top_k``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -34,10 +33,10 @@ RowScaling: TypeAlias = Literal["none", "rms"]
 ArrayLike: TypeAlias = Any  # NumPy array, torch tensor, nested lists, or anything numpy.asarray reads
 
 _EPS = float(np.finfo(np.float64).eps)
-_BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}  # float64 values in a block of columns: 1 MB stays in a core's cache
+_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}  # float64 values of one block of columns: 2 MB stay in cache on a CPU
 _PANEL = 1 << 25  # float32 values of unit columns held for one side: 128 MB
-_TILE_N, _TILE_Q = 2048, 512  # scores of one matrix product: 4 MB, still in cache when they are clipped or filtered
-_FAST_COLUMNS, _FAST_ROWS = 2048, 128  # losses of one float32 step of per_class, sized to stay in a core's own cache
+_TILE_N, _TILE_Q = 512, 8192  # scores of one product: 16 MB in long rows, still in cache when clipped or filtered
+_FAST_COLUMNS, _FAST_ROWS = 8192, 128  # losses of one float32 step of per_class
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _LARGEST = 1e150  # the square of anything beyond overflows float64
 _MISSING_LOSS = (
@@ -103,6 +102,8 @@ def pairwise(
             for n in _ranges(train_panel.start, train_panel.stop, _TILE_N):
                 for q in _ranges(query_panel.start, query_panel.stop, _TILE_Q):
                     _score_tile(train_panel, query_panel, n, q, flat[n, q])
+                    if correlation != "covariance":
+                        train.xp.clip(flat[n, q], -1, 1, out=flat[n, q])
     return scores_NQ if out is None else out
 
 
@@ -150,12 +151,11 @@ def top_k(
     train, query = _sides(train_losses, query_losses, train_ids, query_ids)
     _check_k(k, train.columns)
     plan = _plan(train, correlation, common_mode, row_scaling)
-    best_QK = train.full((query.columns, k), _NOTHING)
+    best_QK = train.full((query.columns, k), _NOTHING, train.xp.int64)
     for query_panel in _panels(query, plan, _TILE_Q):
         for train_panel in _panels(train, plan, _TILE_N):
             for q in _ranges(query_panel.start, query_panel.stop, _TILE_Q):
-                for n in _ranges(train_panel.start, train_panel.stop, _TILE_N):
-                    best_QK[q] = _merge(best_QK[q], _score_tile(train_panel, query_panel, n, q), n.start)
+                best_QK[q] = _keep_best(best_QK[q], train_panel, query_panel, q)
     index_QK, scores_QK = _unpack(_descending(best_QK))
     ids_QK = index_QK if train.ids is None else train.native(train.ids)[index_QK]
     return train.result(ids_QK), train.result(scores_QK)
@@ -231,7 +231,7 @@ def constant(losses: ArrayLike, *, ids: ArrayLike | None = None) -> Any:
         [False, True, True]
     """
     side = _side(losses, "", ids, torch.device("cpu"))
-    return side.result(side.xp.concatenate(list(_each_block(side, lambda _, block_RB: _center(block_RB, _Plan())[2]))))
+    return side.result(side.xp.concatenate([_center(block_RB, _Plan())[2] for _, block_RB in _blocks(side)]))
 
 
 # ------------------------------------------------------------------------------------------- inputs and their checks
@@ -264,8 +264,11 @@ class _Side:
         """A NumPy array as the kind that ``xp`` works on."""
         return array if self.xp is np else torch.from_numpy(array).to(self.device)
 
-    def full(self, shape: tuple[int, ...], value: float) -> Any:
-        return np.full(shape, value) if self.xp is np else torch.full(shape, value, device=self.device)
+    def full(self, shape: tuple[int, ...], value: float, dtype: Any = None) -> Any:
+        dtype = dtype or self.xp.float64
+        return (
+            np.full(shape, value, dtype) if self.xp is np else torch.full(shape, value, dtype=dtype, device=self.device)
+        )
 
     def result(self, array: Any) -> Any:
         """An array of ``xp`` as the kind the caller gave."""
@@ -273,7 +276,7 @@ class _Side:
 
     def block(self, at: Any) -> Any:
         """Columns ``at`` in float64, checked; perhaps a view of the input, so never to be written to."""
-        part = self.losses[:, at]
+        part: Any = self.losses[:, at]
         if self.xp is torch:
             block_RB = torch.as_tensor(part).to(self.device, torch.float64)
         else:
@@ -436,21 +439,18 @@ def _plan(train: _Side, correlation: str, common_mode: str, row_scaling: str) ->
 
 
 def _inverse_rms(train: _Side) -> Any:
-    squares = _each_block(train, lambda _, block_RB: (train.xp.diff(block_RB, 1, 0) ** 2).sum(1))
+    squares = ((train.xp.diff(block_RB, 1, 0) ** 2).sum(1) for _, block_RB in _blocks(train))
     rms_T = (sum(squares) / train.columns) ** 0.5
     return 1.0 / train.xp.where(rms_T > 0, rms_T, 1.0)
 
 
 def _shared(train: _Side, plan: _Plan) -> Any:
     """Direction of the mean of the centred training columns, or nothing where they cancel."""
-
-    def totals(_: slice, block_RB: Any) -> tuple[Any, float]:
-        delta_TB, square_B, _constant = _center(block_RB, plan)
-        return delta_TB.sum(1), float(square_B.sum())
-
     mean_T, size = train.full((train.rows - 1,), 0.0), 0.0
-    for total_T, square in _each_block(train, totals):
-        mean_T, size = mean_T + total_T / train.columns, size + square / train.columns
+    for _, block_RB in _blocks(train):
+        delta_TB, square_B, _constant = _center(block_RB, plan)
+        mean_T += delta_TB.sum(1) / train.columns
+        size += float(square_B.sum()) / train.columns
     norm = float((mean_T**2).sum()) ** 0.5
     # A mean that is only the rounding of cancelling columns has no direction; it would remove one at random.
     return mean_T / norm if norm**2 > (64 * _EPS) ** 2 * size else None
@@ -496,6 +496,10 @@ def _ranks(values_TB: Any) -> Any:
         sorted_BT = values_BT.sort(dim=1).values
         below = torch.searchsorted(sorted_BT, values_BT)
         return (below + torch.searchsorted(sorted_BT, values_BT, right=True) + 1).double().T / 2
+    return _ranks_cpu(values_TB)
+
+
+def _ranks_cpu(values_TB: Any) -> Any:
     values_BT = np.ascontiguousarray(values_TB.T)
     order_BT = values_BT.argsort(axis=1)
     sorted_BT = np.take_along_axis(values_BT, order_BT, 1)
@@ -513,23 +517,10 @@ def _ranges(start: int, stop: int, step: int) -> Iterator[slice]:
         yield slice(low, min(stop, low + step))
 
 
-def _spread(side: _Side, jobs: Iterable[slice], step: Callable[[slice], Any]) -> Iterator[Any]:
-    """Results in order. NumPy lets go of the interpreter lock, so threads share the work; no bit depends on them."""
-    if side.xp is torch:
-        yield from map(step, jobs)
-        return
-    workers, queue = torch.get_num_threads(), iter(jobs)
-    with ThreadPoolExecutor(workers) as pool:
-        while group := list(islice(queue, 16 * workers)):
-            yield from pool.map(step, group)
-
-
-def _each_block(
-    side: _Side, step: Callable[[slice, Any], Any], start: int = 0, stop: int | None = None
-) -> Iterator[Any]:
-    width = max(64, _BLOCK[side.device.type] // side.rows)
-    jobs = _ranges(start, side.columns if stop is None else stop, width)
-    return _spread(side, jobs, lambda at: step(at, side.block(at)))
+def _blocks(side: _Side, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Any]]:
+    width = max(1, _BLOCK["cpu" if side.xp is np else "cuda"] // side.rows)
+    for at in _ranges(start, side.columns if stop is None else stop, width):
+        yield at, side.block(at)
 
 
 # ------------------------------------------------------------------------------------- float32: products of columns
@@ -557,34 +548,30 @@ def _panels(side: _Side, plan: _Plan, tile: int) -> Iterator[_Panel]:
 
 
 def _panel(side: _Side, plan: _Plan, start: int, stop: int) -> _Panel:
-    unit_TB = side.xp.asarray(side.full((side.rows - 1, stop - start), 0.0), dtype=side.xp.float32)
-    scale_B = side.full((stop - start,), 0.0)
-
-    def fill(at: slice, block_RB: Any) -> None:
+    unit_TB = side.full((side.rows - 1, stop - start), 0.0, side.xp.float32)
+    scale_B = side.full((stop - start,), 0.0, side.xp.float64)
+    for at, block_RB in _blocks(side, start, stop):
         here = slice(at.start - start, at.stop - start)
         unit_TB[:, here], scale_B[here] = _standardise(block_RB, plan)
-
-    for _ in _each_block(side, fill, start, stop):
-        pass
     return _Panel(start, stop, unit_TB, scale_B if plan.correlation == "covariance" else None)
 
 
-def _score_tile(train: _Panel, query: _Panel, n: slice, q: slice, out: Any = None) -> Any:
+def _score_tile(train: _Panel, query: _Panel, n: slice, q: slice, out: Any) -> None:
+    """Fill ``out``; correlations are left unclipped, an ulp or so beyond 1 at worst."""
     (unit_TN, scale_N), (unit_TQ, scale_Q) = train.at(n), query.at(q)
     xp: Any = torch if isinstance(unit_TN, torch.Tensor) else np
-    tile = xp.matmul(unit_TN.T, unit_TQ, out=out)
+    xp.matmul(unit_TN.T, unit_TQ, out=out)
     if scale_N is None:
-        return xp.clip(tile, -1, 1, out=tile)
-    if float(scale_N.max()) * float(scale_Q.max()) > _FLOAT32_MAX:
+        return
+    largest_N, largest_Q = float(scale_N.max()), float(scale_Q.max())
+    if largest_N * largest_Q > _FLOAT32_MAX:
         raise InputError(
-            f"Covariances must fit in float32, below {_FLOAT32_MAX:.2g}; found deviations of {float(scale_N.max()):.2g} "
-            f"and {float(scale_Q.max()):.2g}. Divide the losses by a constant, or use a correlation."
+            f"Covariances must fit in float32, below {_FLOAT32_MAX:.2g}; found differences with standard deviations of "
+            f"{largest_N:.2g} and {largest_Q:.2g}. Divide the losses by a constant, or use a correlation."
         )
-    # A power of two each way keeps both factors in range and costs no accuracy.
-    shift = 2.0 ** round(float(xp.log2(scale_N.max() / scale_Q.max())) / 2)
-    tile *= xp.asarray(scale_N / shift, dtype=xp.float32)[:, None]
-    tile *= xp.asarray(scale_Q * shift, dtype=xp.float32)
-    return tile
+    shift = 2.0 ** round(np.log2(largest_N / largest_Q) / 2)  # keeps both factors in range and costs no accuracy
+    out *= xp.asarray(scale_N / shift, dtype=xp.float32)[:, None]
+    out *= xp.asarray(scale_Q * shift, dtype=xp.float32)
 
 
 # ------------------------------------------------------------------------------------------------ the best k of each
@@ -613,38 +600,72 @@ def _descending(keys_QK: Any) -> Any:
     return np.ascontiguousarray(keys_QK[:, ::-1])
 
 
-def _merge(best_BK: Any, tile_NB: Any, first: int) -> Any:
-    """Best k keys of each query after one more tile of scores; the smallest of them stands in column 0."""
+def _keep_best(best_BK: Any, train: _Panel, query: _Panel, q: slice) -> Any:
+    """Best k keys of some queries after one more panel of training columns; the least of them stands in column 0."""
+    merge = _merge_cpu if isinstance(best_BK, np.ndarray) else _merge_device
+    limit = np.inf if train.scale is not None else 1.0
+    return merge(best_BK, _tiles(train, query, q), limit)
+
+
+def _tiles(train: _Panel, query: _Panel, q: slice) -> Iterator[tuple[int, Any]]:
+    """Tiles of scores in the order of the training columns, each overwriting the one before."""
+    width = q.stop - q.start
+    empty = np.empty if isinstance(train.unit, np.ndarray) else train.unit.new_empty
+    scratch = empty((min(_TILE_N, train.stop - train.start), width), dtype=train.unit.dtype)
+    for n in _ranges(train.start, train.stop, _TILE_N):
+        tile_NB = scratch[: n.stop - n.start]
+        _score_tile(train, query, n, q, tile_NB)
+        yield n.start, tile_NB
+
+
+def _merge_device(best_BK: Any, tiles: Iterator[tuple[int, Any]], limit: float) -> Any:
     k = best_BK.shape[1]
-    if isinstance(tile_NB, torch.Tensor):
+    for first, tile_NB in tiles:
         index_N = torch.arange(first, first + len(tile_NB), device=tile_NB.device)
-        return torch.cat([best_BK, _pack(tile_NB.T.contiguous(), index_N)], 1).topk(k).values
-    bar_B = _unpack(best_BK[:, 0])[1]
-    if (
-        first == 0 and len(tile_NB) > k
-    ):  # no bar yet: take the k-th best of this tile, itself and its equals let through
-        kth_B = np.partition(np.ascontiguousarray(tile_NB.T), -k, axis=1)[:, -k]
-        bar_B = np.nextafter(kth_B, np.float32(-np.inf))
-    row, column = np.divmod(_true_at(tile_NB > bar_B), tile_NB.shape[1])
-    order = np.argsort(column.astype(np.uint16), kind="stable")  # a radix sort; a tile is far below 65,536 wide
-    row, column = row[order], column[order]
-    count_B = np.bincount(column, minlength=tile_NB.shape[1])
+        keys = _pack(tile_NB.clamp(-limit, limit).T.contiguous(), index_N)
+        best_BK = torch.cat([best_BK, keys], 1).topk(k).values
+    return best_BK
+
+
+def _merge_cpu(best_BK: Any, tiles: Iterator[tuple[int, Any]], limit: float) -> Any:
+    """Let through only what beats the k-th best so far, and raise that bar whenever enough has come through."""
+    width, k = best_BK.shape
+    bar_B, columns, keys, waiting = _unpack(best_BK[:, 0])[1], [], [], 0
+    for first, tile_NB in tiles:
+        if first == 0 and len(tile_NB) > k:  # no bar yet: the k-th best of this tile; itself and its equals pass
+            kth_B = np.partition(np.ascontiguousarray(tile_NB.T), -k, axis=1)[:, -k]
+            bar_B = np.nextafter(np.minimum(kth_B, np.float32(limit)), np.float32(-np.inf))
+        row, column = _above(tile_NB, bar_B)
+        columns.append(column.astype(np.uint16))  # a tile is narrower than 65,536: _join's stable sort is a radix sort
+        keys.append(_pack(tile_NB[row, column].clip(-limit, limit), row + first))
+        waiting += len(row)
+        if 2 * waiting > k * width:
+            best_BK = _join(best_BK, np.concatenate(columns), np.concatenate(keys))
+            bar_B, columns, keys, waiting = _unpack(best_BK[:, 0])[1], [], [], 0
+    return _join(best_BK, np.concatenate(columns), np.concatenate(keys)) if waiting else best_BK
+
+
+def _above(tile_NB: Any, bar_B: Any) -> tuple[Any, Any]:
+    """Rows and columns of the scores above their column's bar; eight rows at a time are skipped where none is."""
+    rows, width = tile_NB.shape
+    whole = rows - rows % 8
+    group, column = np.divmod(np.flatnonzero(tile_NB[:whole].reshape(-1, 8, width).max(axis=1) > bar_B), width)
+    row = np.concatenate([(8 * group[:, None] + np.arange(8)).reshape(-1), np.repeat(np.arange(whole, rows), width)])
+    column = np.concatenate([np.repeat(column, 8), np.tile(np.arange(width), rows - whole)])
+    above = tile_NB[row, column] > bar_B[column]
+    return row[above], column[above]
+
+
+def _join(best_BK: Any, column: Any, key: Any) -> Any:
+    width, k = best_BK.shape
+    order = np.argsort(column, kind="stable")
+    count_B = np.bincount(column, minlength=width)
     place = np.arange(len(column)) - np.repeat(count_B.cumsum() - count_B, count_B) + k
-    keys = np.full((len(count_B), k + int(count_B.max())), np.iinfo(np.int64).min)
-    keys[:, :k] = best_BK
-    keys[column, place] = _pack(tile_NB[row, column], row + first)
-    keys.partition(keys.shape[1] - k, axis=1)
-    return keys[:, keys.shape[1] - k :]
-
-
-def _true_at(mask: Any) -> Any:
-    """Flat positions of the few true entries; eight at a time are skipped where none is true."""
-    flat = mask.reshape(-1)
-    if len(flat) % 8:
-        return np.flatnonzero(flat)
-    word = np.flatnonzero(flat.view(np.uint64))
-    hit = np.flatnonzero(flat.reshape(-1, 8)[word])
-    return word[hit >> 3] * 8 + (hit & 7)
+    all_BK = np.full((width, k + int(count_B.max())), np.iinfo(np.int64).min)
+    all_BK[:, :k] = best_BK
+    all_BK[column[order], place] = key[order]
+    all_BK.partition(all_BK.shape[1] - k, axis=1)
+    return all_BK[:, all_BK.shape[1] - k :]
 
 
 # -------------------------------------------------------------------------------------------------------- per class
@@ -654,21 +675,19 @@ def _class_means(query: _Side, codes_Q: Any, classes: int) -> Any:
     """Unit columns (T, C) of the mean loss differences of each class, the differences of the mean losses."""
     total_CR = query.full((classes, query.rows), 0.0)
     codes = query.native(codes_Q)
-    for at, block_RB in _each_block(query, lambda at, block_RB: (at, block_RB)):
+    for at, block_RB in _blocks(query):
         if query.xp is np:
             np.add.at(total_CR, codes[at], block_RB.T)
         else:
-            total_CR.index_add_(0, codes[at], block_RB.T.to(total_CR.dtype))
+            total_CR.index_add_(0, codes[at], block_RB.T)
     count_C = query.native(np.bincount(codes_Q, minlength=classes))
     return _standardise((total_CR / count_C[:, None]).T, _Plan())[0]
 
 
 def _per_class_device(train: _Side, codes_N: Any, mean_TC: Any) -> Any:
     codes = train.native(codes_N)
-    blocks = _each_block(
-        train, lambda at, block_RB: (_standardise(block_RB, _Plan())[0] * mean_TC[:, codes[at]]).sum(0)
-    )
-    return torch.cat(list(blocks)).float()
+    blocks = ((mean_TC[:, codes[at]], _standardise(block_RB, _Plan())[0]) for at, block_RB in _blocks(train))
+    return torch.cat([(mean_TB * unit_TB).sum(0) for mean_TB, unit_TB in blocks]).float()
 
 
 def _per_class_cpu(train: _Side, codes_N: Any, mean_TC: Any) -> Any:
@@ -682,8 +701,10 @@ def _per_class_cpu(train: _Side, codes_N: Any, mean_TC: Any) -> Any:
                 rest = np.flatnonzero(~sure_B) + at.start
                 scores_N[rest] = (_standardise(train.block(rest), _Plan())[0] * mean_TC[:, codes_N[rest]]).sum(0)
 
-    for _ in _spread(train, _ranges(0, train.columns, 16 * _FAST_COLUMNS), step):
-        pass
+    # NumPy lets go of the interpreter lock, so threads share the work; a column's bits do not depend on them.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in pool.map(step, _ranges(0, train.columns, 8 * _FAST_COLUMNS)):
+            pass
     return scores_N
 
 

@@ -387,6 +387,10 @@ class Splits:
         parts = (self.train, self.validation, self.query)
         return digest(*("none" if part is None else part.fingerprint for part in parts))
 
+    def describe(self) -> dict[str, Any]:
+        """A JSON object for manifests: name, source and fingerprint."""
+        return {"name": self.name, "source": dict(self.source), "fingerprint": self.fingerprint}
+
     def __repr__(self) -> str:
         validation = 0 if self.validation is None else len(self.validation)
         return f"Splits({self.name}: {len(self.train):,} train, {validation:,} validation, {len(self.query):,} query)"

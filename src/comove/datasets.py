@@ -15,8 +15,9 @@ import torch
 
 from comove.data import ExampleSet, Ids, MapDataset, Normalization, Splits, as_amount, split, stratified_sample
 from comove.errors import InputError, InputTypeError, did_you_mean, some
+from comove.store import check_fingerprint
 
-__all__ = ["as_splits", "data_folders", "dataset_names", "find_cifar10", "load_dataset"]
+__all__ = ["as_splits", "data_folders", "dataset_names", "find_cifar10", "load_dataset", "reload_splits"]
 
 
 def as_splits(dataset: str | Splits | ExampleSet | MapDataset, seed: int = 0) -> Splits:
@@ -346,3 +347,22 @@ _LOADERS: dict[str, Callable[..., Splits]] = {"digits": _digits, "cifar10": _cif
 def dataset_names() -> tuple[str, ...]:
     """The names that :func:`load_dataset` knows; a folder of images is the other choice."""
     return tuple(_LOADERS)
+
+
+def reload_splits(described: Mapping[str, Any], where: object) -> Splits:
+    """Load again the splits that a manifest describes (see :meth:`Splits.describe`), and check that they are the same.
+
+    Args:
+        described: name, source and fingerprint.
+        where: the artefact, for messages.
+
+    Raises:
+        InputError: the data was passed in from memory and must be passed again.
+        FingerprintError: what is found under that name now is something else.
+    """
+    source = dict(described["source"])
+    if not source:
+        raise InputError(f"{where} was made with data of your own ({described['name']}): pass it again as dataset=.")
+    splits = load_dataset(source.pop("name"), **source)
+    check_fingerprint("data set", found=described["fingerprint"], expected=splits.fingerprint, where=where)
+    return splits

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from comove.errors import InputError, did_you_mean
 
-__all__ = ["discover", "lookup"]
+__all__ = ["build", "discover", "label_of", "lookup", "parse_method"]
 
 T = TypeVar("T")
 
 
 def discover(package: str, base: type[T]) -> dict[str, type[T]]:
-    """Return every concrete, public subclass of ``base`` defined in a module of ``package``, by its ``name``, sorted."""
+    """Return every concrete, public subclass of ``base`` defined in a module of ``package``, by its ``name``."""
     found: dict[str, type[T]] = {}
     folder = importlib.import_module(package)
     for module_info in pkgutil.iter_modules(folder.__path__):
@@ -24,7 +25,7 @@ def discover(package: str, base: type[T]) -> dict[str, type[T]]:
         for value in vars(module).values():
             own = inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
             if own and not inspect.isabstract(value) and not value.__name__.startswith("_"):
-                found[str(value.name)] = value  # type: ignore[attr-defined]
+                found[str(value.name)] = value
     return dict(sorted(found.items()))
 
 
@@ -33,3 +34,51 @@ def lookup(name: str, among: Mapping[str, T], kind: str) -> T:
     if name not in among:
         raise InputError(f"Unknown {kind} {name!r}.{did_you_mean(name, among)} Known: {', '.join(among)}.")
     return among[name]
+
+
+def build(name: str, among: Mapping[str, type[T]], kind: str, options: Mapping[str, Any]) -> T:
+    """Build the method called ``name``; an unknown name or option is an :class:`InputError`."""
+    method = lookup(name, among, kind)
+    known = [field.name for field in dataclasses.fields(method)]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise InputError(
+                f"The {kind} {name!r} has no option {option!r}.{did_you_mean(option, known)} "
+                f"Its options: {', '.join(known) or 'none'}."
+            )
+    return method(**options)
+
+
+def label_of(method: Any) -> str:
+    """A method's name, with the options that differ from their defaults, such as ``cld(correlation=spearman)``."""
+    changed = [
+        f"{field.name}={getattr(method, field.name)}"
+        for field in dataclasses.fields(method)
+        if getattr(method, field.name) != field.default
+    ]
+    return f"{method.name}({', '.join(changed)})" if changed else str(method.name)
+
+
+def parse_method(text: str, among: Mapping[str, type[T]], kind: str) -> T:
+    """Build a method from text such as ``cld`` or ``cld:correlation=spearman:common_mode=remove``.
+
+    Raises:
+        InputError: an unknown name or option, or a value that is not ``option=value``.
+    """
+    name, *pairs = text.strip().split(":")
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        option, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"Options follow a method's name as name:option=value:option=value, got {text!r}.")
+        options[option] = _value(value)
+    return build(name, among, kind, options)
+
+
+def _value(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)

@@ -27,6 +27,7 @@ __all__ = [
     "as_ids",
     "check_fingerprint",
     "check_kind",
+    "claim_folder",
     "digest",
     "new_folder",
     "open_manifest",
@@ -213,6 +214,50 @@ def write_manifest(folder: Path, kind: str, format_version: int, content: Mappin
     """Write ``manifest.json``: the kind of artefact, its format version, the libraries' versions and ``content``."""
     head = {"kind": f"comove/{kind}", "format_version": format_version, "versions": versions()}
     write_json(folder / MANIFEST, {**head, **content})
+
+
+def claim_folder(folder: Path, kind: str, format_version: int, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a new artefact with its fingerprint, or check that the folder holds this very one.
+
+    Everything in ``content`` counts, but for where a data set was found (``dataset.source``): data may move.
+
+    Returns:
+        The manifest in the folder.
+
+    Raises:
+        InputError: the folder holds something else than artefacts of ours.
+        FingerprintError: it holds one made otherwise; the message shows both fingerprints and what differs.
+    """
+    counted = {key: _without_source(value) for key, value in content.items()}
+    fingerprint = digest(counted)
+    if not (folder / MANIFEST).exists():
+        if any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no {kind}; choose a new folder.")
+        write_manifest(folder, kind, format_version, {**content, "fingerprint": fingerprint})
+    found = open_manifest(folder, kind, format_version)
+    if found.get("fingerprint") != fingerprint:
+        before = {key: _without_source(found.get(key)) for key in content}
+        raise FingerprintError(
+            f"{folder} holds another {kind} (fingerprint {found.get('fingerprint')}, asked for {fingerprint}): "
+            f"{_differences(before, counted)}. Use another folder, or delete this one."
+        )
+    return found
+
+
+def _without_source(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "source"} if isinstance(value, Mapping) else value
+
+
+def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    parts = []
+    for key, now in asked.items():
+        before = found.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            names = [name for name in now if before.get(name) != now[name]]
+            parts += [f"{key}.{name} was {before.get(name)}, now {now[name]}" for name in names]
+        elif before != now:
+            parts.append(f"{key} was {before}, now {now}")
+    return "; ".join(parts) or "entries written by another version differ"
 
 
 def open_manifest(folder: Path, kind: str, format_version: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from comove.attribution.base import Attributor, Queries
 from comove.attribution.scores import Ranking, Scores
-from comove.discovery import discover, lookup
+from comove.discovery import build, discover
 
 __all__ = ["Attributor", "Queries", "Ranking", "Scores", "attributor", "attributors"]
 
@@ -28,7 +28,7 @@ def attributor(name: str, **options: Any) -> Attributor:
     Raises:
         InputError: an unknown name (the nearest are suggested) or option.
     """
-    return lookup(name, attributors(), "attribution method")(**options)
+    return build(name, attributors(), "attribution method", options)
 
 
 def __getattr__(name: str) -> Any:

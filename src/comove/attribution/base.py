@@ -10,13 +10,14 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import numpy.typing as npt
 
 from comove.attribution.scores import Scores
 from comove.data import ExampleSet, Ids, positions_of
+from comove.discovery import label_of
 from comove.errors import InputError, NotFittedError
 from comove.sources import Source, SourceLike, as_sources
 
@@ -52,7 +53,7 @@ class Attributor(ABC):
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
 
     @final
-    def fit(self, source: SourceLike | Sequence[SourceLike]) -> Attributor:
+    def fit(self, source: SourceLike | Sequence[SourceLike]) -> Self:
         """Return a fitted copy; nothing passed in is changed.
 
         Args:
@@ -63,9 +64,8 @@ class Attributor(ABC):
             InputTypeError: something else than runs and traces.
         """
         sources = as_sources(source, self.requires, self.name)
-        fitted = copy.copy(self)
-        object.__setattr__(fitted, "_sources", sources)
-        object.__setattr__(fitted, "_state", self._fit(sources))
+        fitted = copy.copy(self)  # a frozen dataclass: what fitting adds is set on the copy only
+        object.__setattr__(fitted, "_fitted", (sources, self._fit(sources)))
         return fitted
 
     @final
@@ -84,25 +84,31 @@ class Attributor(ABC):
             NotFittedError: :meth:`fit` was not called; use what it returns.
             InputError: unknown or repeated query ids.
         """
-        if not hasattr(self, "_sources"):
+        fitted: tuple[tuple[Source, ...], Any] | None = getattr(self, "_fitted", None)
+        if fitted is None:
             raise NotFittedError(
                 f"{type(self).__name__} is not fitted: scores = {type(self).__name__}().fit(runs).attribute(queries)."
             )
-        sources: tuple[Source, ...] = self._sources
+        sources, state = fitted
         first = sources[0].trace
         wanted = self._queries(sources, queries)
-        values, info = self._scores(self._state, wanted)
+        values, info = self._scores(state, wanted)
         classes = first.manifest.get("classes")
         return Scores(
             values,
             first.train_ids,
             wanted.ids,
-            self.name,
+            self.label,
             first.train_labels,
             wanted.labels,
             None if classes is None else tuple(classes),
             {**self.options, "runs": len(sources), **info},
         )
+
+    @property
+    def label(self) -> str:
+        """The name, with the options that differ from their defaults."""
+        return label_of(self)
 
     @property
     def options(self) -> dict[str, Any]:

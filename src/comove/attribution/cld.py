@@ -92,9 +92,9 @@ class CLD(Attributor):
     summary: ClassVar[str] = "correlation of loss differences along training; needs recorded losses only"
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
 
-    correlation: str = "pearson"
-    common_mode: str = "keep"
-    row_scaling: str = "none"
+    correlation: Literal["pearson", "spearman", "covariance"] = "pearson"
+    common_mode: Literal["keep", "remove"] = "keep"
+    row_scaling: Literal["none", "rms"] = "none"
     rows: Rows = "all"
 
     def _fit(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:

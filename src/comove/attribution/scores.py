@@ -101,7 +101,7 @@ class Scores:
                 f"{len(bad)} scores are NaN or infinite, the first for train id {train_ids[row]} and query id "
                 f"{query_ids[column]}."
             )
-        arrays = {"values": values, "train_ids": train_ids, "query_ids": query_ids}
+        arrays: dict[str, npt.NDArray[Any]] = {"values": values, "train_ids": train_ids, "query_ids": query_ids}
         for name, ids in (("train_labels", train_ids), ("query_labels", query_ids)):
             if (labels := getattr(self, name)) is not None:
                 arrays[name] = np.asarray(labels, dtype=np.int64)

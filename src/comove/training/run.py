@@ -18,10 +18,10 @@ from safetensors.torch import save as _weights_to_bytes
 from torch import nn
 
 from comove.data import ExampleSet, Splits
-from comove.datasets import load_dataset
+from comove.datasets import reload_splits
 from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec
-from comove.store import MANIFEST, check_fingerprint, open_manifest, read_header, read_json, write_bytes
+from comove.store import check_fingerprint, open_manifest, read_header, read_json, write_bytes
 from comove.trace import Trace
 from comove.training.recipe import Recipe
 
@@ -169,14 +169,7 @@ class Run:
         """
         if self.dataset is not None:
             return self.dataset
-        source = self.manifest["dataset"]["source"]
-        if not source:
-            raise InputError(
-                f"{self.path} was trained on data of your own: pass it again, Run.load(path, dataset=...)."
-            )
-        splits = load_dataset(source["name"], **{key: value for key, value in source.items() if key != "name"})
-        found = self.manifest["dataset"]["fingerprint"]
-        check_fingerprint("data set", found=found, expected=splits.fingerprint, where=self.path)
+        splits = reload_splits(self.manifest["dataset"], self.path)
         object.__setattr__(self, "dataset", splits)
         return splits
 
@@ -192,8 +185,3 @@ class Run:
         state = "finished" if self.finished else "unfinished"
         name = self.manifest["dataset"]["name"]
         return f"Run({self.path}: {self.model_spec.name} on {name}, seed {self.seed}, {state})"
-
-
-def is_run(path: Path) -> bool:
-    """Whether ``path`` holds a run's manifest."""
-    return (path / MANIFEST).exists()

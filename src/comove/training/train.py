@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,15 +17,15 @@ from torch import nn
 
 from comove.data import ExampleSet, MapDataset, Splits
 from comove.datasets import as_splits
-from comove.errors import FingerprintError, InputError
+from comove.errors import InputError
 from comove.models import Factory, ModelSpec, penultimate
 from comove.progress import Advance, progress_bar
 from comove.recording import Recorder
-from comove.store import digest, new_folder, open_manifest, read_header, write_json, write_manifest
+from comove.store import claim_folder, new_folder, read_header, write_json
 from comove.trace import FIELDS
 from comove.training.loop import OptimizerState, Resident, evaluate, fit, resolve_device
 from comove.training.recipe import Recipe, as_recipe
-from comove.training.run import RUN_FORMAT, Run, is_run, read_weights, write_weights
+from comove.training.run import RUN_FORMAT, Run, read_weights, write_weights
 
 __all__ = ["Recording", "default_model", "train"]
 
@@ -131,8 +130,7 @@ def train(
     folder = new_folder(temporary.name if temporary is not None else str(out))
     factory = model if callable(model) else None
     manifest = _manifest(splits, spec, recipe, seed, recording, checkpoints)
-    _claim(folder, manifest)
-    run = Run(folder, open_manifest(folder, "run", RUN_FORMAT), splits, factory, temporary)
+    run = Run(folder, claim_folder(folder, "run", RUN_FORMAT, manifest), splits, factory, temporary)
     if not run.finished:
         _Session(run, spec, recipe, recording, checkpoints, resolve_device(device), progress).go()
     return run
@@ -146,49 +144,14 @@ def _manifest(
     recording: Recording,
     checkpoints: str | int,
 ) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "dataset": {"name": splits.name, "source": dict(splits.source), "fingerprint": splits.fingerprint},
+    return {
+        "dataset": splits.describe(),
         "model": spec.to_json(),
         "recipe": recipe.to_json(),
         "seed": int(seed),
         "recording": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(recording).items()},
         "checkpoints": checkpoints,
     }
-    return {**content, "fingerprint": _fingerprint(content)}
-
-
-def _fingerprint(content: Mapping[str, Any]) -> str:
-    data = {"fingerprint": content["dataset"]["fingerprint"]}  # not its folder: data may move
-    return digest({**content, "dataset": data})
-
-
-def _claim(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of a new run, or check that the folder's run is this very one."""
-    if not is_run(folder):
-        if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no run; choose a new folder for the run.")
-        write_manifest(folder, "run", RUN_FORMAT, manifest)
-        return
-    found = open_manifest(folder, "run", RUN_FORMAT)
-    if found["fingerprint"] != manifest["fingerprint"]:
-        raise FingerprintError(
-            f"{folder} holds another run (fingerprint {found['fingerprint']}, asked for {manifest['fingerprint']}): "
-            f"{_differences(found, manifest)}. Use another folder, or delete this one."
-        )
-
-
-def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    parts = []
-    for key in ("dataset", "model", "recipe", "seed", "recording", "checkpoints"):
-        before, now = found.get(key), asked[key]
-        if before == now:
-            continue
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            names = [name for name in now if before.get(name) != now[name] and name not in ("source", "name")]
-            parts += [f"{key}.{name} was {before.get(name)}, now {now[name]}" for name in names]
-        else:
-            parts.append(f"{key} was {before}, now {now}")
-    return "; ".join(parts) or "in entries written by another version"
 
 
 class _Session:

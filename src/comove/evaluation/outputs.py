@@ -1,0 +1,48 @@
+"""f(q): what is measured of a retrained model on a query. One bank of logits serves all.
+
+Shape legend: ... any leading axes (subsets, seeds), Q queries, K classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.errors import InputError, did_you_mean
+
+__all__ = ["OUTPUTS", "output_of"]
+
+OUTPUTS = {
+    "margin": "z_y - logsumexp of the other logits (TRAK's choice)",
+    "correct": "1 if the predicted class is the label, else 0 (the paper's choice)",
+    "loss": "cross-entropy in nats (lower is better)",
+    "probability": "probability of the label",
+    "predicted": "the predicted class",
+}
+
+
+def output_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], kind: str) -> npt.NDArray[np.float64]:
+    """Return one output (..., Q) of the logits (..., Q, K); NaN where the logits are NaN (a model not yet trained).
+
+    Raises:
+        InputError: an unknown kind.
+    """
+    if kind not in OUTPUTS:
+        raise InputError(f"Unknown output {kind!r}.{did_you_mean(kind, OUTPUTS)} Known: {', '.join(OUTPUTS)}.")
+    pending = np.asarray(np.isnan(logits).any(-1))
+    z = np.where(pending[..., None], 0.0, logits.astype(np.float64))
+    if kind in ("correct", "predicted"):
+        predicted = z.argmax(-1)
+        values = (predicted if kind == "predicted" else predicted == labels).astype(np.float64)
+        return np.where(pending, np.nan, values)
+    index = np.broadcast_to(labels[..., None], (*z.shape[:-1], 1))
+    target = np.take_along_axis(z, index, -1)[..., 0]
+    others = z.copy()
+    np.put_along_axis(others, index, -np.inf, -1)
+    top = others.max(-1)
+    margin = target - top - np.log(np.exp(others - top[..., None]).sum(-1))
+    if kind == "loss":
+        values = np.logaddexp(0.0, -margin)  # -log sigmoid(margin): exact also where the probability rounds to 1
+    else:
+        values = margin if kind == "margin" else np.exp(-np.logaddexp(0.0, -margin))
+    return np.where(pending, np.nan, values)

@@ -1,0 +1,52 @@
+"""Which training examples each retraining uses: plans that give the masks of a bank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.errors import InputError
+
+__all__ = ["RandomSubsets", "random"]
+
+
+@dataclass(frozen=True)
+class RandomSubsets:
+    """``count`` random subsets of ceil(alpha N) examples each; see :func:`random`."""
+
+    alpha: float
+    count: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise InputError(f"alpha must be in (0, 1), got {self.alpha}.")
+        if self.count < 1:
+            raise InputError(f"A bank needs at least 1 subset, got {self.count}.")
+
+    def masks(self, n: int) -> npt.NDArray[np.bool_]:
+        """Return (C, N) bool: row j marks subset j; it depends on the seed and j only, not on how many there are."""
+        size = math.ceil(self.alpha * n)
+        if not 2 <= size < n:
+            raise InputError(f"alpha {self.alpha} of {n} examples gives subsets of {size}; choose from 2 to {n - 1}.")
+        masks_CN = np.zeros((self.count, n), np.bool_)
+        for j, row_N in enumerate(masks_CN):
+            row_N[np.random.default_rng([self.seed, 0x5B5E7, j]).choice(n, size, replace=False)] = True
+        return masks_CN
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object for manifests."""
+        return {"kind": "random", **asdict(self)}
+
+
+def random(alpha: float, count: int, seed: int = 0) -> RandomSubsets:
+    """Plan ``count`` (C) uniform random subsets of ceil(alpha N) of the N training examples.
+
+    Raises:
+        InputError: alpha outside (0, 1), no subset.
+    """
+    return RandomSubsets(float(alpha), int(count), int(seed))

@@ -1,0 +1,169 @@
+"""Figures from results; nothing is computed here but what a picture needs. Drawn without a display or global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.attribution import Scores
+from comove.coreset import Coreset
+from comove.data import ExampleSet, Splits, positions_of
+from comove.errors import InputError
+from comove.evaluation import LDS, Curve
+from comove.trace import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["coreset_gallery", "curve_figure", "influence_grid", "lds_bars", "save_figure", "thumbnail", "trajectories"]
+
+HELP, HURT, NEUTRAL = "#0072b2", "#d55e00", "#555555"  # distinguishable with every kind of colour blindness
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def thumbnail(examples: ExampleSet, id_: int) -> npt.NDArray[Any]:
+    """Return an example's input as an image: (H, W) in [0, 1], or (H, W, 3) uint8.
+
+    Raises:
+        InputError: inputs that are no images.
+    """
+    raw = examples.raw(examples.positions([id_]))[0].numpy()
+    if raw.ndim != 3 or raw.shape[0] not in (1, 3):
+        raise InputError(f"Inputs of shape {raw.shape} are no images.")
+    if raw.dtype != np.uint8:
+        low, high = float(raw.min()), float(raw.max())
+        raw = (raw - low) / (high - low) if high > low else np.zeros_like(raw)
+    return raw[0] if raw.shape[0] == 1 else raw.transpose(1, 2, 0)
+
+
+def _show(axes: Axes, examples: ExampleSet, id_: int, text: str, colour: str = "black") -> None:
+    image = thumbnail(examples, id_)
+    if image.ndim == 3:
+        axes.imshow(image)
+    else:
+        axes.imshow(image, cmap="gray_r" if float(image.mean()) < 0.5 else "gray", vmin=0, vmax=image.max())
+    axes.set_title(text, fontsize=7, color=colour)
+    axes.axis("off")
+
+
+def influence_grid(scores: Scores, splits: Splits, queries: Sequence[int], k: int = 5) -> Figure:
+    """Each query with the k training examples that help it most and hurt it most."""
+    figure = _figure(1.0 + 1.05 * (2 * k + 1), 1.35 * len(queries) + 0.5)
+    grid = figure.subplots(len(queries), 2 * k + 1, squeeze=False)
+    names = splits.classes
+    for row, query in zip(grid, queries, strict=True):
+        label = splits.query.labels[splits.query.positions([query])[0]]
+        _show(row[0], splits.query, query, f"query {query}\n{names[label]}")
+        ranked = ((scores.top(k, query=query), HELP), (scores.bottom(k, query=query), HURT))
+        cells = iter(row[1:])
+        for ranking, colour in ranked:
+            for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
+                _show(next(cells), splits.train, id_, f"{name}  {score:+.2g}\n#{id_}", colour)
+    figure.suptitle(f"{scores.method}: training examples that help (blue) and hurt (orange) each query", fontsize=10)
+    return figure
+
+
+def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure:
+    """The query's loss along training against those of its k top and k bottom training examples."""
+    figure = _figure(7.2, 3.8)
+    axes = figure.subplots()
+    epochs = [row.epoch for row in trace.rows]
+    train_TN, query_TQ = trace.train_losses, trace.query_losses
+    place = positions_of([query], trace.query_ids, "query ids")[0]
+    for ranking, colour, word in (
+        (scores.top(k, query=query), HELP, "helps"),
+        (scores.bottom(k, query=query), HURT, "hurts"),
+    ):
+        columns = positions_of(ranking.ids, trace.train_ids, "train ids")
+        for number, column in enumerate(columns):
+            axes.plot(epochs, train_TN[:, column], color=colour, alpha=0.7, label=word if number == 0 else None)
+    axes.plot(epochs, query_TQ[:, place], color="black", linewidth=2, label=f"query {query}")
+    axes.set(xlabel="epoch", ylabel="loss (nats)", title=f"Losses that co-move with query {query} ({scores.method})")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    return figure
+
+
+def lds_bars(results: Sequence[LDS]) -> Figure:
+    """LDS of each method with its interval, the noise ceiling dashed."""
+    figure = _figure(7.2, 0.9 + 0.42 * len(results))
+    axes = figure.subplots()
+    means = np.array([result.mean for result in results])
+    spans = [result.interval if result.interval is not None else (result.mean, result.mean) for result in results]
+    places = np.arange(len(results))[::-1]
+    colours = [NEUTRAL if "control" in str(result.method) else HELP for result in results]
+    axes.barh(places, means, color=colours, height=0.65)
+    low, high = np.array(spans).T
+    axes.errorbar(means, places, xerr=[means - low, high - means], fmt="none", ecolor="black", capsize=3)
+    ceiling = results[0].noise_ceiling
+    if ceiling is not None and np.isfinite(ceiling):
+        axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
+        axes.text(ceiling, places[0] + 0.55, "noise ceiling ", ha="right", va="bottom", fontsize=8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(places, [str(result.method) for result in results])
+    axes.set_xlabel(f"linear datamodeling score (mean over {results[0].per_query.size} queries)")
+    return figure
+
+
+def curve_figure(curve: Curve) -> Figure:
+    """Accuracy against coreset size, mean and standard deviation over seeds, full data dashed."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    rows = curve.summary()
+    methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != "full data"]
+    for colour, method in zip(COLOURS * len(methods), methods, strict=False):
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["budget"])
+        style = "--" if method == "random" else "-"
+        deviation = np.nan_to_num([row["std"] for row in own])
+        axes.errorbar(
+            [100 * row["budget"] for row in own],
+            [row["mean"] for row in own],
+            yerr=deviation,
+            label=method,
+            color=colour,
+            linestyle=style,
+            marker="o",
+            capsize=3,
+        )
+    for row in rows:
+        if row["method"] == "full data":
+            axes.axhline(row["mean"], color="black", linestyle=":", label="full data")
+    axes.set(xlabel="share of the training data kept (%)", ylabel=f"accuracy on {curve.n_query:,} queries")
+    axes.legend(frameon=False)
+    return figure
+
+
+def coreset_gallery(coreset: Coreset, examples: ExampleSet, per_class: int = 8) -> Figure:
+    """The first examples kept of each class (best on the left) and, where known, how they scored."""
+    labels = sorted(coreset.per_class)
+    figure = _figure(0.9 * per_class + 0.6, 1.0 * len(labels) + 0.5)
+    grid = figure.subplots(len(labels), per_class, squeeze=False)
+    for row, label in zip(grid, labels, strict=True):
+        kept = np.flatnonzero(coreset.labels == label)[:per_class]
+        for axes in row:
+            axes.axis("off")
+        for axes, place in zip(row, kept, strict=False):
+            _show(axes, examples, int(coreset.ids[place]), f"{examples.classes[label]}  {coreset.scores[place]:+.2f}")
+    figure.suptitle(f"{coreset.method}: first kept of each class", fontsize=10)
+    return figure
