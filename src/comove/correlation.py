@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -34,14 +34,12 @@ ArrayLike: TypeAlias = Any  # NumPy array, torch tensor, nested lists, or anythi
 
 _EPS = float(np.finfo(np.float64).eps)
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}  # float64 values of one block of columns: 2 MB stay in cache on a CPU
+_NARROWEST = 128  # columns of a block at least, however many rows: reads along a row stay worth their while
 _PANEL = 1 << 25  # float32 values of unit columns held for one side: 128 MB
 _TILE_N, _TILE_Q = 512, 8192  # scores of one product: 16 MB in long rows, still in cache when clipped or filtered
-_FAST_COLUMNS, _FAST_ROWS = 8192, 128  # losses of one float32 step of per_class
+_FAST_COLUMNS, _FAST_ROWS = 8192, 64  # losses of one float32 step of per_class; more rows would round more
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _LARGEST = 1e150  # the square of anything beyond overflows float64
-_MISSING_LOSS = (
-    "A diverged run or an example that was never evaluated leaves such values; leave out that example or row."
-)
 
 
 # ------------------------------------------------------------------------------------------------- public functions
@@ -151,7 +149,7 @@ def top_k(
     train, query = _sides(train_losses, query_losses, train_ids, query_ids)
     _check_k(k, train.columns)
     plan = _plan(train, correlation, common_mode, row_scaling)
-    best_QK = train.full((query.columns, k), _NOTHING, train.xp.int64)
+    best_QK = train.zeros(query.columns, k, dtype="int64") + _NOTHING
     for query_panel in _panels(query, plan, _TILE_Q):
         for train_panel in _panels(train, plan, _TILE_N):
             for q in _ranges(query_panel.start, query_panel.stop, _TILE_Q):
@@ -200,8 +198,8 @@ def per_class(
         [1.0, -1.0, 0.93...]
     """
     train, query = _sides(train_losses, query_losses, train_ids, query_ids)
-    classes_C, query_codes = np.unique(_labels(query_labels, query), return_inverse=True)
-    codes_N = _codes(_labels(train_labels, train), classes_C)
+    classes_C, query_codes = np.unique(_integers(query_labels, "The query labels", query.columns), return_inverse=True)
+    codes_N = _codes(_integers(train_labels, "The train labels", train.columns), classes_C)
     mean_TC = _class_means(query, query_codes, len(classes_C))
     score = _per_class_cpu if train.xp is np else _per_class_device
     return train.result(score(train, codes_N, mean_TC).clip(-1, 1))
@@ -230,7 +228,7 @@ def constant(losses: ArrayLike, *, ids: ArrayLike | None = None) -> Any:
         >>> constant([[2.0, 3.0, 1.0], [1.5, 2.0, 1.0], [1.2, 1.0, 1.0]]).tolist()
         [False, True, True]
     """
-    side = _side(losses, "", ids, torch.device("cpu"))
+    side = _side(losses, "", ids, losses)
     return side.result(side.xp.concatenate([_center(block_RB, _Plan())[2] for _, block_RB in _blocks(side)]))
 
 
@@ -264,11 +262,9 @@ class _Side:
         """A NumPy array as the kind that ``xp`` works on."""
         return array if self.xp is np else torch.from_numpy(array).to(self.device)
 
-    def full(self, shape: tuple[int, ...], value: float, dtype: Any = None) -> Any:
-        dtype = dtype or self.xp.float64
-        return (
-            np.full(shape, value, dtype) if self.xp is np else torch.full(shape, value, dtype=dtype, device=self.device)
-        )
+    def zeros(self, *shape: int, dtype: str = "float64") -> Any:
+        where = {} if self.xp is np else {"device": self.device}
+        return self.xp.zeros(shape, dtype=getattr(self.xp, dtype), **where)
 
     def result(self, array: Any) -> Any:
         """An array of ``xp`` as the kind the caller gave."""
@@ -300,43 +296,37 @@ class _Side:
         value = float(block_RB[row, column])
         where = range(self.columns)[at][column] if isinstance(at, slice) else int(at[column])
         example = f"column {where}" if self.ids is None else f"id {self.ids[where]}"
-        found = (
-            f"{_title(self.name)} losses must be finite and below {_LARGEST:g}; found {value} at row {row}, {example}."
+        raise (InputError if np.isfinite(value) else NonFiniteError)(
+            f"The {self.name}losses must be finite and below {_LARGEST:g}; found {value} at row {row}, {example}. A "
+            f"diverged run or an example that was never evaluated leaves such values; leave out that example or row."
         )
-        raise (InputError if np.isfinite(value) else NonFiniteError)(f"{found} {_MISSING_LOSS}")
 
 
-def _title(name: str) -> str:
-    return f"The {name}".rstrip()
-
-
-def _side(losses: ArrayLike, name: str, ids: ArrayLike | None, device: torch.device) -> _Side:
-    title = _title(name)
-    array, is_torch = _real(losses, title), isinstance(losses, torch.Tensor)
+def _side(losses: ArrayLike, name: str, ids: ArrayLike | None, like: ArrayLike) -> _Side:
+    """Check one side; ``like`` decides whether results are torch, and on which device."""
+    array, is_torch = _real(losses, name), isinstance(like, torch.Tensor)
     shape = tuple(array.shape)
     if len(shape) != 2 or shape[0] < 3 or shape[1] < 1:
         raise InputError(
-            f"{title} losses must have the shape (T+1, examples): at least 3 recorded rows (two differences, for a "
+            f"The {name}losses must have the shape (T+1, examples): at least 3 recorded rows (two differences, for a "
             f"variance) and 1 example; found {shape}. Record one row before training and one after each epoch."
         )
-    known = None if ids is None else _integers(ids, f"{title} ids".replace("The  ", "The "), shape[1])
-    return _Side(array, name, known, losses.device if is_torch else device, is_torch)
+    known = None if ids is None else _integers(ids, f"The {name}ids", shape[1])
+    return _Side(array, name, known, like.device if is_torch else torch.device("cpu"), is_torch)
 
 
 def _sides(train: ArrayLike, query: ArrayLike, train_ids: Any, query_ids: Any) -> tuple[_Side, _Side]:
-    tensors = [side for side in (train, query) if isinstance(side, torch.Tensor)]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    sides = [_side(train, "train", train_ids, device), _side(query, "query", query_ids, device)]
-    first, second = (_Side(s.losses, s.name, s.ids, device, bool(tensors)) for s in sides)
-    if first.rows != second.rows:
+    like = train if isinstance(train, torch.Tensor) else query
+    sides = _side(train, "train ", train_ids, like), _side(query, "query ", query_ids, like)
+    if sides[0].rows != sides[1].rows:
         raise InputError(
-            f"Train and query losses must be recorded at the same moments, one row each; found {first.rows} rows for "
-            f"train and {second.rows} for query. Was one transposed, or cut short? Rows come first: (T+1, examples)."
+            f"Train and query losses must be recorded at the same moments, one row each; found {sides[0].rows} rows "
+            f"for train and {sides[1].rows} for query. Was one transposed or cut short? Rows come first: (T+1, examples)."
         )
-    return first, second
+    return sides
 
 
-def _real(losses: ArrayLike, title: str) -> Any:
+def _real(losses: ArrayLike, name: str) -> Any:
     array: Any
     if isinstance(losses, torch.Tensor):
         kind, array = "?" if losses.is_complex() or losses.dtype is torch.bool else "f", losses.detach()
@@ -344,11 +334,11 @@ def _real(losses: ArrayLike, title: str) -> Any:
         try:
             array = np.asarray(losses)
         except ValueError as error:
-            raise InputError(f"{title} losses must be rectangular, every row of the same length; {error}.") from error
+            raise InputError(f"The {name}losses must be rectangular, every row of the same length; {error}.") from error
         kind = "f" if array.dtype.name == "bfloat16" else array.dtype.kind
     if kind not in "fiu":
         raise InputTypeError(
-            f"{title} losses must be real numbers (floats or integers); found {array.dtype}. "
+            f"The {name}losses must be real numbers (floats or integers); found {array.dtype}. "
             f"Pass an array or tensor of shape (T+1, examples)."
         )
     return array
@@ -365,10 +355,6 @@ def _integers(values: ArrayLike, title: str, length: int) -> Any:
             f"{title} must have the shape ({length},), one for each column of losses; found {array.shape}."
         )
     return array.astype(np.int64, copy=False)
-
-
-def _labels(labels: ArrayLike, side: _Side) -> Any:
-    return _integers(labels, f"The {side.name} labels", side.columns)
 
 
 def _codes(train_labels: Any, classes_C: Any) -> Any:
@@ -428,6 +414,7 @@ class _Plan:
     correlation: str = "pearson"
     weight: Any = None  # (T,) one over the RMS of each row of training differences
     shared: Any = None  # (T,) unit mean training trajectory, to be projected out
+    order: Any = None  # (T,) rows in the order of the product, small entries first
 
 
 def _plan(train: _Side, correlation: str, common_mode: str, row_scaling: str) -> _Plan:
@@ -435,7 +422,11 @@ def _plan(train: _Side, correlation: str, common_mode: str, row_scaling: str) ->
     _choice(common_mode, "common_mode", get_args(CommonMode))
     _choice(row_scaling, "row_scaling", get_args(RowScaling))
     plan = _Plan(correlation, weight=_inverse_rms(train) if row_scaling == "rms" else None)
-    return _Plan(correlation, plan.weight, _shared(train, plan)) if common_mode == "remove" else plan
+    if common_mode == "remove":
+        plan = replace(plan, shared=_shared(train, plan))
+    # Summed after a few large early differences, a long flat tail would be rounded away in float32, term by term.
+    first_TB, _ = _standardise(next(_blocks(train))[1], plan)
+    return replace(plan, order=train.xp.argsort((first_TB**2).sum(1)))
 
 
 def _inverse_rms(train: _Side) -> Any:
@@ -446,7 +437,7 @@ def _inverse_rms(train: _Side) -> Any:
 
 def _shared(train: _Side, plan: _Plan) -> Any:
     """Direction of the mean of the centred training columns, or nothing where they cancel."""
-    mean_T, size = train.full((train.rows - 1,), 0.0), 0.0
+    mean_T, size = train.zeros(train.rows - 1), 0.0
     for _, block_RB in _blocks(train):
         delta_TB, square_B, _constant = _center(block_RB, plan)
         mean_T += delta_TB.sum(1) / train.columns
@@ -458,7 +449,7 @@ def _shared(train: _Side, plan: _Plan) -> Any:
 
 def _center(block_RB: Any, plan: _Plan) -> tuple[Any, Any, Any]:
     """Centred differences of a block, their sums of squares, and which columns are nothing but rounding."""
-    xp: Any = torch if isinstance(block_RB, torch.Tensor) else np
+    xp = _xp(block_RB)
     delta_TB = xp.diff(block_RB, 1, 0)
     if plan.weight is None:
         noise_B = len(delta_TB) * (8 * _EPS * xp.amax(abs(block_RB), 0)) ** 2
@@ -478,7 +469,7 @@ def _center(block_RB: Any, plan: _Plan) -> tuple[Any, Any, Any]:
 
 def _standardise(block_RB: Any, plan: _Plan) -> tuple[Any, Any]:
     """Columns of unit length, zero where constant, and the standard deviation each of them had."""
-    xp: Any = torch if isinstance(block_RB, torch.Tensor) else np
+    xp = _xp(block_RB)
     delta_TB, square_B, constant_B = _center(block_RB, plan)
     if plan.correlation == "spearman":
         delta_TB = _ranks(delta_TB) - (len(delta_TB) + 1) / 2
@@ -493,23 +484,23 @@ def _ranks(values_TB: Any) -> Any:
     """Ranks 1..T down each column; equal values share the mean of their ranks."""
     if isinstance(values_TB, torch.Tensor):
         values_BT = values_TB.T.contiguous()
-        sorted_BT = values_BT.sort(dim=1).values
-        below = torch.searchsorted(sorted_BT, values_BT)
-        return (below + torch.searchsorted(sorted_BT, values_BT, right=True) + 1).double().T / 2
-    return _ranks_cpu(values_TB)
-
-
-def _ranks_cpu(values_TB: Any) -> Any:
-    values_BT = np.ascontiguousarray(values_TB.T)
-    order_BT = values_BT.argsort(axis=1)
-    sorted_BT = np.take_along_axis(values_BT, order_BT, 1)
-    changes, edge = sorted_BT[:, 1:] != sorted_BT[:, :-1], np.ones((len(values_BT), 1), bool)
-    position = np.arange(values_BT.shape[1])
-    first = np.maximum.accumulate(np.where(np.hstack([edge, changes]), position, 0), axis=1)
-    last = np.where(np.hstack([changes, edge]), position, len(values_TB))[:, ::-1]
+        ascending = values_BT.sort(dim=1).values
+        below, upto = (torch.searchsorted(ascending, values_BT, right=right) for right in (False, True))
+        return (below + upto + 1).double().T / 2
+    table_BT = np.ascontiguousarray(values_TB.T)
+    order_BT = table_BT.argsort(axis=1)
+    sorted_BT = np.take_along_axis(table_BT, order_BT, 1)
+    change, edge = sorted_BT[:, 1:] != sorted_BT[:, :-1], np.ones((len(table_BT), 1), bool)
+    position = np.arange(len(values_TB))
+    first = np.maximum.accumulate(np.where(np.hstack([edge, change]), position, 0), axis=1)
+    last = np.where(np.hstack([change, edge]), position, len(values_TB))[:, ::-1]
     last = np.minimum.accumulate(last, axis=1)[:, ::-1]
-    np.put_along_axis(values_BT, order_BT, (first + last) / 2 + 1, 1)
-    return np.ascontiguousarray(values_BT.T)
+    np.put_along_axis(table_BT, order_BT, (first + last) / 2 + 1, 1)
+    return np.ascontiguousarray(table_BT.T)
+
+
+def _xp(array: Any) -> Any:
+    return torch if isinstance(array, torch.Tensor) else np
 
 
 def _ranges(start: int, stop: int, step: int) -> Iterator[slice]:
@@ -518,7 +509,7 @@ def _ranges(start: int, stop: int, step: int) -> Iterator[slice]:
 
 
 def _blocks(side: _Side, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Any]]:
-    width = max(1, _BLOCK["cpu" if side.xp is np else "cuda"] // side.rows)
+    width = max(_NARROWEST, _BLOCK["cpu" if side.xp is np else "cuda"] // side.rows)
     for at in _ranges(start, side.columns if stop is None else stop, width):
         yield at, side.block(at)
 
@@ -543,23 +534,24 @@ class _Panel:
 def _panels(side: _Side, plan: _Plan, tile: int) -> Iterator[_Panel]:
     """Panels of whole tiles: pairwise and top_k then multiply the same tiles and get the same bits."""
     width = max(1, _PANEL // (side.rows - 1))
-    for panel in _ranges(0, side.columns, max(tile, width - width % tile)):
+    for panel in _ranges(0, side.columns, width - width % tile if width > tile else width):
         yield _panel(side, plan, panel.start, panel.stop)
 
 
 def _panel(side: _Side, plan: _Plan, start: int, stop: int) -> _Panel:
-    unit_TB = side.full((side.rows - 1, stop - start), 0.0, side.xp.float32)
-    scale_B = side.full((stop - start,), 0.0, side.xp.float64)
+    unit_TB = side.zeros(side.rows - 1, stop - start, dtype="float32")
+    scale_B = side.zeros(stop - start)
     for at, block_RB in _blocks(side, start, stop):
         here = slice(at.start - start, at.stop - start)
-        unit_TB[:, here], scale_B[here] = _standardise(block_RB, plan)
+        columns_TB, scale_B[here] = _standardise(block_RB, plan)
+        unit_TB[:, here] = columns_TB[plan.order]
     return _Panel(start, stop, unit_TB, scale_B if plan.correlation == "covariance" else None)
 
 
 def _score_tile(train: _Panel, query: _Panel, n: slice, q: slice, out: Any) -> None:
     """Fill ``out``; correlations are left unclipped, an ulp or so beyond 1 at worst."""
     (unit_TN, scale_N), (unit_TQ, scale_Q) = train.at(n), query.at(q)
-    xp: Any = torch if isinstance(unit_TN, torch.Tensor) else np
+    xp = _xp(unit_TN)
     xp.matmul(unit_TN.T, unit_TQ, out=out)
     if scale_N is None:
         return
@@ -581,14 +573,14 @@ _NOTHING = -(0x7F800001 << 32)  # below the key of any finite score, above the l
 
 def _pack(scores: Any, index: Any) -> Any:
     """One int64 that orders by score and, among equal scores, by falling index: a maximum then needs no tie rule."""
-    xp: Any = torch if isinstance(scores, torch.Tensor) else np
+    xp = _xp(scores)
     bits = (scores + 0.0).view(xp.int32)  # + 0.0 makes one zero of -0.0 and 0.0
     high = xp.asarray(xp.where(bits < 0, bits ^ 0x7FFFFFFF, bits), dtype=xp.int64)
     return (high << 32) | (0xFFFFFFFF - index)
 
 
 def _unpack(keys: Any) -> tuple[Any, Any]:
-    xp: Any = torch if isinstance(keys, torch.Tensor) else np
+    xp = _xp(keys)
     bits = xp.asarray(keys >> 32, dtype=xp.int32)
     return 0xFFFFFFFF - (keys & 0xFFFFFFFF), xp.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(xp.float32)
 
@@ -635,7 +627,8 @@ def _merge_cpu(best_BK: Any, tiles: Iterator[tuple[int, Any]], limit: float) -> 
         if first == 0 and len(tile_NB) > k:  # no bar yet: the k-th best of this tile; itself and its equals pass
             kth_B = np.partition(np.ascontiguousarray(tile_NB.T), -k, axis=1)[:, -k]
             bar_B = np.nextafter(np.minimum(kth_B, np.float32(limit)), np.float32(-np.inf))
-        row, column = _above(tile_NB, bar_B)
+            bar_B[kth_B <= -limit] = -np.inf  # all that is clipped to -1 is equal
+        row, column = np.divmod(_true_at(tile_NB > bar_B), width)
         columns.append(column.astype(np.uint16))  # a tile is narrower than 65,536: _join's stable sort is a radix sort
         keys.append(_pack(tile_NB[row, column].clip(-limit, limit), row + first))
         waiting += len(row)
@@ -645,15 +638,14 @@ def _merge_cpu(best_BK: Any, tiles: Iterator[tuple[int, Any]], limit: float) -> 
     return _join(best_BK, np.concatenate(columns), np.concatenate(keys)) if waiting else best_BK
 
 
-def _above(tile_NB: Any, bar_B: Any) -> tuple[Any, Any]:
-    """Rows and columns of the scores above their column's bar; eight rows at a time are skipped where none is."""
-    rows, width = tile_NB.shape
-    whole = rows - rows % 8
-    group, column = np.divmod(np.flatnonzero(tile_NB[:whole].reshape(-1, 8, width).max(axis=1) > bar_B), width)
-    row = np.concatenate([(8 * group[:, None] + np.arange(8)).reshape(-1), np.repeat(np.arange(whole, rows), width)])
-    column = np.concatenate([np.repeat(column, 8), np.tile(np.arange(width), rows - whole)])
-    above = tile_NB[row, column] > bar_B[column]
-    return row[above], column[above]
+def _true_at(mask: Any) -> Any:
+    """Flat positions of the few true entries; eight at a time are skipped where none is true."""
+    flat = mask.reshape(-1)
+    if len(flat) % 8:
+        return np.flatnonzero(flat)
+    word = np.flatnonzero(flat.view(np.uint64))
+    hit = np.flatnonzero(flat.reshape(-1, 8)[word])
+    return word[hit >> 3] * 8 + (hit & 7)
 
 
 def _join(best_BK: Any, column: Any, key: Any) -> Any:
@@ -673,7 +665,7 @@ def _join(best_BK: Any, column: Any, key: Any) -> Any:
 
 def _class_means(query: _Side, codes_Q: Any, classes: int) -> Any:
     """Unit columns (T, C) of the mean loss differences of each class, the differences of the mean losses."""
-    total_CR = query.full((classes, query.rows), 0.0)
+    total_CR = query.zeros(classes, query.rows)
     codes = query.native(codes_Q)
     for at, block_RB in _blocks(query):
         if query.xp is np:
@@ -703,7 +695,7 @@ def _per_class_cpu(train: _Side, codes_N: Any, mean_TC: Any) -> Any:
 
     # NumPy lets go of the interpreter lock, so threads share the work; a column's bits do not depend on them.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in pool.map(step, _ranges(0, train.columns, 8 * _FAST_COLUMNS)):
+        for _ in pool.map(step, _ranges(0, train.columns, 2 * _FAST_COLUMNS)):
             pass
     return scores_N
 

@@ -118,7 +118,7 @@ def lds_benchmark(
     device: str | torch.device = "auto",
     progress: bool = False,
 ) -> Benchmark:
-    """Hold methods to retraining. Everything is kept in ``out``, and an interrupted benchmark goes on when called again.
+    """Hold methods to retraining; an interrupted benchmark goes on from what ``out`` keeps.
 
     Args:
         splits: the data; the query split holds the queries.

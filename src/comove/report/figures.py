@@ -79,7 +79,7 @@ def influence_grid(scores: Scores, splits: Splits, queries: Sequence[int], k: in
         cells = iter(row[1:])
         for ranking, colour in ranked:
             for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
-                _show(next(cells), splits.train, id_, f"{name}  {score:+.2g}\n#{id_}", colour)
+                _show(next(cells), splits.train, id_, f"{name}  {score:+.3g}\n#{id_}", colour)
     figure.suptitle(f"{scores.method}: training examples that help (blue) and hurt (orange) each query", fontsize=10)
     return figure
 
@@ -89,7 +89,7 @@ def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure
     figure = _figure(7.2, 3.8)
     axes = figure.subplots()
     epochs = [row.epoch for row in trace.rows]
-    train_TN, query_TQ = trace.train_losses, trace.query_losses
+    train_TN, query_TQ = (np.maximum(losses, 1e-8) for losses in (trace.train_losses, trace.query_losses))
     place = positions_of([query], trace.query_ids, "query ids")[0]
     for ranking, colour, word in (
         (scores.top(k, query=query), HELP, "helps"),
@@ -121,8 +121,8 @@ def lds_bars(results: Sequence[LDS]) -> Figure:
         axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
         axes.text(ceiling, places[0] + 0.55, "noise ceiling ", ha="right", va="bottom", fontsize=8)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(places, [str(result.method) for result in results])
-    axes.set_xlabel(f"linear datamodeling score (mean over {results[0].per_query.size} queries)")
+    axes.set_yticks(places, [str(result.method).replace("(", "\n(") for result in results], fontsize=8)
+    axes.set_xlabel(f"linear datamodeling score, mean over {results[0].per_query.size} queries", fontsize=9)
     return figure
 
 

@@ -6,7 +6,7 @@ Everything that trains a model in comove (recorded runs, retraining banks, cores
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,9 +21,12 @@ from comove.errors import InputError, did_you_mean
 from comove.training.augment import draw_flip_crop, flip_crop
 from comove.training.randomness import generator_for, seeded
 from comove.training.recipe import Recipe
+from comove.training.sgd import SGD
 
 __all__ = ["Hooks", "OptimizerState", "Resident", "evaluate", "fit", "predict", "resolve_device"]
 
+SMALL_WORK = 10_000_000
+"""Multiply-adds a step (batch size times parameters) below which a fully connected network trains on one thread."""
 PREPARED_BYTES = 1 << 30
 """Inputs are normalised once and kept on the device when they take no more than this as float32."""
 
@@ -137,15 +140,22 @@ def fit(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     stepper = _Stepper(model, recipe, device, state)
+    with _threads(model, recipe, device):
+        _epochs(stepper, data, seed, state, hooks)
+    model.eval()
+
+
+def _epochs(stepper: _Stepper, data: Resident, seed: int, state: OptimizerState, hooks: Hooks | None) -> None:
+    recipe = stepper.recipe
     if hooks is not None and state.epoch == 0:
         hooks.on_start()
-    model.train()
+    stepper.model.train()
     batches = _batch_bounds(len(data), recipe.batch_size)
     for epoch in range(state.epoch, recipe.epochs):
         if hooks is not None:
             hooks.on_epoch_start(epoch)
         order, draws = _plan(len(data), recipe, seed, epoch)
-        with seeded(seed, "dropout", epoch, device=device):
+        with seeded(seed, "dropout", epoch, device=data.device):
             for index, (start, stop) in enumerate(batches):
                 lr = recipe.lr_at(epoch + (index + 0.5) / len(batches))
                 positions = order[start:stop]
@@ -160,7 +170,20 @@ def fit(
         if hooks is not None:
             stepper.save(state)
             hooks.on_epoch_end(state)
-    model.eval()
+
+
+@contextmanager
+def _threads(model: nn.Module, recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Train a small fully connected network on one thread: sharing its tiny products costs more than it saves."""
+    work = recipe.batch_size * sum(parameter.numel() for parameter in model.parameters())
+    convolves = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in model.modules())
+    before = torch.get_num_threads()
+    if device.type == "cpu" and not convolves and work < SMALL_WORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Stepper:
@@ -173,48 +196,27 @@ class _Stepper:
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.half == torch.float16)
         if state.scaler and self.scaler.is_enabled():
             self.scaler.load_state_dict(dict(state.scaler))
-        self.optimizer = _optimizer(model, recipe, state)
+        self.optimizer = SGD(model, recipe, state.momentum)
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
         """Take one step and return the logits it started from."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.lr = lr
         with torch.autocast("cuda", dtype=self.half) if self.half is not None else nullcontext():
             logits: torch.Tensor = self.model(inputs)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # it asks for param_groups and step() only
+            self.scaler.update()
+        else:
+            self.optimizer.step()
         return logits.detach()
 
     def save(self, state: OptimizerState) -> None:
         """Put momentum and loss scale into ``state``."""
-        state.momentum = _momentum(self.model, self.optimizer)
+        state.momentum = self.optimizer.momentum()
         state.scaler = self.scaler.state_dict()
-
-
-def _optimizer(model: nn.Module, recipe: Recipe, state: OptimizerState) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
-    for name, parameter in model.named_parameters():
-        if name in state.momentum:
-            optimizer.state[parameter]["momentum_buffer"] = state.momentum[name].to(parameter.device).clone()
-    return optimizer
-
-
-def _momentum(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, parameter in model.named_parameters():
-        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if buffer is not None:
-            found[name] = buffer
-    return found
 
 
 def _batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
