@@ -321,7 +321,7 @@ def _sides(train: ArrayLike, query: ArrayLike, train_ids: Any, query_ids: Any) -
     if sides[0].rows != sides[1].rows:
         raise InputError(
             f"Train and query losses must be recorded at the same moments, one row each; found {sides[0].rows} rows "
-            f"for train and {sides[1].rows} for query. Was one transposed or cut short? Rows come first: (T+1, examples)."
+            f"for train and {sides[1].rows} for query. Was one transposed? Rows come first: (T+1, examples)."
         )
     return sides
 
@@ -544,7 +544,7 @@ def _panel(side: _Side, plan: _Plan, start: int, stop: int) -> _Panel:
     for at, block_RB in _blocks(side, start, stop):
         here = slice(at.start - start, at.stop - start)
         columns_TB, scale_B[here] = _standardise(block_RB, plan)
-        unit_TB[:, here] = columns_TB[plan.order]
+        unit_TB[:, here] = columns_TB
     return _Panel(start, stop, unit_TB, scale_B if plan.correlation == "covariance" else None)
 
 

@@ -1,0 +1,71 @@
+"""Fixtures shared by all tests. Runs are trained once a session; CIFAR-10 is looked for, never downloaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import comove
+from comove.data import ExampleSet, Splits
+from comove.datasets import find_cifar10, load_dataset
+from comove.training import Recipe, Run, train
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    """The digits splits: 1,400 train, 197 validation, 200 query."""
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def small_digits() -> Splits:
+    """Digits with 200 training examples, 40 queries."""
+    return load_dataset("digits", limit=200, queries=40)
+
+
+@pytest.fixture(scope="session")
+def short_recipe() -> Recipe:
+    """Six epochs."""
+    return Recipe(epochs=6, batch_size=32, lr=0.05)
+
+
+@pytest.fixture(scope="session")
+def runs(small_digits: Splits, short_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ...]:
+    """Two finished runs of an MLP on small digits, all checkpoints kept."""
+    folder = tmp_path_factory.mktemp("runs")
+    return tuple(train(small_digits, "mlp", short_recipe, seed, folder / str(seed)) for seed in range(2))
+
+
+@pytest.fixture(scope="session")
+def run(runs: tuple[Run, ...]) -> Run:
+    """The first of them."""
+    return runs[0]
+
+
+@pytest.fixture(scope="session")
+def trace(run: Run) -> comove.Trace:
+    """Its trace."""
+    return run.trace
+
+
+@pytest.fixture
+def images() -> ExampleSet:
+    """40 random 8-bit RGB images of 4 classes with ids 1000, 1001, ..."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, 3, 12, 12), dtype=torch.uint8, generator=generator)
+    return ExampleSet.from_arrays(pixels, np.arange(40) % 4, ids=1000 + np.arange(40), classes=list("abcd"))
+
+
+@pytest.fixture(scope="session")
+def cifar_folder() -> Path:
+    """Where real CIFAR-10 lies: ``$COMOVE_DATA``, or ``../shared/data`` beside the repository."""
+    for folder in (os.environ.get("COMOVE_DATA"), REPOSITORY.parent / "shared" / "data"):
+        if folder and find_cifar10(folder):
+            return Path(folder)
+    pytest.skip("CIFAR-10 was not found: set COMOVE_DATA to its folder")
