@@ -150,22 +150,22 @@ def test_agrees_with_float64_on_long_flat_tails(offset: float) -> None:
 @pytest.mark.parametrize("rows", [300, 10_001])
 def test_a_tail_of_many_tiny_differences_is_not_rounded_away(rows: int) -> None:
     """Each entry of the tail is below a float32 rounding of the sum; together they are not."""
-    tail = np.random.default_rng(8).choice([-1.0, 1.0], (rows - 2, 1)) * 1.6e-4
-    losses = 5 + np.vstack([np.zeros((2, 20)), np.full((rows - 2, 20), -1.0)])
-    losses[2:] += tail.cumsum(0) + 1e-5 * np.random.default_rng(9).standard_normal((rows - 2, 20)).cumsum(0)
-    expected = reference(losses, losses[:, :5], {})
-    np.testing.assert_allclose(pairwise(losses, losses[:, :5]), expected, atol=2e-6)
-    labels = np.arange(20) % 5
-    scores = per_class(losses, labels, losses[:, :5], np.arange(5))
-    np.testing.assert_allclose(scores, expected[np.arange(20), labels], atol=3e-6)
+    rng = np.random.default_rng(8)
+    tail = 1.6e-4 * rng.choice([-1.0, 1.0], (rows - 2, 1)).cumsum(0)
+    losses = 5 + np.vstack([np.zeros((2, 300)), tail - 1 + 1e-5 * rng.standard_normal((rows - 2, 300)).cumsum(0)])
+    expected = reference(losses, losses[:, :200], {})
+    np.testing.assert_allclose(pairwise(losses, losses[:, :200]), expected, atol=2e-6)
+    labels = np.arange(300) % 200
+    scores = per_class(losses, labels, losses[:, :200], np.arange(200))
+    np.testing.assert_allclose(scores, expected[np.arange(300), labels], atol=3e-6)
 
 
-def test_per_class_agrees_where_differences_are_nearly_all_alike() -> None:
-    """A straight line with a ripple 1e-4 of its slope: the case that float32 differences cannot carry."""
+@pytest.mark.parametrize(("dtype", "ripple"), [(np.float32, 1e-4), (np.float64, 1e-6)])
+def test_per_class_agrees_where_differences_are_nearly_all_alike(dtype: Any, ripple: float) -> None:
+    """A straight line with a ripple far below its slope: the case that float32 differences cannot carry."""
     rng = np.random.default_rng(7)
     ramp = np.linspace(50, 1, 60)[:, None]
-    train = (ramp * (1 + 1e-4 * rng.random((60, 30)))).astype(np.float32)
-    query = (ramp * (1 + 1e-4 * rng.random((60, 1)))).astype(np.float32)
+    train, query = ((ramp * (1 + ripple * rng.random((60, n)))).astype(dtype) for n in (30, 1))
     scores = per_class(train, np.zeros(30, int), query, [0])
     np.testing.assert_allclose(scores, reference(train, query, {})[:, 0], atol=1e-6)
 
@@ -295,6 +295,20 @@ def test_top_k_equals_pairwise_over_several_tiles(options: dict[str, Any]) -> No
     order = np.argsort(-scores, axis=1, kind="stable")[:, :40]
     np.testing.assert_array_equal(ids, names[order])
     np.testing.assert_array_equal(best, np.take_along_axis(scores, order, 1))
+
+
+@pytest.mark.parametrize("merge", [correlation._merge_cpu, correlation._merge_device])
+def test_scores_equal_once_clipped_or_but_for_the_sign_of_zero_tie_to_the_lower_index(merge: Any) -> None:
+    over = np.nextafter(np.float32(1), np.float32(2))
+    tile = np.array([[1, -over, -0.0], [over, -1, 0.0], [0.5, -1, -0.0], [1, -over, 0.0]], np.float32)
+    best = np.full((3, 2), correlation._NOTHING)
+    if merge is correlation._merge_device:
+        keys = merge(torch.from_numpy(best), iter([(0, torch.from_numpy(tile))]), 1.0).numpy()
+    else:
+        keys = merge(best, iter([(0, tile)]), 1.0)
+    ids, scores = correlation._unpack(np.sort(keys, axis=1)[:, ::-1])
+    assert ids.tolist() == [[0, 1]] * 3
+    assert scores.tolist() == [[1, 1], [-1, -1], [0, 0]]
 
 
 def test_top_k_of_perfectly_opposed_columns_keeps_the_first() -> None:

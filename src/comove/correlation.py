@@ -544,7 +544,7 @@ def _panel(side: _Side, plan: _Plan, start: int, stop: int) -> _Panel:
     for at, block_RB in _blocks(side, start, stop):
         here = slice(at.start - start, at.stop - start)
         columns_TB, scale_B[here] = _standardise(block_RB, plan)
-        unit_TB[:, here] = columns_TB
+        unit_TB[:, here] = columns_TB[plan.order]
     return _Panel(start, stop, unit_TB, scale_B if plan.correlation == "covariance" else None)
 
 

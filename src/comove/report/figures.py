@@ -119,7 +119,7 @@ def lds_bars(results: Sequence[LDS]) -> Figure:
     ceiling = results[0].noise_ceiling
     if ceiling is not None and np.isfinite(ceiling):
         axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
-        axes.text(ceiling, places[0] + 0.55, "noise ceiling ", ha="right", va="bottom", fontsize=8)
+        axes.text(ceiling, places[-1], "noise ceiling ", ha="right", va="center", fontsize=8)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(places, [str(result.method).replace("(", "\n(") for result in results], fontsize=8)
     axes.set_xlabel(f"linear datamodeling score, mean over {results[0].per_query.size} queries", fontsize=9)

@@ -1,0 +1,38 @@
+# Everything works in a virtual environment beside this file that the first target makes. Needs Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint docs bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.ready  ## the main job on embedded real data, about a minute; open demo/index.html
+	$(BIN)/comove demo --out demo
+
+test: $(VENV)/.ready lint  ## everything CI checks
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --doctest-modules src
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.ready  ## speed against limits, written to benchmarks/results/
+	$(BIN)/python benchmarks/correlation.py
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "comove needs Python 3.11 or newer; say which with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) \
+		|| { $(PYTHON) -m pip install --user uv && $(PYTHON) -m uv venv --clear --seed $(VENV); }
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo docs/_build .mypy_cache .ruff_cache

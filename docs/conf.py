@@ -1,0 +1,14 @@
+"""Sphinx configuration."""
+
+from comove import __version__
+
+project = "comove"
+author = "The comove maintainers"
+release = __version__
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
+html_theme = "furo"
+html_title = f"comove {__version__}"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
