@@ -8,13 +8,16 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from comove.errors import ComoveError, InputError
 
@@ -39,14 +42,13 @@ app = typer.Typer(
 out_console = Console()
 err_console = Console(stderr=True)
 Command = TypeVar("Command", bound=Callable[..., None])
+_debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
 
 
 def run() -> None:
-    """Entry point of the ``comove`` command."""
-    if "--debug" in sys.argv[1:]:
-        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
-        os.environ["COMOVE_DEBUG"] = "1"
-    app()
+    """Entry point of the ``comove`` command; ``--debug`` may stand anywhere on the line."""
+    words = sys.argv[1:]
+    app([*(["--debug"] if "--debug" in words else []), *(word for word in words if word != "--debug")])
 
 
 def command(function: Command) -> Command:
@@ -57,19 +59,21 @@ def command(function: Command) -> Command:
         try:
             function(*args, **kwargs)
         except KeyboardInterrupt:
-            _say("[yellow]Interrupted.[/yellow] What was finished is kept; run the same command again to go on.")
+            _say("What was finished is kept; run the same command again to go on.", "Interrupted.", "yellow")
             raise typer.Exit(130) from None
-        except (ComoveError, OSError) as error:
-            _debug()
-            _say(f"[red]Error:[/red] {_plain(error)}")
-            raise typer.Exit(2) from None
         except (typer.Exit, typer.Abort):
             raise
+        except (ComoveError, OSError) as error:
+            _traceback()
+            _say(_one_line(error), "Error:", "red")
+            raise typer.Exit(2) from None
         except Exception as error:
-            _debug()
+            _traceback()
             _say(
-                f"[red]Internal error[/red] ({type(error).__name__}): {_plain(error)}\n"
-                "This is a fault of comove. Run the command again with --debug for the traceback, and please report it."
+                f"{_one_line(error)}\n"
+                "A fault of comove: run the command again with --debug for the traceback, and please report it.",
+                f"Internal error ({type(error).__name__}):",
+                "red",
             )
             raise typer.Exit(1) from None
 
@@ -77,30 +81,38 @@ def command(function: Command) -> Command:
     return function
 
 
-def _debug() -> None:
-    if os.environ.get("COMOVE_DEBUG"):
-        raise
+def _traceback() -> None:
+    if _debugging.get():
+        _say(traceback.format_exc())
 
 
-def _plain(error: BaseException) -> str:
-    from rich.markup import escape
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and not isinstance(error, ComoveError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return " ".join(line.strip() for line in str(error).splitlines())
 
-    return escape(str(error))
 
-
-def _say(text: str) -> None:
-    err_console.print(text, soft_wrap=True, highlight=False)
+def _say(text: str, head: str = "", style: str = "") -> None:
+    """Print ``text`` on the error stream as it is, unfolded and free of markup, after a coloured ``head``."""
+    err_console.print(Text.assemble((head, style), " " if head else "", text), soft_wrap=True)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], plain: int = 1) -> None:
-    """Print a table; all but the first ``plain`` columns are right-aligned."""
-    out_console.print(title, highlight=False, markup=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, show_header=any(columns))
+    """Print a table; all but the first ``plain`` columns are right-aligned. In a pipe no cell is folded."""
+    table = Table(box=None, pad_edge=False)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < plain else "right")
+        table.add_column(Text(name), justify="left" if number < plain else "right")
     for row in rows:
-        table.add_row(*row)
-    out_console.print(table)
+        table.add_row(*map(Text, row))
+    out_console.print(Text(title), soft_wrap=True)
+    (out_console if out_console.is_terminal else Console(width=1000)).print(table)
+
+
+def _facts(title: str, facts: Mapping[str, object]) -> None:
+    """Print names and values, a line each, unfolded: a path or a name can be copied whole."""
+    width = max(map(len, facts))
+    lines = [title, *(f"{name:<{width}}  {value}" for name, value in facts.items())]
+    out_console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 # --- options shared by commands ------------------------------------------------------------------------------------
@@ -125,7 +137,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many trainin
 HeldOut = Annotated[
     int | None, typer.Option("--held-out", min=1, help="How many query examples are held out and recorded.")
 ]
-Seed = Annotated[int, typer.Option(help="Of the split, the weights, the order and the augmentation.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the weights, the order and the augmentation.")]
+SplitSeed = Annotated[
+    int, typer.Option(min=0, help="Of the split (and --limit); runs to be averaged need the same one.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Runs = Annotated[list[Path], typer.Argument(help="Folders of recorded runs (several are averaged) or of traces.")]
@@ -153,6 +168,13 @@ def _recipe(
     return recipe.with_changes(epochs=epochs, batch_size=batch_size, lr=lr, peak_epoch=peak)
 
 
+def _model(name: str | None) -> str | None:
+    """Make a factory in the working folder importable: the user has just named it."""
+    if name and ":" in name and (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    return name
+
+
 def _options(width: float | None) -> dict[str, Any]:
     return {} if width is None else {"width": width}
 
@@ -172,7 +194,12 @@ def demo(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Everything below on real handwritten digits, with a page of figures, in about a minute."""
+    """Everything below on real handwritten digits, with a page of figures, in about a minute.
+
+    Interrupted, it goes on from what it has when the same command is run again.
+
+    Example: comove demo --out demo/
+    """
     from comove.demo import curve_rows, lds_row, run_demo
 
     made = run_demo(out, seed=seed, progress=not quiet, say=_say)
@@ -184,7 +211,8 @@ def demo(
         [lds_row(result) for result in made.benchmark.results],
     )
     ceiling = made.benchmark.results[0].noise_ceiling
-    out_console.print(f"noise ceiling {ceiling:.3f}" if ceiling is not None else "", highlight=False)
+    if ceiling is not None:
+        _say(f"Noise ceiling {ceiling:.3f}")
     _table(
         "\nAccuracy of models trained on coresets",
         ["method", "share", "examples", "accuracy", "deviation"],
@@ -216,8 +244,11 @@ def train(
     held_out: HeldOut = None,
     mode: Annotated[str, typer.Option(help="sweep: clean passes; in_pass: from the training pass.")] = "sweep",
     record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
-    checkpoints: Annotated[str, typer.Option(help="all, last, or every so many epochs.")] = "all",
+    checkpoints: Annotated[
+        str, typer.Option(help="all, last, or a number N: every N epochs. New queries are replayed from them.")
+    ] = "all",
     seed: Seed = 0,
+    split_seed: SplitSeed = 0,
     device: Device = "auto",
     download: Download = False,
     quiet: Quiet = False,
@@ -226,16 +257,16 @@ def train(
 
     Interrupted, it goes on from the last finished epoch when the same command is run again.
 
-    Example: comove train --dataset cifar10 --data-dir DIR --model resnet9 --width 0.125 --limit 2000 --out runs/a
+    Example: comove train --out runs/a
+
+    Example: comove train --dataset cifar10 --data-dir DIR --model resnet9 --width 0.125 --limit 2000 --out runs/b
     """
     from comove.training import default_model
     from comove.training import train as train_run
 
-    splits = _splits(dataset, data_dir, seed, limit, held_out, download)
-    name = model or default_model(splits)
+    splits = _splits(dataset, data_dir, split_seed, limit, held_out, download)
+    name = _model(model) or default_model(splits)
     kept: Any = int(checkpoints) if checkpoints.isdigit() else checkpoints
-    if kept not in ("all", "last") and not isinstance(kept, int):
-        raise InputError(f"--checkpoints must be all, last or a number of epochs, got {checkpoints!r}.")
     finished = train_run(
         splits,
         name,
@@ -259,9 +290,10 @@ def _recording(mode: str, every: int | None) -> Recording:
 
 def _print_run(finished: Run) -> None:
     result = finished.result
-    rows = [["trace", repr(finished.trace)], ["checkpoints", str(len(finished.checkpoints))]]
-    rows += [[name, f"{value:.4g}" if isinstance(value, float) else str(value)] for name, value in result.items()]
-    _table(str(finished), ["", ""], rows, plain=2)
+    facts: dict[str, object] = {"trace": finished.trace, "checkpoints": len(finished.checkpoints)}
+    for name, value in result.items():
+        facts[name.replace("_", " ")] = f"{value:.4g}" if isinstance(value, float) else value
+    _facts(str(finished), facts)
 
 
 @command
@@ -281,16 +313,18 @@ def attribute(
     from comove.demo import choose_queries
     from comove.discovery import parse_method
     from comove.evaluation.benchmark import file_name
+    from comove.store import new_folder
 
-    fitted = parse_method(method, attributors(), "attribution method").fit(_open_runs(runs))
-    scores = fitted.attribute(query_id) if query_id else fitted.attribute()
-    if not query_id:
-        scores = scores.subset(query_ids=choose_queries(scores, queries))
+    chosen = parse_method(method, attributors(), "attribution method")
+    sources = _open_runs(runs)
+    new_folder(out)
+    wanted = query_id or choose_queries(getattr(sources[0], "trace", sources[0]), queries)
+    scores = chosen.fit(sources).attribute(wanted)
     top = min(top, scores.train_ids.size)
     scores.save(out / f"{file_name(scores.method)}.safetensors")
     _top_csv(scores, top, out / "top.csv")
     _print_ranking(scores, int(scores.query_ids[0]), min(top, 5))
-    figure = _attribution_figure(runs[0], scores, out)
+    figure = _attribution_figure(sources[0], scores, out)
     _say(f"\n{scores}\nWritten to {out}/: scores, top.csv" + (f", {figure.name}" if figure else ""))
 
 
@@ -308,19 +342,17 @@ def _top_csv(scores: Any, k: int, path: Path) -> None:
     pd.concat(parts).rename(columns={"id": "train_id"}).to_csv(path, index=False)
 
 
-def _attribution_figure(path: Path, scores: Any, out: Path) -> Path | None:
+def _attribution_figure(source: object, scores: Any, out: Path) -> Path | None:
     from comove.report import influence_grid, save_figure
-    from comove.sources import open_source
     from comove.training import Run
 
-    source = open_source(path)
     if not isinstance(source, Run):
         return None
     try:
         splits = source.data()
         return save_figure(influence_grid(scores, splits, scores.query_ids[:8].tolist()), out / "influence.png")
     except InputError as error:
-        _say(f"[yellow]No figure:[/yellow] {_plain(error)}")
+        _say(_one_line(error), "No figure:", "yellow")
         return None
 
 
@@ -337,10 +369,12 @@ def coreset(
     """
     from comove.coreset import selectors
     from comove.discovery import parse_method
+    from comove.store import new_folder
 
     selector = parse_method(method, selectors(), "coreset method")
     amount = int(budget) if budget > 1 and budget == int(budget) else budget
     chosen = selector.select(_open_runs([run]), amount)
+    new_folder(out.parent)
     chosen.save(out)
     names = chosen.classes or ()
     rows = [
@@ -373,6 +407,7 @@ def lds(
     held_out: HeldOut = None,
     record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
     seed: Seed = 0,
+    split_seed: SplitSeed = 0,
     device: Device = "auto",
     download: Download = False,
     quiet: Quiet = False,
@@ -391,8 +426,8 @@ def lds(
 
     words = [*methods.split(","), *(["same-class-control", "random-control"] if controls else [])]
     chosen = [parse_method(word, attributors(), "attribution method") for word in dict.fromkeys(words)]
-    splits = _splits(dataset, data_dir, seed, limit, held_out, download)
-    name = model or default_model(splits)
+    splits = _splits(dataset, data_dir, split_seed, limit, held_out, download)
+    name = _model(model) or default_model(splits)
     benchmark = lds_benchmark(
         splits,
         chosen,
@@ -451,7 +486,7 @@ def curve(
         budgets or [0.1, 0.3, 0.5],
         seeds=seeds,
         seed=seed,
-        target_model=target_model,
+        target_model=_model(target_model),
         recipe=recipe,
         model_options=_options(width) if target_model else None,
         out=out,
@@ -470,7 +505,10 @@ def curve(
 
 @command
 def methods() -> None:
-    """List attribution methods, coreset methods, models, recipes and data sets."""
+    """List attribution methods, coreset methods, models, recipes and data sets.
+
+    Example: comove methods
+    """
     from comove.attribution import attributors
     from comove.coreset import selectors
     from comove.datasets import dataset_names
@@ -484,9 +522,9 @@ def methods() -> None:
         [name, f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.schedule}"]
         for name, recipe in RECIPES.items()
     ]
-    _table("\nRecipes", ["name", ""], recipes, plain=2)
-    out_console.print(f"\nModels: {', '.join(model_names())}", highlight=False)
-    out_console.print(f"Data sets: {', '.join(dataset_names())}, or a folder of images", highlight=False)
+    _table("\nRecipes", ["name", "training"], recipes, plain=2)
+    data = f"{', '.join(dataset_names())}, or a folder of images"
+    _facts("", {"Models": ", ".join(model_names()), "Data sets": data})
 
 
 def _fields(method: Any) -> str:
@@ -497,7 +535,10 @@ def _fields(method: Any) -> str:
 
 @command
 def doctor(data_dir: DataDir = None) -> None:
-    """Show versions, device, threads and where data was found."""
+    """Show versions, device, threads and where data was found.
+
+    Example: comove doctor --data-dir DIR
+    """
     import shutil
 
     import torch
@@ -505,23 +546,21 @@ def doctor(data_dir: DataDir = None) -> None:
     from comove.datasets import data_folders, find_cifar10
     from comove.store import versions
 
-    rows = [[name, version] for name, version in versions().items()]
-    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     found = find_cifar10(data_dir)
     looked = ", ".join(str(folder) for folder in data_folders(data_dir))
-    rows += [
-        ["CUDA device", cuda],
-        ["torch threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"],
-        ["digits", "embedded (scikit-learn)"],
-        ["cifar10", f"{found[0]} in {found[1]}" if found else f"not found in {looked}; see comove train --help"],
-        ["free disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"],
-    ]
-    _table("comove doctor", ["", ""], rows, plain=2)
+    facts = {
+        **versions(),
+        "CUDA device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "torch threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        "digits": "embedded (scikit-learn)",
+        "cifar10": f"{found[0]} in {found[1]}" if found else f"not found in {looked}; name its folder with --data-dir",
+        "free disk here": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB",
+    }
+    _facts("comove doctor", facts)
 
 
 @app.callback()
 def _main(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (may stand anywhere).")] = False,
 ) -> None:
-    if debug:  # reached only when called without run(), as tests do
-        os.environ["COMOVE_DEBUG"] = "1"
+    _debugging.set(debug)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from comove.errors import InputError, InputTypeError, some
-from comove.store import as_ids, digest
+from comove.store import as_array, as_ids, digest
 
 __all__ = [
     "ExampleSet",
@@ -57,7 +57,7 @@ class IdIndex:
 
     def find(self, ids: object) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return (M,) positions and (M,) whether each id is known (positions of unknown ids mean nothing)."""
-        wanted = np.atleast_1d(np.asarray(ids))
+        wanted = np.atleast_1d(as_array(ids))
         if self.ids.size == 0:
             return np.zeros(wanted.shape, np.int64), np.zeros(wanted.shape, np.bool_)
         slots = np.minimum(np.searchsorted(self._sorted, wanted), self.ids.size - 1)
@@ -71,7 +71,7 @@ class IdIndex:
         """
         places, known = self.find(ids)
         if not known.all():
-            unknown = np.atleast_1d(np.asarray(ids))[~known].tolist()
+            unknown = np.atleast_1d(as_array(ids))[~known].tolist()
             raise InputError(f"Unknown {self.what}: {some(unknown)}; {self.ids.size} ids are known here.")
         return places
 
@@ -190,7 +190,7 @@ class ExampleSet:
         Raises:
             InputError: as the constructor.
         """
-        tensor = torch.as_tensor(inputs)
+        tensor = _from_numpy(inputs) if isinstance(inputs, np.ndarray) else torch.as_tensor(inputs)
         made = cls.__new__(cls)
         if tensor.ndim < 2 or len(tensor) == 0:
             raise InputError(f"inputs must be (N, ...) with N >= 1, got shape {tuple(tensor.shape)}.")
@@ -317,7 +317,7 @@ class ExampleSet:
 
 
 def _check_labels(labels: object, size: int, classes: Sequence[str] | None, name: str) -> Ids:
-    array = np.asarray(labels)
+    array = as_array(labels)
     if array.shape != (size,) or array.dtype.kind not in "iu":
         raise InputError(
             f"The labels of {name!r} must be {size} integers, got shape {array.shape}, dtype {array.dtype}."
@@ -337,11 +337,16 @@ def _as_tensor(value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        return _from_numpy(value)
     if hasattr(value, "getbands"):  # a PIL image, without importing PIL
-        array = np.asarray(value)
-        return torch.from_numpy(np.ascontiguousarray(array if array.ndim == 2 else array.transpose(2, 0, 1)))
+        array = np.array(value)
+        return _from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
     raise InputTypeError(f"An input must be a tensor, an array or a PIL image, got {type(value).__name__}.")
+
+
+def _from_numpy(array: npt.NDArray[Any]) -> torch.Tensor:
+    array = np.ascontiguousarray(array)  # torch has no negative strides, and warns of read-only memory
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _stack(inputs: list[torch.Tensor], name: str) -> torch.Tensor:
@@ -397,10 +402,10 @@ class Splits:
 
 
 def as_amount(value: float | int, size: int, what: str) -> int:
-    """Read ``value`` as a share of ``size`` (a float below 1) or as a number of examples below ``size``."""
-    amount = round(value * size) if isinstance(value, float) and value < 1 else int(value)
+    """Read ``value`` as a share of ``size`` (a float below 1) or as a number of examples (an int below ``size``)."""
+    amount = round(value * size) if isinstance(value, float) else int(value)
     if not 0 <= amount < size:
-        raise InputError(f"{what} must be a share below 1 or a number below {size}, got {value}.")
+        raise InputError(f"{what} must be a share (a float below 1) or a whole number below {size}, got {value}.")
     return amount
 
 
@@ -417,7 +422,7 @@ def split(
 
     Args:
         examples: N examples.
-        validation: a share of N below 1, or a number of examples; 0 makes none.
+        validation: a share of N (a float below 1), or a number of examples (an int); 0 makes none.
         query: likewise, at least one.
         seed: of the choice.
         name: of the result; by default that of ``examples``.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,9 @@ def load_dataset(
     Raises:
         InputError: an unknown name, a missing folder (the message says what to do), impossible sizes.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit must be at least 1, got {limit}.")
+    for what, value in (("limit", limit), ("queries", queries)):
+        if value is not None and value < 1:
+            raise InputError(f"{what} must be at least 1, got {value}.")
     source = {"name": name, "seed": seed, "limit": limit, "validation": validation, "queries": queries}
     if data_dir is not None:
         source["data_dir"] = str(data_dir)
@@ -119,13 +121,16 @@ def data_folders(data_dir: str | os.PathLike[str] | None = None) -> tuple[Path, 
     return (*((Path(environment),) if environment else ()), Path("data"))
 
 
+CIFAR10_FOLDER = "cifar-10-batches-py"
+
+
 def find_cifar10(data_dir: str | os.PathLike[str] | None = None) -> tuple[str, Path] | None:
     """Return ``("parquet", folder)`` or ``("torchvision", folder)`` where CIFAR-10 lies, or ``None``."""
     for base in data_folders(data_dir):
         for folder in (base, base / "cifar10", base / "plain_text", base / "cifar10" / "plain_text"):
             if any(folder.glob("train-*.parquet")) and any(folder.glob("test-*.parquet")):
                 return "parquet", folder
-            if (folder / "cifar-10-batches-py").is_dir():
+            if (folder / CIFAR10_FOLDER).is_dir():
                 return "torchvision", folder
     return None
 
@@ -195,33 +200,41 @@ def _from_two(
     return Splits(both.subset(parts["train"]), held_out, query, name, source)
 
 
+UNREADABLE = (OSError, ValueError, SyntaxError)
+"""What Pillow raises at a file that is no image or is broken (``UnidentifiedImageError`` is an OSError)."""
+
 TEST_ID_OFFSET = 50_000
 """CIFAR-10 test examples have ids from here on: training row i has id i, test row i has id 50,000 + i."""
 
 
 def _parquet_part(folder: Path, part: str, choose: Choose, download: bool) -> ExampleSet:
-    from PIL import Image, UnidentifiedImageError
+    import pyarrow.compute
+    from PIL import Image
     from pyarrow import ArrowException, parquet
 
     try:
         table = parquet.read_table(sorted(folder.glob(f"{part}-*.parquet")), columns=["img", "label"])
-    except (ArrowException, OSError, KeyError) as error:
+        labels = table.column("label").to_numpy().astype(np.int64, casting="safe")
+        column = pyarrow.compute.struct_field(table.column("img"), "bytes").combine_chunks()
+    except (ArrowException, OSError, KeyError, TypeError) as error:
         raise InputError(
-            f"Cannot read {part}-*.parquet in {folder} ({error}); the columns must be img (struct of bytes and path) "
-            "and label."
+            f"Cannot read {part}-*.parquet in {folder} ({str(error).splitlines()[0]}); the columns must be img (a "
+            "struct with bytes) and label (integers)."
         ) from error
-    labels = table.column("label").to_numpy().astype(np.int64)
     rows = choose(labels)
-    encoded = table.column("img").combine_chunks().field("bytes").take(rows)
 
-    def decode(value: Any) -> npt.NDArray[np.uint8]:
-        return np.asarray(Image.open(io.BytesIO(value.as_buffer())).convert("RGB"))
+    def decode(row: int) -> npt.NDArray[np.uint8]:
+        try:
+            with Image.open(io.BytesIO(column[row].as_buffer() or b"")) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except UNREADABLE as error:
+            raise InputError(f"Row {row} of {folder}/{part}-*.parquet is no readable image ({error}).") from error
+        if pixels.shape != (32, 32, 3):
+            raise InputError(f"Row {row} of {folder}/{part}-*.parquet must be 32 x 32 pixels, got {image.size}.")
+        return pixels
 
-    try:
-        with ThreadPoolExecutor() as pool:
-            images = np.stack(list(pool.map(decode, encoded))).transpose(0, 3, 1, 2)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"An image in {folder}/{part}-*.parquet cannot be decoded ({error}).") from error
+    with ThreadPoolExecutor() as pool:
+        images = np.stack(list(pool.map(decode, rows.tolist()))).transpose(0, 3, 1, 2)
     return _cifar_set(np.ascontiguousarray(images), labels[rows], rows, part)
 
 
@@ -230,9 +243,10 @@ def _torchvision_part(folder: Path, part: str, choose: Choose, download: bool) -
 
     try:
         dataset = CIFAR10(str(folder), train=part == "train", download=download)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise InputError(
-            f"CIFAR-10 in {folder} is missing or incomplete ({error}); delete the folder and add --download."
+            f"CIFAR-10 in {folder} is missing or incomplete ({error}); delete {folder / CIFAR10_FOLDER} and add "
+            "--download (which needs the network)."
         ) from error
     labels = np.asarray(dataset.targets, dtype=np.int64)
     rows = choose(labels)
@@ -263,13 +277,21 @@ class _ImageFiles:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import ImageOps
 
-        try:
-            with Image.open(self.files[index]) as image:
-                return ImageOps.fit(image.convert("RGB"), (self.side, self.side)), 0
-        except (UnidentifiedImageError, OSError) as error:
-            raise InputError(f"{self.files[index]} cannot be read as an image ({error}); remove it.") from error
+        with _opened(self.files[index]) as image:
+            return ImageOps.fit(image.convert("RGB"), (self.side, self.side)), 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); mend or remove it.") from error
 
 
 def _image_folder(
@@ -282,15 +304,17 @@ def _image_folder(
 ) -> Splits:
     """``folder/<class>/*``, or ``folder/train/<class>/*`` with ``folder/test`` or ``folder/val`` for the queries.
 
+    With neither of the two, the queries come from ``folder/train`` as they would from a flat folder.
     Ids are positions in the sorted list of files (training files first); images get the side of the first one, at
     most 224.
     """
     test = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
-    nested = (folder / "train").is_dir() and test is not None
-    roots = [folder / "train", test] if nested and test is not None else [folder]
-    classes = sorted(entry.name for entry in roots[0].iterdir() if entry.is_dir())
+    train = folder / "train" if _class_names(folder / "train") else folder
+    roots = [train, test] if train != folder and test is not None else [train]
+    classes = _class_names(train)
     listed = [_image_list(root, classes) for root in roots]
-    side = _side(listed[0][0][0])
+    with _opened(listed[0][0][0]) as image:
+        side = min(224, *image.size)
     sets, offset = [], 0
     for files, labels in listed:
         ids = offset + np.arange(len(files))
@@ -305,7 +329,7 @@ def _image_folder(
             )
         )
         offset += len(files)
-    if not nested:
+    if len(sets) == 1:
         share, asked = (0.1 if validation is None else validation), (0.1 if queries is None else queries)
         splits = split(sets[0], validation=share, query=asked, seed=seed, name=folder.name, source=source)
         return _limit_train(splits, limit, seed)
@@ -317,12 +341,20 @@ def _image_folder(
     return _from_two(read, queries, limit, validation, seed, folder.name, source)
 
 
+def _class_names(root: Path) -> list[str]:
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _image_list(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+    unknown = sorted(set(_class_names(root)) - set(classes))
+    if unknown:
+        raise InputError(f"{root} has classes that the training folder has not: {some(unknown)}.")
     found = [
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in IMAGE_ENDINGS
+        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
     ]
     counts = np.bincount([label for _, label in found], minlength=len(classes)) if found else np.zeros(len(classes))
     empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
@@ -332,13 +364,6 @@ def _image_list(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[in
             + (f"no image was found for: {some(empty)}." if empty else "it has no sub-folders.")
         )
     return [path for path, _ in found], [label for _, label in found]
-
-
-def _side(path: Path) -> int:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return min(224, *image.size)
 
 
 _LOADERS: dict[str, Callable[..., Splits]] = {"digits": _digits, "cifar10": _cifar10}

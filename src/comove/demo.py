@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import numpy as np
 
 from comove.attribution import CLD, RandomControl, SameClassControl, Scores
 from comove.coreset import Coreset, select
-from comove.data import Ids, Splits
+from comove.data import Ids, Splits, positions_of
 from comove.datasets import load_dataset
-from comove.evaluation import Benchmark, Curve, coreset_curve, lds_benchmark, subsets
+from comove.evaluation import LDS, Benchmark, Curve, coreset_curve, lds_benchmark, subsets
 from comove.report import (
     Section,
     coreset_gallery,
@@ -25,6 +26,7 @@ from comove.report import (
     write_page,
 )
 from comove.store import new_folder, versions
+from comove.trace import Trace
 
 __all__ = ["Demo", "choose_queries", "run_demo"]
 
@@ -41,14 +43,17 @@ class Demo:
     seconds: float
 
 
-def choose_queries(scores: Scores, count: int) -> list[int]:
-    """Choose ``count`` query ids, spread over the classes (the first of each, then the second of each, ...)."""
-    labels = np.zeros(scores.query_ids.size, np.int64) if scores.query_labels is None else scores.query_labels
-    turn = np.zeros(labels.size, np.int64)
+def choose_queries(trace: Trace, count: int) -> list[int]:
+    """Choose ``count`` recorded query ids, spread over the classes (the first of each, then the second, ...)."""
+    ids = trace.explained_ids
+    labels = np.zeros(ids.size, np.int64)
+    if trace.query_labels is not None:
+        labels = trace.query_labels[positions_of(ids, trace.query_ids, "query ids")]
+    turn = np.zeros(ids.size, np.int64)
     for label in np.unique(labels):
         turn[labels == label] = np.arange(int((labels == label).sum()))
-    ids: Ids = scores.query_ids[np.lexsort((labels, turn))[:count]]
-    return [int(id_) for id_ in ids]
+    chosen: Ids = ids[np.lexsort((labels, turn))[:count]]
+    return [int(id_) for id_ in chosen]
 
 
 def run_demo(
@@ -90,8 +95,7 @@ def run_demo(
         progress=progress,
     )
     say("2/4  attributing 20 queries")
-    fitted = methods[0].fit(benchmark.runs)
-    scores = fitted.attribute(choose_queries(fitted.attribute(), 20))
+    scores = methods[0].fit(benchmark.runs).attribute(choose_queries(benchmark.runs[0].trace, 20))
     scores.save(folder / "scores.safetensors")
     say("3/4  selecting a 30 % coreset, and training on it and on random ones")
     coreset = select("cld", benchmark.runs[0], budget=0.3)
@@ -155,18 +159,20 @@ def _page(folder: Path, splits: Splits, scores: Scores, coreset: Coreset, curve:
     return write_page(folder / "index.html", "comove demo: digits", sections, footer)
 
 
-def lds_row(result: object) -> list[str]:
+def lds_row(result: LDS) -> list[str]:
     """An LDS as table cells."""
-    from comove.evaluation import LDS
-
-    assert isinstance(result, LDS)
     low, high = result.interval if result.interval is not None else (float("nan"), float("nan"))
-    return [str(result.method), f"{result.mean:.3f}", f"{low:.3f} to {high:.3f}", str(result.undefined)]
+    span = f"{_cell(low)} to {_cell(high)}" if result.interval is not None else "-"
+    return [str(result.method), _cell(result.mean), span, str(result.undefined)]
 
 
 def curve_rows(curve: Curve) -> list[list[str]]:
     """A curve's summary as table cells."""
     return [
-        [row["method"], f"{row['budget']:.0%}", f"{row['size']:,}", f"{row['mean']:.3f}", f"{row['std']:.3f}"]
+        [row["method"], f"{row['budget']:.0%}", f"{row['size']:,}", _cell(row["mean"]), _cell(row["std"])]
         for row in curve.summary()
     ]
+
+
+def _cell(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}" if math.isfinite(value) else "-"  # + 0.0: no "-0.000"

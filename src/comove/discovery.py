@@ -6,12 +6,12 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from comove.errors import InputError, did_you_mean
 
-__all__ = ["build", "discover", "label_of", "lookup", "parse_method"]
+__all__ = ["build", "check_choice", "check_seed", "discover", "label_of", "lookup", "parse_method"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,28 @@ def build(name: str, among: Mapping[str, type[T]], kind: str, options: Mapping[s
                 f"Its options: {', '.join(known) or 'none'}."
             )
     return method(**options)
+
+
+def check_choice(value: object, choices: Sequence[str], option: str, who: str) -> None:
+    """Check a method's option against its choices when the method is built, long before it is used.
+
+    Raises:
+        InputError: another value; the nearest choices are suggested.
+    """
+    if value not in choices:
+        raise InputError(
+            f"{who}: {option} must be one of {', '.join(choices)}, got {value!r}.{did_you_mean(str(value), choices)}"
+        )
+
+
+def check_seed(seed: object, who: str) -> None:
+    """Check a method's ``seed``.
+
+    Raises:
+        InputError: not a whole number from 0 on.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"{who}: seed must be a whole number from 0 on, got {seed!r}.")
 
 
 def label_of(method: Any) -> str:

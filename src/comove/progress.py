@@ -28,7 +28,7 @@ def progress_bar(description: str, total: int, *, shown: bool) -> Iterator[Advan
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -81,6 +81,7 @@ def as_sources(given: SourceLike | Sequence[SourceLike], requires: frozenset[str
         same_labels = trace.train_labels is None or np.array_equal(trace.train_labels, first.train_labels)  # type: ignore[arg-type]
         if first.train_labels is not None and not same_labels:
             raise InputError(f"{who}: the runs give the same training ids different labels.")
+    for source in sources:
         if "checkpoints" in requires and (source.run is None or not source.run.checkpoints):
             raise InputError(
                 f"{who} needs checkpoints, and a bare trace (or a run that kept none) has none: "

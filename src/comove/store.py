@@ -12,6 +12,7 @@ import os
 import platform
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ from safetensors.numpy import save as _arrays_to_bytes
 from comove.errors import CorruptFileError, FingerprintError, InputError, StorageError
 
 __all__ = [
+    "as_array",
+    "as_header",
     "as_ids",
     "check_fingerprint",
     "check_kind",
     "claim_folder",
     "digest",
+    "is_empty",
     "new_folder",
     "open_manifest",
     "read_arrays",
@@ -42,6 +46,9 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+HEADER = "comove"
+TEMPORARY = ".tmp"
+"""The ending of a file being written; one that stays was left by a killed process and means nothing."""
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -53,7 +60,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         StorageError: the disk is full, the folder is not writable, ...; an earlier file at ``path`` is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -61,14 +68,24 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise StorageError(
             f"Could not write {path}: {error.strerror or error}. What was there before is untouched; "
             "free some space or choose a writable folder, then run the same command again."
         ) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # it may never have been made, or its folder may be gone
+        temporary.unlink()
+
+
+def is_empty(folder: Path) -> bool:
+    """Tell whether ``folder`` holds nothing but what a killed write left behind."""
+    return all(entry.name.startswith(".") and entry.name.endswith(TEMPORARY) for entry in folder.iterdir())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -79,8 +96,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any] | None = None) -> None:
     """Write named arrays to one safetensors file atomically, with ``metadata`` (JSON values) in its header."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {key: json.dumps(value) for key, value in (metadata or {}).items()}
-    write_bytes(path, _arrays_to_bytes(contiguous, header))
+    write_bytes(path, _arrays_to_bytes(contiguous, as_header(metadata or {})))
+
+
+def as_header(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``metadata`` (JSON values) as the header of a safetensors file.
+
+    It is one entry, since safetensors writes several in an order that changes from call to call: same content, same
+    bytes.
+    """
+    return {HEADER: json.dumps(metadata)}
 
 
 def new_folder(path: str | os.PathLike[str]) -> Path:
@@ -114,7 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CorruptFileError(f"{path} does not exist; is {path.parent} the folder you meant?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptFileError(f"{path} is not readable as JSON ({error}); restore it or make it again.") from error
     if not isinstance(content, dict):
         raise CorruptFileError(f"{path} must hold a JSON object, found {type(content).__name__}.")
@@ -122,7 +147,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _corrupt(path: Path, error: Exception) -> CorruptFileError:
-    size = path.stat().st_size if path.exists() else 0
+    if not path.exists():
+        return CorruptFileError(f"{path} does not exist; restore it, or run the command that made it again.")
+    size = path.stat().st_size
     return CorruptFileError(
         f"{path} ({size} bytes) is truncated or not a safetensors file ({error}). "
         "Delete it and run the command that made it again: finished parts are kept."
@@ -137,8 +164,8 @@ def read_header(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            raw = file.metadata() or {}
-            return tuple(file.keys()), {key: json.loads(value) for key, value in raw.items()}
+            entries = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            return tuple(file.keys()), {**entries.pop(HEADER, {}), **entries}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise _corrupt(path, error) from error
 
@@ -151,7 +178,7 @@ def read_arrays(
     Args:
         path: the file.
         names: the arrays wanted; ``None`` for all.
-        columns: a range of the first axis, to read a part of one-dimensional arrays.
+        columns: a range of the first axis, to read a part; it may reach past the end, as in numpy.
 
     Raises:
         CorruptFileError: the file is missing, truncated or foreign, or lacks one of ``names``.
@@ -164,9 +191,15 @@ def read_arrays(
                 raise CorruptFileError(f"{path} holds {sorted(file.keys())}, not {sorted(missing)}.")
             if columns is None:
                 return {name: file.get_tensor(name) for name in wanted}
-            return {name: file.get_slice(name)[columns] for name in wanted}
+            return {name: _part(file.get_slice(name), columns) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise _corrupt(path, error) from error
+
+
+def _part(stored: Any, columns: slice) -> npt.NDArray[Any]:
+    start, stop, step = columns.indices(stored.get_shape()[0])  # safetensors refuses what lies outside
+    part: npt.NDArray[Any] = stored[start:stop] if start < stop else stored[:][:0]
+    return part[::step]
 
 
 # --- manifests and fingerprints ------------------------------------------------------------------------------------
@@ -228,10 +261,11 @@ def claim_folder(folder: Path, kind: str, format_version: int, content: Mapping[
         InputError: the folder holds something else than artefacts of ours.
         FingerprintError: it holds one made otherwise; the message shows both fingerprints and what differs.
     """
-    counted = {key: _without_source(value) for key, value in content.items()}
+    as_json = json.loads(json.dumps(content))  # tuples become lists, as in what is read back
+    counted = {key: _without_source(value) for key, value in as_json.items()}
     fingerprint = digest(counted)
     if not (folder / MANIFEST).exists():
-        if any(folder.iterdir()):
+        if not is_empty(folder):
             raise InputError(f"{folder} is not empty and holds no {kind}; choose a new folder.")
         write_manifest(folder, kind, format_version, {**content, "fingerprint": fingerprint})
     found = open_manifest(folder, kind, format_version)
@@ -288,13 +322,18 @@ def check_kind(manifest: Mapping[str, Any], kind: str, format_version: int, wher
         )
 
 
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """Return ``values`` as an array; a tensor is detached and taken to the CPU first."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def as_ids(ids: object, what: str) -> npt.NDArray[np.int64]:
     """Return ``ids`` as a one-dimensional int64 array without repeats.
 
     Raises:
         InputError: wrong shape, not integers, or an id given twice.
     """
-    array = np.asarray(ids)
+    array = as_array(ids)
     if array.size == 0 and array.ndim == 1:
         array = array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -303,4 +342,6 @@ def as_ids(ids: object, what: str) -> npt.NDArray[np.int64]:
     if unique.size != array.size:
         twice = unique[counts > 1][:5].tolist()
         raise InputError(f"{what} must be unique; {int((counts > 1).sum())} are repeated, among them {twice}.")
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{what} must fit into 64-bit signed integers, found {int(array.max())}.")
     return array.astype(np.int64)

@@ -24,8 +24,10 @@ import numpy.typing as npt
 from comove.data import Ids, Splits, positions_of
 from comove.errors import CorruptFileError, InputError, NonFiniteError
 from comove.store import (
+    as_array,
     as_ids,
     check_fingerprint,
+    is_empty,
     new_folder,
     open_manifest,
     read_arrays,
@@ -34,7 +36,7 @@ from comove.store import (
     write_manifest,
 )
 
-__all__ = ["FIELDS", "FORMAT_VERSION", "Row", "Side", "Trace", "check_losses"]
+__all__ = ["FIELDS", "FORMAT_VERSION", "Row", "Side", "Trace", "check_labels", "check_losses"]
 
 FORMAT_VERSION = 1
 FIELDS = ("loss", "target_probability", "margin_logit", "margin_prob", "el2n", "correct", "kd")
@@ -46,11 +48,15 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Row:
-    """One recorded row: after ``step`` optimizer steps, ``epoch`` passes over the data (0: before training)."""
+    """One recorded row: after ``step`` optimizer steps, ``epoch`` passes over the data (0: before training).
+
+    ``filled`` counts the examples not observed, whose values repeat those of the row before (``missing="previous"``).
+    """
 
     index: int
     step: int
     epoch: float
+    filled: int = 0
 
 
 def check_losses(losses: npt.NDArray[Any], ids: Ids, side: str, first_row: int = 0) -> None:
@@ -142,16 +148,17 @@ class Trace:
             ("train", train_losses, train_ids, train_labels),
             ("query", query_losses, query_ids, query_labels),
         ):
-            matrix = np.array(losses, dtype=np.float32)
+            matrix = as_array(losses).astype(np.float32)
             if matrix.ndim != 2 or 0 in matrix.shape:
                 raise InputError(f"{side}_losses must be (rows, examples), got shape {matrix.shape}.")
             width = matrix.shape[1]
             sides[f"{side}_ids"] = np.arange(width) if ids is None else as_ids(ids, f"{side}_ids")
             if labels is not None:
-                sides[f"{side}_labels"] = _check_labels(labels, f"{side}_labels")
-            for name in (f"{side}_ids", f"{side}_labels"):
-                if name in sides and sides[name].size != width:
-                    raise InputError(f"{name} has {sides[name].size} entries for {width} columns of {side}_losses.")
+                sides[f"{side}_labels"] = check_labels(labels, f"{side}_labels", width)
+            if sides[f"{side}_ids"].size != width:
+                raise InputError(
+                    f"{side}_ids has {sides[f'{side}_ids'].size} entries for {width} columns of {side}_losses."
+                )
             check_losses(matrix, sides[f"{side}_ids"], side)
             arrays[f"{side}.loss"] = matrix
         if len(arrays["train.loss"]) != len(arrays["query.loss"]):
@@ -186,7 +193,14 @@ class Trace:
         expected = manifest.get("rows")
         if expected is not None and len(rows) != expected:
             raise CorruptFileError(f"{folder} should hold {expected} rows, found {len(rows)}; restore the others.")
-        return cls(examples=read_arrays(folder / "examples.safetensors"), rows=rows, manifest=manifest, folder=folder)
+        if not rows:
+            raise InputError(f"{folder} holds no row yet: its recording has only begun, or was stopped before row 0.")
+        file = folder / "examples.safetensors"
+        examples = read_arrays(file)
+        absent = {"train_ids", "query_ids", "validation_ids"} - set(examples)
+        if absent:
+            raise CorruptFileError(f"{file} lacks {', '.join(sorted(absent))}; restore it or record again.")
+        return cls(examples=examples, rows=rows, manifest=manifest, folder=folder)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace to a new or empty folder.
@@ -196,18 +210,12 @@ class Trace:
             InputError: the folder already holds something: traces are frozen once written.
         """
         folder = new_folder(path)
-        if any(folder.iterdir()):
+        if not is_empty(folder):
             raise InputError(f"{folder} is not empty; a trace is frozen once written. Choose a new folder.")
         write_arrays(folder / "examples.safetensors", self.examples)
         new_folder(folder / "rows")
         for row in self.rows:
-            arrays = {
-                f"{side}.{field}": self.read(side, field, rows=[row.index])[0]
-                for side in ("train", "query")
-                for field in self.fields
-                if self._has(side, field, row.index)
-            }
-            write_row(folder, row, arrays)
+            write_row(folder, row, self._row(row.index))
         for index in self.anchors:
             new_folder(folder / "anchors")
             write_arrays(folder / "anchors" / f"{index:06d}.safetensors", self._anchor(index, None))
@@ -225,8 +233,6 @@ class Trace:
     @property
     def fields(self) -> tuple[str, ...]:
         """The statistics recorded (``kd`` only from the second row on)."""
-        if not self.rows:
-            return ()
         names = {name.split(".", 1)[1] for name in self._names(len(self.rows) - 1)}
         return tuple(field for field in FIELDS if field in names)
 
@@ -235,15 +241,19 @@ class Trace:
         """The rows at which penultimate features and class probabilities were kept."""
         if self.path is None:
             return ()
-        return tuple(sorted(int(file.stem) for file in (self.path / "anchors").glob("*.safetensors")))
+        # An anchor is written before its row: one beyond the last row was left by a killed process.
+        kept = (int(file.stem) for file in (self.path / "anchors").glob("*.safetensors"))
+        return tuple(sorted(row for row in kept if row < len(self.rows)))
 
     def _names(self, index: int) -> tuple[str, ...]:
         if self.path is None:
             return tuple(self._arrays)
-        return read_header(_row_file(self.path, index))[0]
+        return read_header(row_file(self.path, index))[0]
 
-    def _has(self, side: Side, field: str, index: int) -> bool:
-        return f"{side}.{field}" in self._names(index)
+    def _row(self, index: int) -> dict[str, npt.NDArray[Any]]:
+        if self.path is None:
+            return {name: values[index] for name, values in self._arrays.items()}
+        return read_arrays(row_file(self.path, index))
 
     def read(
         self, side: Side, field: str = "loss", *, rows: Sequence[int] | None = None, columns: slice | None = None
@@ -257,26 +267,33 @@ class Trace:
             columns: a range of examples, to read a trace larger than memory in blocks.
 
         Raises:
-            InputError: the field was not recorded.
+            InputError: the field was not recorded, no such row.
             CorruptFileError: a truncated row file.
         """
-        if field not in self.fields:
+        if side not in ("train", "query"):
+            raise InputError(f"side must be 'train' or 'query', got {side!r}.")
+        name = f"{side}.{field}"
+        recorded = [have.removeprefix(f"{side}.") for have in self._names(len(self.rows) - 1) if have.startswith(side)]
+        if field not in recorded:
             raise InputError(
-                f"The trace has no {field!r}; it holds {', '.join(self.fields) or 'no rows'}. "
+                f"The trace has no {field!r} of the {side} examples; it holds {', '.join(sorted(recorded))}. "
                 "Record it by passing logits= and labels= (not only loss=) to Recorder.observe."
             )
-        name = f"{side}.{field}"
-        if rows is None:
-            rows = [row.index for row in self.rows if not (field == "kd" and row.index == 0)]
+        first = 1 if field == "kd" else 0
+        wanted = range(first, len(self.rows)) if rows is None else rows
+        if not wanted or not all(first <= index < len(self.rows) for index in wanted):
+            raise InputError(f"rows of {field!r} must be in {first} ... {len(self.rows) - 1}, got {list(wanted)}.")
         part = slice(None) if columns is None else columns
         if self.path is None:
-            return self._arrays[name][np.asarray(rows, dtype=np.int64)][:, part]
-        files = [_row_file(self.path, index) for index in rows]
-        first = read_arrays(files[0], [name], part)[name]
-        matrix = np.empty((len(files), first.size), first.dtype)
-        matrix[0] = first
-        for out, file in zip(matrix[1:], files[1:], strict=True):
-            out[:] = read_arrays(file, [name], part)[name]
+            return self._arrays[name][np.asarray(wanted, dtype=np.int64)][:, part]
+        width = len(range(*part.indices((self.train_ids if side == "train" else self.query_ids).size)))
+        matrix = np.empty((len(wanted), width), np.uint8 if field == "correct" else np.float32)
+        for out, index in zip(matrix, wanted, strict=True):
+            file = row_file(self.path, index)
+            values = read_arrays(file, [name], part)[name]
+            if values.shape != out.shape:
+                raise CorruptFileError(f"{file} holds {values.size} values of {name} for {width} examples.")
+            out[:] = values
         return matrix
 
     @property
@@ -302,7 +319,10 @@ class Trace:
                 "Choose anchor epochs when recording (Recording(anchors=...))."
             )
         assert self.path is not None
-        return read_arrays(self.path / "anchors" / f"{row:06d}.safetensors", None if name is None else [name])
+        file = self.path / "anchors" / f"{row:06d}.safetensors"
+        if name is not None and name not in read_header(file)[0]:
+            raise InputError(f"{name} was not kept at row {row}; pass features= to Recorder.observe for that side too.")
+        return read_arrays(file, None if name is None else [name])
 
     def features(self, side: Side, row: int | None = None) -> Floats:
         """(examples, F) penultimate features at an anchor row (by default the last)."""
@@ -325,31 +345,39 @@ class Trace:
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def _row_file(folder: Path, index: int) -> Path:
+def row_file(folder: Path, index: int) -> Path:
+    """Return where row ``index`` of the trace in ``folder`` lies."""
     return folder / "rows" / f"{index:06d}.safetensors"
 
 
-def write_row(folder: Path, row: Row, arrays: Mapping[str, npt.NDArray[Any]], **notes: Any) -> None:
+def write_row(folder: Path, row: Row, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write one row file atomically."""
-    header = {"row": row.index, "step": row.step, "epoch": row.epoch, **notes}
-    write_arrays(_row_file(folder, row.index), arrays, header)
+    header = {"row": row.index, "step": row.step, "epoch": row.epoch, "filled": row.filled}
+    write_arrays(row_file(folder, row.index), arrays, header)
 
 
 def _read_row(file: Path, index: int) -> Row:
     names, header = read_header(file)
     if file.stem != f"{index:06d}":
         raise CorruptFileError(f"Row {index} of the trace is missing: {file.parent} goes on with {file.name}.")
-    if header.get("row") != index or "train.loss" not in names:
+    if header.get("row") != index or not {"step", "epoch"} <= set(header) or "train.loss" not in names:
         raise CorruptFileError(f"{file} is not row {index} of a trace.")
-    return Row(index, int(header["step"]), float(header["epoch"]))
+    return Row(index, int(header["step"]), float(header["epoch"]), int(header.get("filled", 0)))
 
 
-def _check_labels(labels: object, what: str) -> Ids:
-    array = np.asarray(labels)
+def check_labels(labels: object, what: str, size: int) -> Ids:
+    """Return ``labels`` as (size,) int64 class indices.
+
+    Raises:
+        InputError: wrong shape or length, not integers, negative.
+    """
+    array = as_array(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(f"{what} must be a 1-D array of integers, got shape {array.shape}, dtype {array.dtype}.")
     if array.size and array.min() < 0:
         raise InputError(f"{what} must be class indices from 0 on; found {int(array.min())}.")
+    if array.size != size:
+        raise InputError(f"{what} has {array.size} entries for {size} examples.")
     return array.astype(np.int64)
 
 

@@ -9,7 +9,7 @@ Shape legend: T+1 rows, N train, Q queries.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import torch
 from comove.attribution.base import Attributor, Queries
 from comove.correlation import constant, pairwise
 from comove.data import ExampleSet, positions_of
+from comove.discovery import check_choice
 from comove.errors import InputError
 from comove.recording import statistics
 from comove.sources import Source
@@ -27,6 +28,12 @@ from comove.training import Resident, Run, evaluate, resolve_device
 __all__ = ["CLD", "chosen_rows", "replay_losses"]
 
 Rows = Literal["all", "epochs"]
+CHOICES = {
+    "correlation": ("pearson", "spearman", "covariance"),
+    "common_mode": ("keep", "remove"),
+    "row_scaling": ("none", "rms"),
+    "rows": get_args(Rows),
+}
 
 
 def chosen_rows(trace: Trace, rows: Rows) -> list[int]:
@@ -97,9 +104,11 @@ class CLD(Attributor):
     row_scaling: Literal["none", "rms"] = "none"
     rows: Rows = "all"
 
+    def __post_init__(self) -> None:
+        for option, choices in CHOICES.items():
+            check_choice(getattr(self, option), choices, option, self.name)
+
     def _fit(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        if self.rows not in ("all", "epochs"):
-            raise InputError(f"rows must be 'all' or 'epochs', got {self.rows!r}.")
         return sources
 
     def _scores(self, state: tuple[Source, ...], queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:

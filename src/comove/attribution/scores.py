@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from comove.data import Ids, positions_of
 from comove.errors import InputError, NonFiniteError
-from comove.store import as_ids, check_kind, read_arrays, read_header, write_arrays
+from comove.store import as_ids, check_kind, new_folder, read_arrays, read_header, write_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,7 +194,7 @@ class Scores:
             if (value := getattr(self, name)) is not None
         }
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        new_folder(target.parent)
         head = {"kind": "comove/scores", "format_version": FORMAT_VERSION, "method": self.method}
         write_arrays(target, arrays, {**head, "classes": self.classes, "info": dict(self.info)})
 

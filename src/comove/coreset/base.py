@@ -23,7 +23,7 @@ from comove.data import Ids
 from comove.discovery import label_of
 from comove.errors import CorruptFileError, InputError, NonFiniteError
 from comove.sources import Source, SourceLike, as_sources
-from comove.store import as_ids, check_kind, read_arrays, read_header, write_arrays, write_bytes
+from comove.store import as_ids, check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +117,7 @@ class Coreset:
             StorageError: it cannot be written.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        new_folder(target.parent)
         if target.suffix == ".csv":
             write_bytes(target, self._csv().encode())
             return

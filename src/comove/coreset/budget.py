@@ -42,7 +42,7 @@ def resolve_budget(
         InputError: 0 or less, more than there is, an unknown class, labels missing.
         InputTypeError: something else than a number, a sequence or a mapping.
     """
-    if isinstance(budget, Mapping | Sequence | np.ndarray) and not isinstance(budget, str):
+    if isinstance(budget, Mapping | Sequence | np.ndarray) and not isinstance(budget, str | bytes):
         return _class_budget(budget, labels, balanced, who)
     total = _total(budget, n)
     if not balanced:
@@ -76,10 +76,15 @@ def _class_counts(labels: Ids | None, who: str) -> tuple[Ids, Ids]:
 
 def _class_budget(budget: Sequence[int] | Mapping[int, int], labels: Ids | None, balanced: bool, who: str) -> Budget:
     if not balanced:
-        raise InputError(f"{who} does not pick class by class; give it one total budget, or wrap it in PerClass.")
+        raise InputError(f"{who} does not pick class by class; give it one share or total.")
     classes, counts = _class_counts(labels, who)
     held = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     asked = dict(budget) if isinstance(budget, Mapping) else dict(enumerate(budget))
+    if not isinstance(budget, Mapping) and len(asked) <= classes[-1]:
+        raise InputError(
+            f"A list of class budgets must have a number for each class 0 ... {classes[-1]}, got {len(asked)} numbers; "
+            "use a mapping from class to number to name only some."
+        )
     for label, count in asked.items():
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
             raise InputError(f"The budget of class {label} must be a whole number from 0 on, got {count!r}.")

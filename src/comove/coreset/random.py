@@ -1,4 +1,4 @@
-"""Uniform choice without replacement: the baseline of every coreset curve."""
+"""score(z_m) ~ U(0, 1), independent; keep the k highest: uniform without replacement, the baseline of every curve."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import ScoreSelector
+from comove.discovery import check_seed
 from comove.sources import Source
 
 __all__ = ["RandomCoreset"]
@@ -19,7 +20,8 @@ class RandomCoreset(ScoreSelector):
     """A uniform random coreset: the examples with the highest of N independent uniform numbers.
 
     Args:
-        seed: of the choice. Smaller budgets are subsets of larger ones at the same seed.
+        seed: of the choice. Smaller budgets are subsets of larger ones at the same seed; the order of the training
+            examples does not matter.
     """
 
     name: ClassVar[str] = "random"
@@ -28,5 +30,11 @@ class RandomCoreset(ScoreSelector):
 
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed, self.name)
+
     def _scores(self, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
-        return np.random.default_rng([self.seed, 0xC0]).random(sources[0].trace.train_ids.size, np.float32)
+        ids = sources[0].trace.train_ids
+        scores = np.empty(ids.size, np.float32)
+        scores[ids.argsort()] = np.random.default_rng([self.seed, 0xC0]).random(ids.size, np.float32)
+        return scores

@@ -25,9 +25,9 @@ import torch
 from comove.attribution import Scores
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits, reload_splits
-from comove.errors import InputError
+from comove.errors import InputError, NonFiniteError
 from comove.evaluation.lds import LDS, linear_datamodeling_score
-from comove.evaluation.outputs import output_of
+from comove.evaluation.outputs import check_measurable, output_of
 from comove.evaluation.subsets import RandomSubsets
 from comove.execution import run_pending
 from comove.models import Factory, ModelSpec
@@ -60,7 +60,7 @@ class RetrainingBank:
     """
 
     def __init__(
-        self, path: Path, manifest: Mapping[str, Any], dataset: Splits | None, factory: Factory | None
+        self, path: Path, manifest: Mapping[str, Any], dataset: Splits | None, factory: str | Factory | None
     ) -> None:
         arrays = read_arrays(path / "masks.safetensors")
         self.path, self.manifest = path, manifest
@@ -125,18 +125,18 @@ class RetrainingBank:
         if not (folder / "masks.safetensors").exists():
             arrays = {"train_ids": splits.train.ids, "query_ids": query.ids, "query_labels": query.labels}
             write_arrays(folder / "masks.safetensors", {"masks": masks.astype(np.uint8), **arrays})
-        return cls(folder, manifest, splits, model if callable(model) else None)
+        return cls(folder, manifest, splits, model if callable(model) or ":" in model else None)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: Factory | None = None
+        cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: str | Factory | None = None
     ) -> RetrainingBank:
         """Open a bank.
 
         Args:
             path: the folder.
             dataset: the splits it was made with; needed to go on training when they were the user's own.
-            model: the user's own factory, likewise.
+            model: the user's own factory (or its ``"package.module:factory"``), likewise.
 
         Raises:
             CorruptFileError: not a bank.
@@ -174,6 +174,7 @@ class RetrainingBank:
 
         Raises:
             InputError: data or a model factory of the user's own must be passed to :meth:`load` again.
+            NonFiniteError: a model diverged; the finished ones are kept.
             StorageError: a result cannot be written; the finished ones are kept.
         """
         splits = self._dataset or reload_splits(self.manifest["dataset"], self.path)
@@ -191,7 +192,7 @@ class RetrainingBank:
             fit(model, examples, recipe, seed=seed, device=where)
             logits = predict(model, query).numpy()
             if not np.isfinite(logits).all():
-                raise InputError(
+                raise NonFiniteError(
                     f"The model of subset {subset}, seed {number} diverged (logits are NaN or infinite): lower the "
                     "learning rate and make the bank in a new folder."
                 )
@@ -226,8 +227,9 @@ class RetrainingBank:
             options: of :func:`linear_datamodeling_score`.
 
         Raises:
-            InputError: scores without some of the ids, models still pending.
+            InputError: scores without some of the ids, models still pending, an output without better and worse.
         """
+        check_measurable(output)
         matched = scores.subset(train_ids=self.train_ids, query_ids=self.query_ids)
         if scores.train_ids.size != self.train_ids.size:
             raise InputError(f"The scores have {scores.train_ids.size} training ids, the bank {self.train_ids.size}.")

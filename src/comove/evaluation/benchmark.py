@@ -12,8 +12,10 @@ import torch
 
 from comove.attribution import Attributor, Scores
 from comove.data import Ids, Splits
+from comove.errors import InputError
 from comove.evaluation.bank import RetrainingBank
 from comove.evaluation.lds import LDS
+from comove.evaluation.outputs import check_measurable
 from comove.evaluation.subsets import RandomSubsets
 from comove.models import Factory
 from comove.store import new_folder, write_json
@@ -140,8 +142,24 @@ def lds_benchmark(
         InputError: bad arguments.
         FingerprintError: ``out`` holds a benchmark with other settings.
     """
+    check_measurable(output)
+    if not methods or runs < 1 or subsets.count < 3:
+        raise InputError(
+            "An LDS benchmark needs at least one method, one run and 3 subsets, "
+            f"got {len(methods)}, {runs} and {subsets.count}."
+        )
     folder = new_folder(out)
     new_folder(folder / "scores")
+    bank = RetrainingBank.create(  # planned first: what is wrong with it must not wait for the runs
+        folder / "bank",
+        splits,
+        model,
+        recipe,
+        subsets=subsets,
+        seeds=seeds,
+        seed=seed,
+        model_options=model_options,
+    )
     trained = attribution_runs(
         splits,
         model,
@@ -154,16 +172,7 @@ def lds_benchmark(
         device=device,
         progress=progress,
     )
-    bank = RetrainingBank.create(
-        folder / "bank",
-        splits,
-        model,
-        recipe,
-        subsets=subsets,
-        seeds=seeds,
-        seed=seed,
-        model_options=model_options,
-    ).run(device=device, progress=progress)
+    bank.run(device=device, progress=progress)
     scores = score_methods(methods, trained, bank.query_ids, folder / "scores")
     benchmark = Benchmark(tuple(bank.lds(item, output) for item in scores), output, bank, trained)
     write_json(folder / "lds.json", {"results": benchmark.rows(), "bank": dict(bank.manifest)})

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from comove.coreset import Selector, selector, selectors
-from comove.data import Splits
+from comove.coreset import Selector, resolve_budget, selector
+from comove.data import Ids, Splits
 from comove.errors import InputError
 from comove.execution import run_pending
 from comove.models import Factory, ModelSpec
-from comove.sources import SourceLike, as_sources
-from comove.store import claim_folder, digest, new_folder, read_json, write_json
+from comove.sources import Source, SourceLike, as_sources
+from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_json, write_json
 from comove.training import Recipe, Resident, Run, as_recipe, fit, predict, resolve_device
 from comove.training.randomness import derived_seed
 
@@ -109,7 +109,8 @@ def coreset_curve(
     """Select coresets with recorded runs, train the target model from scratch on each, and compare accuracies.
 
     Selection reads training and validation examples only; accuracy is measured on the query split, which no selector
-    sees. Selectors with a ``seed`` of their own are seeded anew for each model; full-data models are always trained.
+    sees. A selector with a ``seed`` is seeded anew for each model: its own seed, that plus 1, ...; full-data models are
+    always trained.
 
     Args:
         source: the run(s) to select with.
@@ -117,7 +118,7 @@ def coreset_curve(
         budgets: shares of the training examples.
         seeds: models trained a point.
         seed: from which the models' seeds are derived.
-        dataset: the splits; by default those of the (first) run.
+        dataset: the splits of the runs, where they cannot be loaded by name.
         target_model: by default the run's own model.
         recipe: by default the run's own recipe for its own model, else the target model's default.
         model_options: options of ``target_model``.
@@ -126,25 +127,29 @@ def coreset_curve(
         progress: show a bar.
 
     Raises:
-        InputError: bad arguments, as :func:`comove.coreset.select`.
-        FingerprintError: ``out`` holds another curve.
+        InputError: bad arguments, as :func:`comove.coreset.select`; runs without validation examples of their own.
+        FingerprintError: ``out`` holds another curve, or ``dataset`` is not what the runs were trained on.
     """
     sources = as_sources(source, frozenset({"trace"}), "coreset_curve")
-    run = sources[0].run
-    if run is None:
+    runs = [source.run for source in sources if source.run is not None]
+    if len(runs) < len(sources):
         raise InputError("A coreset curve trains models: pass runs made by comove.train, not bare traces.")
+    run = runs[0]
     splits = dataset or run.data()
-    chosen = {item if isinstance(item, str) else item.label: item for item in methods}
-    for item in chosen.values():
-        if isinstance(item, str):
-            selector(item)  # an unknown name must not wait for the first training
+    _check_data(sources, splits)
+    named = [selector(item) if isinstance(item, str) else item for item in methods]
+    chosen = {item.label: item for item in named}
     if not chosen or not budgets or seeds < 1:
         raise InputError("A coreset curve needs at least one method, one budget and one seed.")
+    shares = list(dict.fromkeys(map(float, budgets)))
+    for method in chosen.values():
+        for share in shares:  # what cannot be selected must not wait for the first training
+            resolve_budget(share, splits.train.labels, len(splits.train), method.balanced, method.name)
     spec, recipe = _target(run, splits, target_model, recipe, model_options)
     factory = target_model if callable(target_model) else (run.factory if target_model is None else None)
     content = {
         "dataset": splits.describe(),
-        "sources": [source.run.manifest["fingerprint"] for source in sources if source.run is not None],
+        "sources": [run.manifest["fingerprint"] for run in runs],
         "model": spec.to_json(),
         "recipe": recipe.to_json(),
         "seed": seed,
@@ -158,10 +163,15 @@ def coreset_curve(
 
         def file(job: _Job) -> Path:
             slug = "".join(c if c.isalnum() else "-" for c in job.method)
-            return folder / "results" / f"{slug}-{digest(job.method)[:8]}-{job.budget:g}-{job.seed}.json"
+            return folder / "results" / f"{slug}-{digest(job.method)[:8]}-{job.budget!r}-{job.seed}.json"
+
+        def kept(job: _Job) -> Ids:
+            if job.method == FULL:
+                return splits.train.ids
+            return _seeded(chosen[job.method], job.seed).select(sources, job.budget).ids
 
         def work(job: _Job) -> None:
-            ids = splits.train.ids if job.method == FULL else _select(chosen[job.method], sources, job)
+            ids = kept(job)
             model_seed = derived_seed(seed, "curve", job.seed)
             model = spec.build(model_seed, factory=factory).to(where)
             fit(model, splits.train.subset(ids), recipe, seed=model_seed, device=where)
@@ -169,7 +179,7 @@ def coreset_curve(
             accuracy = float((predicted == splits.query.labels).mean())
             write_json(file(job), {"size": int(ids.size), "accuracy": accuracy, "ids": digest(np.sort(ids))})
 
-        jobs = [_Job(name, float(budget), s) for s in range(seeds) for budget in budgets for name in chosen]
+        jobs = [_Job(name, share, s) for s in range(seeds) for share in shares for name in chosen]
         jobs = [_Job(FULL, 1.0, s) for s in range(seeds)] + jobs
         run_pending(jobs, file, work, description="training on coresets", progress=progress)
         results = [(job, read_json(file(job))) for job in jobs]
@@ -194,8 +204,18 @@ def _target(
     return spec, run.recipe if same else as_recipe(recipe, model=spec.name, n_train=len(splits.train))
 
 
-def _select(method: str | Selector, sources: Sequence[SourceLike], job: _Job) -> Any:
-    if isinstance(method, str):
-        seeded = "seed" in selectors()[method].__dataclass_fields__
-        method = selector(method, **({"seed": job.seed} if seeded else {}))
-    return method.select(sources, job.budget).ids
+def _check_data(sources: Sequence[Source], splits: Splits) -> None:
+    for source in sources:
+        assert source.run is not None
+        found = source.run.manifest["dataset"]["fingerprint"]
+        check_fingerprint("data set", found=found, expected=splits.fingerprint, where=source.run.path)
+        if np.isin(source.trace.validation_ids, splits.query.ids).any():
+            raise InputError(
+                f"{source.run.path} has no validation examples of its own, so selectors would aim at the very queries "
+                "that accuracy is measured on: train on splits that have some (split(..., validation=0.1))."
+            )
+
+
+def _seeded(method: Selector, number: int) -> Selector:
+    changes = {"seed": method.seed + number} if hasattr(method, "seed") else {}
+    return replace(method, **changes)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from comove.errors import InputError, did_you_mean
 
-__all__ = ["OUTPUTS", "output_of"]
+__all__ = ["OUTPUTS", "check_measurable", "output_of"]
 
 OUTPUTS = {
     "margin": "z_y - logsumexp of the other logits (TRAK's choice)",
@@ -19,6 +19,19 @@ OUTPUTS = {
     "probability": "probability of the label",
     "predicted": "the predicted class",
 }
+
+
+def check_measurable(kind: str) -> None:
+    """Check that an attribution can be held to this output: that more (or less) of it is better.
+
+    Raises:
+        InputError: an unknown kind, or ``"predicted"``, whose values are names and no amounts.
+    """
+    measurable = [name for name in OUTPUTS if name != "predicted"]
+    if kind not in measurable:
+        raise InputError(
+            f"Attributions are held to one of {', '.join(measurable)}, got {kind!r}.{did_you_mean(kind, measurable)}"
+        )
 
 
 def output_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], kind: str) -> npt.NDArray[np.float64]:

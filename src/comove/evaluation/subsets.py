@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comove.discovery import check_seed
 from comove.errors import InputError
 
 __all__ = ["RandomSubsets", "random"]
@@ -27,10 +28,11 @@ class RandomSubsets:
             raise InputError(f"alpha must be in (0, 1), got {self.alpha}.")
         if self.count < 1:
             raise InputError(f"A bank needs at least 1 subset, got {self.count}.")
+        check_seed(self.seed, "subsets")
 
     def masks(self, n: int) -> npt.NDArray[np.bool_]:
         """Return (C, N) bool: row j marks subset j; it depends on the seed and j only, not on how many there are."""
-        size = math.ceil(self.alpha * n)
+        size = math.ceil(round(self.alpha * n, 6))  # 0.55 * 100 is a little above 55
         if not 2 <= size < n:
             raise InputError(f"alpha {self.alpha} of {n} examples gives subsets of {size}; choose from 2 to {n - 1}.")
         masks_CN = np.zeros((self.count, n), np.bool_)

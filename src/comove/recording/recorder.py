@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,8 +23,18 @@ import torch
 from comove.data import IdIndex, Ids
 from comove.errors import InputError, MissingExamplesError, NonFiniteError, some
 from comove.recording.statistics import kd, statistics
-from comove.store import MANIFEST, as_ids, new_folder, write_arrays, write_manifest
-from comove.trace import FIELDS, FORMAT_VERSION, Row, Side, Trace, write_row
+from comove.store import (
+    MANIFEST,
+    as_array,
+    as_ids,
+    check_fingerprint,
+    new_folder,
+    open_manifest,
+    read_header,
+    write_arrays,
+    write_manifest,
+)
+from comove.trace import FIELDS, FORMAT_VERSION, Row, Side, Trace, check_labels, row_file, write_row
 
 __all__ = ["Recorder"]
 
@@ -48,6 +60,15 @@ class _Side:
         elif self.buffers[name].device != values.device:
             self.buffers[name] = self.buffers[name].to(values.device)
         self.buffers[name][positions] = values
+
+    def require_same(self, names: set[str]) -> None:
+        """Refuse a batch that brings other statistics than the batches before it: the gaps would be read as zeros."""
+        if self.buffers and names != set(self.buffers):
+            raise InputError(
+                f"Every batch of a row must bring the same: the {self.name} batches before had "
+                f"{', '.join(sorted(self.buffers))}; this one has {', '.join(sorted(names))}. Pass logits=, loss= and "
+                "features= alike for all batches between two rows."
+            )
 
     def mark(self, positions: torch.Tensor, labels: torch.Tensor | None) -> None:
         device = positions.device
@@ -117,8 +138,8 @@ class Recorder:
             raise InputError(f"mode must be sweep or in_pass, missing error or previous; got {mode!r}, {missing!r}.")
         self.mode, self.missing = mode, missing
         self._sides: dict[Side, _Side] = {
-            "train": _Side("train", as_ids(train_ids, "train_ids"), _labels(train_labels)),
-            "query": _Side("query", as_ids(query_ids, "query_ids"), _labels(query_labels)),
+            "train": _side("train", train_ids, train_labels),
+            "query": _side("query", query_ids, query_labels),
         }
         self._overlap = np.intersect1d(self._sides["train"].ids, self._sides["query"].ids)
         query_ids_Q = self._sides["query"].ids
@@ -134,22 +155,36 @@ class Recorder:
         }
         self.rows: list[Row] = self._existing_rows(resume)
         self._described = False
+        self._finished = False
 
     def _existing_rows(self, resume: bool) -> list[Row]:
-        if not (self.path / MANIFEST).exists():
-            write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": None})
-            new_folder(self.path / "rows")
-            return []
-        if not resume:
+        existing = (self.path / MANIFEST).exists()
+        if existing and not resume:
             raise InputError(f"{self.path} already holds a trace; choose a new folder, or pass resume=True to go on.")
-        if not (self.path / "examples.safetensors").exists():
-            return []
-        trace = Trace.load(self.path)
+        rows: list[Row] = []
+        if existing:
+            self._require_same_manifest(open_manifest(self.path, "trace", FORMAT_VERSION))
+            if any((self.path / "rows").glob("*.safetensors")):
+                trace = Trace.load(self.path)
+                self._take_examples(trace)
+                rows = list(trace.rows)
         write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": None})
-        for side, ids in (("train", trace.train_ids), ("query", trace.query_ids)):
-            if not np.array_equal(ids, self._sides[side].ids):  # type: ignore[index]
-                raise InputError(f"The {side} ids of the trace in {self.path} are not those given; cannot resume it.")
-        return list(trace.rows)
+        new_folder(self.path / "rows")
+        return rows
+
+    def _require_same_manifest(self, found: Mapping[str, Any]) -> None:
+        before, now = found.get("data_fingerprint"), self._manifest["data_fingerprint"]
+        check_fingerprint("data set", found=str(before), expected=str(now), where=self.path)
+        if found.get("mode") != self.mode:
+            raise InputError(f"The trace in {self.path} has mode {found.get('mode')!r}, not {self.mode!r}.")
+
+    def _take_examples(self, trace: Trace) -> None:
+        for name, side in self._sides.items():
+            if not np.array_equal(trace.examples[f"{name}_ids"], side.ids):
+                raise InputError(f"The {name} ids of the trace in {self.path} are not those given; cannot resume it.")
+            labels = trace.examples.get(f"{name}_labels")
+            if labels is not None and side.labels is None:
+                side.labels = torch.from_numpy(labels.copy())
 
     # --- observing ---
 
@@ -157,13 +192,13 @@ class Recorder:
         self,
         ids: object,
         *,
-        logits: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        logits: torch.Tensor | npt.NDArray[Any] | None = None,
+        labels: torch.Tensor | npt.ArrayLike | None = None,
         loss: object = None,
-        features: torch.Tensor | None = None,
+        features: torch.Tensor | npt.NDArray[Any] | None = None,
         side: Side | None = None,
     ) -> None:
-        """Take in one batch, of training or of query examples or of both.
+        """Take in one batch, of training or of query examples or of both; tensors, or arrays of another framework.
 
         Args:
             ids: (B,) integer ids.
@@ -174,43 +209,65 @@ class Recorder:
             side: needed only when train and query ids overlap.
 
         Raises:
-            InputError: unknown ids, shapes that do not fit, neither logits with labels nor a loss.
+            InputError: unknown ids, shapes that do not fit, neither logits with labels nor a loss, other statistics
+            than in the row's batches before.
         """
-        values, probabilities = self._values(logits, labels, loss)
-        device = values["loss"].device
-        wanted = np.atleast_1d(np.asarray(ids.detach().cpu() if isinstance(ids, torch.Tensor) else ids))
-        if wanted.shape != tuple(values["loss"].shape):
-            raise InputError(f"ids has shape {wanted.shape} for a batch of {values['loss'].shape[0]} examples.")
-        for name, places, rows in self._locate(wanted, side):
+        logits, labels, loss, features = (_tensor(value) for value in (logits, labels, loss, features))
+        values = self._values(logits, labels, loss, features)
+        device, size = values["loss"].device, len(values["loss"])
+        wanted = np.atleast_1d(as_array(ids))
+        if wanted.shape != (size,):
+            raise InputError(f"ids has shape {wanted.shape} for a batch of {size} examples.")
+        if labels is not None and labels.shape != (size,):
+            raise InputError(f"labels has shape {tuple(labels.shape)} for a batch of {size} examples.")
+        found = self._locate(wanted, side)
+        for name, _, _ in found:
+            self._sides[name].require_same(set(values))
+        for name, places, rows in found:
             target = self._sides[name]
+            places, rows = _last_of_each(places, rows)
             positions = torch.from_numpy(places).to(device)
             part = slice(None) if rows is None else torch.from_numpy(rows).to(device)
-            for field, value in values.items():
-                target.write(field, positions, value[part])
-            if probabilities is not None and ("kd" in self.fields or features is not None):
-                target.write("probabilities", positions, probabilities[part])
-            if features is not None:
-                target.write("features", positions, features.detach().to(torch.float32)[part])
+            for key, value in values.items():
+                target.write(key, positions, value[part])
             target.mark(positions, None if labels is None else labels.to(device)[part])
 
     def _values(
-        self, logits: torch.Tensor | None, labels: torch.Tensor | None, loss: object
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        self,
+        logits: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        loss: torch.Tensor | None,
+        features: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return what a batch brings: the fields, and where they are needed ``probabilities`` and ``features``."""
+        if logits is not None and loss is not None:
+            raise InputError("observe takes logits= and labels=, or loss=, not both: the loss follows from the logits.")
         if logits is not None and labels is not None:
-            values, probabilities = statistics(logits, labels)
-            return {name: value for name, value in values.items() if name in self.fields}, probabilities
+            computed, probabilities = statistics(logits, labels)
+            values = {name: value for name, value in computed.items() if name in self.fields}
+            if "kd" in self.fields or features is not None:
+                values["probabilities"] = probabilities
+            if features is not None:
+                if features.ndim != 2 or len(features) != len(logits):
+                    raise InputError(f"features must be ({len(logits)}, F), got {tuple(features.shape)}.")
+                values["features"] = features.detach().to(logits.device, torch.float32)
+            return values
         if loss is None:
             raise InputError("observe needs logits= and labels=, or loss=.")
-        per_example = torch.as_tensor(loss).detach().to(torch.float32)
+        if features is not None:
+            raise InputError("features= needs logits= and labels= beside it: class probabilities are kept with it.")
+        per_example = loss.detach().to(torch.float32)
         if per_example.ndim != 1:
             raise InputError(
                 f"loss must be per example, (B,), got shape {tuple(per_example.shape)}; use reduction='none'."
             )
-        return {"loss": per_example}, None
+        return {"loss": per_example}
 
     def _locate(
         self, ids: npt.NDArray[Any], side: Side | None
     ) -> list[tuple[Side, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]]:
+        if side is not None and side not in self._sides:
+            raise InputError(f"side must be 'train' or 'query', got {side!r}.")
         if side is not None:
             return [(side, self._sides[side].index.positions(ids), None)]
         if self._overlap.size and np.isin(ids, self._overlap).any():
@@ -234,7 +291,7 @@ class Recorder:
     def end_epoch(self, *, step: int | None = None) -> Row:
         """Close the row of this epoch and write it; the first row of a sweep trace is epoch 0, before training."""
         if self.rows:
-            return self.end_row(epoch=self.rows[-1].epoch + 1, step=step)
+            return self.end_row(epoch=math.floor(self.rows[-1].epoch) + 1, step=step)
         return self.end_row(epoch=0.0 if self.mode == "sweep" else 1.0, step=step)
 
     def end_row(self, *, epoch: float, step: int | None = None) -> Row:
@@ -245,18 +302,21 @@ class Recorder:
             NonFiniteError: a loss is NaN or infinite.
             StorageError: the row cannot be written; earlier rows are safe, and the row can be closed again.
         """
+        if self._finished:
+            raise InputError(f"The trace in {self.path} is finished and frozen; record into a new folder.")
         row = Row(len(self.rows), len(self.rows) if step is None else step, float(epoch))
-        filled = {name: self._fill(side, row) for name, side in self._sides.items()}
+        row = replace(row, filled=sum(self._fill(side, row) for side in self._sides.values()))
+        self._require_fields_of_before(row)
         arrays, anchors = self._row_arrays(row)
         if not self._described:
             self._describe()
         if anchors:
             new_folder(self.path / "anchors")
             write_arrays(self.path / "anchors" / f"{row.index:06d}.safetensors", anchors)
-        write_row(self.path, row, arrays, **({"filled": filled} if any(filled.values()) else {}))
+        write_row(self.path, row, arrays)
         self.rows.append(row)
         for side in self._sides.values():
-            side.previous = side.buffers
+            side.previous = {name: value for name, value in side.buffers.items() if self._outlives_row(name)}
             side.buffers = {}
             side.seen = torch.zeros_like(side.seen)
         return row
@@ -272,9 +332,36 @@ class Recorder:
                 f"{some(ids)}. Does the loader drop its last batch (drop_last=True) or skip examples? Observe all of "
                 "them, or pass missing='previous' to repeat their last values (possible from the second row on)."
             )
+        if "features" in side.buffers:
+            raise MissingExamplesError(
+                f"Features are not repeated from an earlier row: {len(ids)} {side.name} examples were not observed in "
+                f"row {row.index}, where features are kept: ids {some(ids)}. Observe all of them in this row."
+            )
+        side.require_same(set(side.previous))
         for name in list(side.previous):
             side.write(name, absent, side.previous[name].to(absent.device)[absent])
         return len(ids)
+
+    def _outlives_row(self, name: str) -> bool:
+        """Tell whether the next row needs these values: kd compares probabilities, a fill repeats all but features."""
+        if name == "probabilities":
+            return "kd" in self.fields
+        return self.missing == "previous" and name != "features"
+
+    def _require_fields_of_before(self, row: Row) -> None:
+        if not self.rows:
+            return
+        before = set(read_header(row_file(self.path, self.rows[-1].index))[0])
+        now = {
+            f"{name}.{field}" for name, side in self._sides.items() for field in self.fields if field in side.buffers
+        }
+        differing = sorted(name for name in before ^ now if not name.endswith(".kd"))
+        if differing:
+            raise InputError(
+                f"Every row must hold the same statistics: {', '.join(differing)} "
+                f"{'is' if len(differing) == 1 else 'are'} in row {row.index} or in the row before, not in both. "
+                "Observe all rows alike, with logits= and labels= or with loss=."
+            )
 
     def _row_arrays(self, row: Row) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -301,8 +388,8 @@ class Recorder:
             ids = side.ids[bad.cpu().numpy()].tolist()
             raise NonFiniteError(
                 f"Losses must be finite: in row {row.index} (epoch {row.epoch:g}) {len(ids)} {side.name} examples have "
-                f"a NaN or infinite loss: ids {some(ids)}. The run probably diverged: lower its learning rate. "
-                "The rows before are kept."
+                f"a NaN or infinite loss: ids {some(ids)}. The run probably diverged (lower its learning rate), or "
+                "these labels are out of range. The rows before are kept."
             )
         if bool(side.relabelled.any()):
             ids = side.ids[side.relabelled.nonzero()[:, 0].cpu().numpy()].tolist()
@@ -324,9 +411,9 @@ class Recorder:
         """Freeze the trace (its number of rows goes into the manifest) and return it."""
         if not self.rows:
             raise InputError("Nothing was recorded: call observe and end_epoch before finish.")
-        if not (self.path / "examples.safetensors").exists():
-            self._describe()
+        self._describe()
         write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": len(self.rows)})
+        self._finished = True
         return Trace.load(self.path)
 
     # --- resuming ---
@@ -337,9 +424,10 @@ class Recorder:
         for name, side in self._sides.items():
             for group in ("buffers", "previous"):
                 for key, value in getattr(side, group).items():
-                    if group == "buffers" or key == "probabilities" or self.missing == "previous":
-                        state[f"{name}.{group}.{key}"] = value.cpu()
-            state[f"{name}.seen"] = side.seen.cpu()
+                    state[f"{name}.{group}.{key}"] = _copied(value)
+            for key in ("seen", "relabelled", "labels"):
+                if (value := getattr(side, key)) is not None:
+                    state[f"{name}.{key}"] = _copied(value)
         return state
 
     EMPTY_STATE: ClassVar[Mapping[str, Any]] = {"rows": 0}
@@ -350,16 +438,47 @@ class Recorder:
         rows = int(state["rows"])
         if rows > len(self.rows):
             raise InputError(f"The state has {rows} rows, but {self.path} holds {len(self.rows)}: not its trace.")
-        for row in self.rows[rows:]:
-            for part in ("rows", "anchors"):
+        for name, side in self._sides.items():
+            sizes = {len(value) for key, value in state.items() if key.startswith(f"{name}.")}
+            if sizes - {side.ids.size}:
+                raise InputError(f"The state is of {sorted(sizes)} {name} examples, this recorder has {side.ids.size}.")
+        for row in reversed(self.rows[rows:]):  # from the end, so that a kill in between leaves a whole trace
+            for part in ("anchors", "rows"):
                 (self.path / part / f"{row.index:06d}.safetensors").unlink(missing_ok=True)
         self.rows = self.rows[:rows]
         for name, side in self._sides.items():
             for group in ("buffers", "previous"):
                 start = f"{name}.{group}."
-                setattr(side, group, {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
-            side.seen = state.get(f"{name}.seen", torch.zeros(side.ids.size, dtype=torch.bool))
+                kept = {k.removeprefix(start): _copied(v) for k, v in state.items() if k.startswith(start)}
+                setattr(side, group, kept)
+            for key in ("seen", "relabelled"):
+                setattr(side, key, _copied(state.get(f"{name}.{key}", torch.zeros(side.ids.size, dtype=torch.bool))))
+            if f"{name}.labels" in state:
+                side.labels = _copied(state[f"{name}.labels"])
 
 
-def _labels(labels: object) -> Ids | None:
-    return None if labels is None else np.asarray(labels, dtype=np.int64)
+def _side(name: Side, ids: object, labels: object) -> _Side:
+    known = as_ids(ids, f"{name}_ids")
+    if known.size == 0:
+        raise InputError(f"{name}_ids must name at least one example.")
+    return _Side(name, known, None if labels is None else check_labels(labels, f"{name}_labels", known.size))
+
+
+def _last_of_each(
+    places: npt.NDArray[np.int64], rows: npt.NDArray[np.int64] | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+    """Keep the last of repeated places: which of several writes to one place wins is not defined in torch."""
+    unique, from_end = np.unique(places[::-1], return_index=True)
+    if unique.size == places.size:
+        return places, rows
+    last = places.size - 1 - from_end
+    return unique, last if rows is None else rows[last]
+
+
+def _tensor(value: object) -> torch.Tensor | None:
+    return value if value is None or isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy on the CPU: buffers go on being written in place."""
+    return tensor.detach().to("cpu", copy=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from comove.coreset import Coreset
 from comove.data import ExampleSet, Splits, positions_of
 from comove.errors import InputError
 from comove.evaluation import LDS, Curve
+from comove.store import new_folder, write_bytes
 from comove.trace import Trace
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ __all__ = ["coreset_gallery", "curve_figure", "influence_grid", "lds_bars", "sav
 
 HELP, HURT, NEUTRAL = "#0072b2", "#d55e00", "#555555"  # distinguishable with every kind of colour blindness
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MOST_CLASSES = 20
+"""Rows of a gallery: a picture of a thousand classes could not be drawn."""
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -36,14 +40,27 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    """Write a figure as PNG, atomically, and return its path.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    new_folder(path.parent)
+    write_bytes(path, picture.getvalue())
     return path
 
 
+def _literal(text: object) -> str:
+    """Text as it stands: a dollar sign in a class name starts no formula."""
+    return str(text).replace("$", r"\$")
+
+
 def thumbnail(examples: ExampleSet, id_: int) -> npt.NDArray[Any]:
-    """Return an example's input as an image: (H, W) in [0, 1], or (H, W, 3) uint8.
+    """Return an example's input as an image: (H, W), or (H, W, 3) for colours, in [0, 1].
+
+    Eight-bit inputs are divided by 255; others are stretched from their lowest to their highest value.
 
     Raises:
         InputError: inputs that are no images.
@@ -51,9 +68,8 @@ def thumbnail(examples: ExampleSet, id_: int) -> npt.NDArray[Any]:
     raw = examples.raw(examples.positions([id_]))[0].numpy()
     if raw.ndim != 3 or raw.shape[0] not in (1, 3):
         raise InputError(f"Inputs of shape {raw.shape} are no images.")
-    if raw.dtype != np.uint8:
-        low, high = float(raw.min()), float(raw.max())
-        raw = (raw - low) / (high - low) if high > low else np.zeros_like(raw)
+    low, high = (0.0, 255.0) if raw.dtype == np.uint8 else (float(raw.min()), float(raw.max()))
+    raw = (raw.astype(np.float32) - low) / (high - low) if high > low else np.zeros(raw.shape, np.float32)
     return raw[0] if raw.shape[0] == 1 else raw.transpose(1, 2, 0)
 
 
@@ -62,30 +78,41 @@ def _show(axes: Axes, examples: ExampleSet, id_: int, text: str, colour: str = "
     if image.ndim == 3:
         axes.imshow(image)
     else:
-        axes.imshow(image, cmap="gray_r" if float(image.mean()) < 0.5 else "gray", vmin=0, vmax=image.max())
-    axes.set_title(text, fontsize=7, color=colour)
+        axes.imshow(image, cmap="gray_r" if float(image.mean()) < 0.5 else "gray", vmin=0, vmax=1)
+    axes.set_title(_literal(text), fontsize=7, color=colour)
     axes.axis("off")
 
 
 def influence_grid(scores: Scores, splits: Splits, queries: Sequence[int], k: int = 5) -> Figure:
-    """Each query with the k training examples that help it most and hurt it most."""
+    """Each query with the k training examples that help it most and hurt it most.
+
+    Raises:
+        InputError: no query, one that is not in the query split or has no scores, k above the number of examples.
+    """
+    if not len(queries):
+        raise InputError("An influence grid needs at least one query.")
+    rankings = [(scores.top(k, query=query), scores.bottom(k, query=query)) for query in queries]
     figure = _figure(1.0 + 1.05 * (2 * k + 1), 1.35 * len(queries) + 0.5)
     grid = figure.subplots(len(queries), 2 * k + 1, squeeze=False)
     names = splits.classes
-    for row, query in zip(grid, queries, strict=True):
+    for row, query, ranked in zip(grid, queries, rankings, strict=True):
         label = splits.query.labels[splits.query.positions([query])[0]]
         _show(row[0], splits.query, query, f"query {query}\n{names[label]}")
-        ranked = ((scores.top(k, query=query), HELP), (scores.bottom(k, query=query), HURT))
         cells = iter(row[1:])
-        for ranking, colour in ranked:
+        for ranking, colour in zip(ranked, (HELP, HURT), strict=True):
             for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
                 _show(next(cells), splits.train, id_, f"{name}  {score:+.3g}\n#{id_}", colour)
-    figure.suptitle(f"{scores.method}: training examples that help (blue) and hurt (orange) each query", fontsize=10)
+    title = f"{scores.method}: training examples that help (blue) and hurt (orange) each query"
+    figure.suptitle(_literal(title), fontsize=10)
     return figure
 
 
 def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure:
-    """The query's loss along training against those of its k top and k bottom training examples."""
+    """The query's loss along training against those of its k top and k bottom training examples.
+
+    Raises:
+        InputError: an unknown query, k above the number of examples.
+    """
     figure = _figure(7.2, 3.8)
     axes = figure.subplots()
     epochs = [row.epoch for row in trace.rows]
@@ -99,14 +126,21 @@ def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure
         for number, column in enumerate(columns):
             axes.plot(epochs, train_TN[:, column], color=colour, alpha=0.7, label=word if number == 0 else None)
     axes.plot(epochs, query_TQ[:, place], color="black", linewidth=2, label=f"query {query}")
-    axes.set(xlabel="epoch", ylabel="loss (nats)", title=f"Losses that co-move with query {query} ({scores.method})")
+    title = f"Losses that co-move with query {query} ({scores.method})"
+    axes.set(xlabel="epoch", ylabel="loss (nats)", title=_literal(title))
     axes.set_yscale("log")
     axes.legend(frameon=False)
     return figure
 
 
 def lds_bars(results: Sequence[LDS]) -> Figure:
-    """LDS of each method with its interval, the noise ceiling dashed."""
+    """LDS of each method with its interval, the noise ceiling dashed.
+
+    Raises:
+        InputError: no result.
+    """
+    if not results:
+        raise InputError("There is no LDS to draw.")
     figure = _figure(7.2, 0.9 + 0.42 * len(results))
     axes = figure.subplots()
     means = np.array([result.mean for result in results])
@@ -115,13 +149,13 @@ def lds_bars(results: Sequence[LDS]) -> Figure:
     colours = [NEUTRAL if "control" in str(result.method) else HELP for result in results]
     axes.barh(places, means, color=colours, height=0.65)
     low, high = np.array(spans).T
-    axes.errorbar(means, places, xerr=[means - low, high - means], fmt="none", ecolor="black", capsize=3)
+    axes.errorbar(means, places, xerr=np.maximum([means - low, high - means], 0), fmt="none", ecolor="black", capsize=3)
     ceiling = results[0].noise_ceiling
     if ceiling is not None and np.isfinite(ceiling):
         axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
         axes.text(ceiling, places[-1], "noise ceiling ", ha="right", va="center", fontsize=8)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(places, [str(result.method).replace("(", "\n(") for result in results], fontsize=8)
+    axes.set_yticks(places, [_literal(result.method).replace("(", "\n(") for result in results], fontsize=8)
     axes.set_xlabel(f"linear datamodeling score, mean over {results[0].per_query.size} queries", fontsize=9)
     return figure
 
@@ -140,7 +174,7 @@ def curve_figure(curve: Curve) -> Figure:
             [100 * row["budget"] for row in own],
             [row["mean"] for row in own],
             yerr=deviation,
-            label=method,
+            label=_literal(method),
             color=colour,
             linestyle=style,
             marker="o",
@@ -155,15 +189,20 @@ def curve_figure(curve: Curve) -> Figure:
 
 
 def coreset_gallery(coreset: Coreset, examples: ExampleSet, per_class: int = 8) -> Figure:
-    """The first examples kept of each class (best on the left) and, where known, how they scored."""
-    labels = sorted(coreset.per_class)
+    """The first examples kept of each class, best on the left, and how they scored; of many classes, the first 20.
+
+    Raises:
+        InputError: an example that is not in ``examples``.
+    """
+    label_of_kept = examples.labels[examples.positions(coreset.ids)]
+    labels = np.unique(label_of_kept)[:MOST_CLASSES]
     figure = _figure(0.9 * per_class + 0.6, 1.0 * len(labels) + 0.5)
     grid = figure.subplots(len(labels), per_class, squeeze=False)
     for row, label in zip(grid, labels, strict=True):
-        kept = np.flatnonzero(coreset.labels == label)[:per_class]
+        kept = np.flatnonzero(label_of_kept == label)[:per_class]
         for axes in row:
             axes.axis("off")
         for axes, place in zip(row, kept, strict=False):
             _show(axes, examples, int(coreset.ids[place]), f"{examples.classes[label]}  {coreset.scores[place]:+.2f}")
-    figure.suptitle(f"{coreset.method}: first kept of each class", fontsize=10)
+    figure.suptitle(_literal(f"{coreset.method}: first kept of each class"), fontsize=10)
     return figure

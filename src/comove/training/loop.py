@@ -23,7 +23,7 @@ from comove.training.randomness import generator_for, seeded
 from comove.training.recipe import Recipe
 from comove.training.sgd import SGD
 
-__all__ = ["Hooks", "OptimizerState", "Resident", "evaluate", "fit", "predict", "resolve_device"]
+__all__ = ["Hooks", "OptimizerState", "Resident", "batch_bounds", "evaluate", "fit", "predict", "resolve_device"]
 
 SMALL_WORK = 10_000_000
 """Multiply-adds a step (batch size times parameters) below which a fully connected network trains on one thread."""
@@ -39,15 +39,17 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = ("auto", "cpu", "cuda")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        known = ("auto", "cpu", "cuda")
-        raise InputError(
-            f"Unknown device {device!r}; use {', '.join(known)}.{did_you_mean(str(device), known)}"
-        ) from error
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in known:
+        raise InputError(f"Unknown device {str(device)!r}; use {', '.join(known)}.{did_you_mean(str(device), known)}")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device='cuda' was asked for, but torch sees no CUDA device; use device='cpu' or 'auto'.")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"There is no device {str(device)!r}: torch sees {torch.cuda.device_count()} CUDA devices.")
     return resolved
 
 
@@ -150,7 +152,7 @@ def _epochs(stepper: _Stepper, data: Resident, seed: int, state: OptimizerState,
     if hooks is not None and state.epoch == 0:
         hooks.on_start()
     stepper.model.train()
-    batches = _batch_bounds(len(data), recipe.batch_size)
+    batches = batch_bounds(len(data), recipe.batch_size)
     for epoch in range(state.epoch, recipe.epochs):
         if hooks is not None:
             hooks.on_epoch_start(epoch)
@@ -219,7 +221,7 @@ class _Stepper:
         state.scaler = self.scaler.state_dict()
 
 
-def _batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
+def batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
     """Cut ``size`` examples into batches; batch norm cannot train on one example, so a last one joins its neighbour."""
     starts = list(range(0, size, batch_size))
     if len(starts) > 1 and size - starts[-1] == 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from comove.errors import InputError, did_you_mean
+from comove.errors import InputError, InputTypeError, did_you_mean
 from comove.store import digest
 
 __all__ = ["RECIPES", "Recipe", "as_recipe", "default_recipe"]
@@ -59,6 +59,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("lr", "momentum", "weight_decay", "peak_epoch", "gamma", "crop_padding", "label_smoothing"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value)):
+                raise InputError(f"Recipe: {name} must be a finite number, got {value!r}.")
         for name, ok, must in (
             ("epochs", isinstance(self.epochs, int) and self.epochs >= 1, "a whole number from 1 on"),
             ("batch_size", isinstance(self.batch_size, int) and self.batch_size >= 2, "a whole number from 2 on"),
@@ -70,7 +74,7 @@ class Recipe:
             ("augment", self.augment in ("none", "flip_crop"), "none or flip_crop"),
             ("precision", self.precision in ("float32", "float16", "bfloat16"), "float32, float16 or bfloat16"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
-            ("crop_padding", self.crop_padding >= 0, "at least 0"),
+            ("crop_padding", isinstance(self.crop_padding, int) and self.crop_padding >= 0, "a whole number from 0 on"),
         ):
             if not ok:
                 raise InputError(f"Recipe: {name} must be {must}, got {getattr(self, name)!r}.")
@@ -174,11 +178,14 @@ def as_recipe(recipe: Recipe | str | Mapping[str, Any] | None, *, model: str, n_
 
     Raises:
         InputError: an unknown name or entry, a value out of range.
+        InputTypeError: something else.
     """
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
         return Recipe.from_json(recipe)
+    if not isinstance(recipe, str | None):
+        raise InputTypeError(f"A recipe is a Recipe, a name or a mapping of entries, got {type(recipe).__name__}.")
     name = default_recipe(model, n_train) if recipe is None else recipe
     if name not in RECIPES:
         raise InputError(f"Unknown recipe {name!r}; known: {', '.join(RECIPES)}.{did_you_mean(name, RECIPES)}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ from comove.data import ExampleSet, Splits
 from comove.datasets import reload_splits
 from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec
-from comove.store import check_fingerprint, open_manifest, read_header, read_json, write_bytes
+from comove.store import as_header, check_fingerprint, open_manifest, read_header, read_json, write_bytes
 from comove.trace import Trace
 from comove.training.recipe import Recipe
 
@@ -49,7 +47,7 @@ class Checkpoint:
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a flat dict of tensors to a safetensors file atomically, with JSON ``metadata`` in its header."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, _weights_to_bytes(plain, {key: json.dumps(value) for key, value in metadata.items()}))
+    write_bytes(path, _weights_to_bytes(plain, as_header(metadata)))
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -73,23 +71,25 @@ class Run:
         path: the run's folder.
         manifest: data, model, recipe, seed, recording, library versions.
         dataset: the splits it was trained on, or ``None`` when they were not passed and cannot be loaded by name.
-        factory: the user's own model factory, when the model is not one of comove's.
+        factory: the user's own model factory (or its ``"package.module:factory"``), as the user passed it.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     dataset: Splits | None = field(default=None, repr=False)
-    factory: Factory | None = field(default=None, repr=False)
-    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+    factory: Factory | str | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: Factory | None = None) -> Run:
+    def load(
+        cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: Factory | str | None = None
+    ) -> Run:
         """Open a run's folder.
 
         Args:
             path: what was given to :func:`comove.train` as ``out``.
             dataset: the splits it was trained on; a built-in data set is loaded again when first needed.
-            model: the user's own factory, when the run was trained with one (a file never makes us import code).
+            model: the user's own factory, or its ``"package.module:factory"``, when the run was trained with one
+                (a file never makes us import code).
 
         Raises:
             CorruptFileError: not a run.
@@ -123,8 +123,10 @@ class Run:
         found = []
         for file in sorted((self.path / "checkpoints").glob("*.safetensors")):
             _, header = read_header(file)
-            entries = {name: header[name] for name in ("epoch", "step", "row", "lr", "mean_lr")}
-            found.append(Checkpoint(**entries, path=file))
+            names = ("epoch", "step", "row", "lr", "mean_lr")
+            if not header.keys() >= set(names):
+                raise CorruptFileError(f"{file} is not a checkpoint of a run; its header lacks some of {names}.")
+            found.append(Checkpoint(**{name: header[name] for name in names}, path=file))
         return tuple(found)
 
     @property
@@ -153,11 +155,17 @@ class Run:
         if not kept:
             raise InputError(f"{self.path} keeps no checkpoints; train again with checkpoints='all'.")
         chosen = checkpoint or kept[-1]
-        model = self.model_spec.build(self.seed, factory=self.factory)
+        spec = self.model_spec
+        if ":" in spec.name and self.factory is None:
+            raise InputError(
+                f"{self.path} was trained with your own model {spec.name!r}; a file never makes comove import code: "
+                f"pass it again, Run.load({str(self.path)!r}, model={spec.name!r}) or model=the function itself."
+            )
+        model = spec.build(self.seed, factory=self.factory)
         try:
             model.load_state_dict(read_weights(chosen.path))
         except RuntimeError as error:
-            raise CorruptFileError(f"{chosen.path} does not hold the weights of {self.model_spec}: {error}") from error
+            raise CorruptFileError(f"{chosen.path} does not hold the weights of {spec}: {error}") from error
         return model.to(device).eval()
 
     def data(self) -> Splits:

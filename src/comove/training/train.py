@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,13 +19,13 @@ from torch import nn
 
 from comove.data import ExampleSet, MapDataset, Splits
 from comove.datasets import as_splits
-from comove.errors import InputError
+from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec, penultimate
 from comove.progress import Advance, progress_bar
 from comove.recording import Recorder
 from comove.store import claim_folder, new_folder, read_header, write_json
 from comove.trace import FIELDS
-from comove.training.loop import OptimizerState, Resident, evaluate, fit, resolve_device
+from comove.training.loop import OptimizerState, Resident, batch_bounds, evaluate, fit, resolve_device
 from comove.training.recipe import Recipe, as_recipe
 from comove.training.run import RUN_FORMAT, Run, read_weights, write_weights
 
@@ -96,7 +98,8 @@ def train(
     same bits (on the same machine, with as many threads). A finished run is opened, not trained again.
 
     Args:
-        dataset: splits, a built-in data set's name, an example set or a map-style dataset (split here, by ``seed``).
+        dataset: splits, a built-in data set's name, an example set or a map-style dataset (split here, the same way
+            for every ``seed``, so that runs of several seeds can be averaged).
         model: a name (:func:`comove.models.model_names`), ``"package.module:factory"`` or a factory.
         recipe: a :class:`Recipe`, its name, a mapping of its entries, or ``None`` for the model's default.
         seed: of weights, order, augmentation and dropout.
@@ -111,12 +114,12 @@ def train(
         The finished run.
 
     Raises:
-        InputError: bad arguments; a class without training examples.
+        InputError: bad arguments; a folder that holds something else.
         FingerprintError: ``out`` holds a run with other data, model, recipe, seed or recording; both are shown.
         NonFiniteError: a loss became NaN or infinite; the rows before are kept.
         StorageError: the folder cannot be written.
     """
-    splits = as_splits(dataset, seed)
+    splits = as_splits(dataset)
     model = default_model(splits) if model is None else model
     spec = ModelSpec.of(
         model, num_classes=len(splits.classes), input_shape=splits.train.input_shape, **dict(model_options or {})
@@ -124,16 +127,35 @@ def train(
     recipe = as_recipe(recipe, model=spec.name, n_train=len(splits.train))
     recording = recording or Recording()
     recording.anchor_epochs(recipe.epochs)
-    if isinstance(checkpoints, int) and checkpoints < 1:
-        raise InputError(f"checkpoints must be 'all', 'last' or a number of epochs from 1 on, got {checkpoints}.")
-    temporary = tempfile.TemporaryDirectory(prefix="comove-run-") if out is None else None
-    folder = new_folder(temporary.name if temporary is not None else str(out))
-    factory = model if callable(model) else None
+    if checkpoints not in ("all", "last") and not (isinstance(checkpoints, int) and checkpoints >= 1):
+        raise InputError(f"checkpoints must be 'all', 'last' or a number of epochs from 1 on, got {checkpoints!r}.")
+    where = resolve_device(device)
+    network = _network(spec, recipe, recording, seed)  # before the folder is claimed: a typo must not occupy it
+    folder = new_folder(tempfile.mkdtemp(prefix="comove-run-") if out is None else out)
     manifest = _manifest(splits, spec, recipe, seed, recording, checkpoints)
-    run = Run(folder, claim_folder(folder, "run", RUN_FORMAT, manifest), splits, factory, temporary)
+    named = model if not isinstance(model, str) or ":" in model else None
+    run = Run(folder, claim_folder(folder, "run", RUN_FORMAT, manifest), splits, named)
+    if out is None:
+        weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
     if not run.finished:
-        _Session(run, spec, recipe, recording, checkpoints, resolve_device(device), progress).go()
+        _Session(run, network, recipe, recording, checkpoints, where, progress).go()
     return run
+
+
+def _network(spec: ModelSpec, recipe: Recipe, recording: Recording, seed: int) -> nn.Module:
+    """Build the network, and check that recipe and recording can be carried out on it."""
+    if recipe.augment == "flip_crop" and len(spec.input_shape) != 3:
+        raise InputError(
+            f"augment='flip_crop' needs images (C, H, W), got inputs of shape {spec.input_shape}; use augment='none'."
+        )
+    network = spec.build(seed)
+    if recording.anchors:
+        try:
+            with penultimate(network):
+                pass
+        except InputError as error:
+            raise InputError(f"{error} Train it with recording=Recording(anchors=()), which keeps none.") from error
+    return network
 
 
 def _manifest(
@@ -160,7 +182,7 @@ class _Session:
     def __init__(
         self,
         run: Run,
-        spec: ModelSpec,
+        network: nn.Module,
         recipe: Recipe,
         recording: Recording,
         checkpoints: str | int,
@@ -171,7 +193,7 @@ class _Session:
         self.run, self.recipe, self.recording, self.device = run, recipe, recording, device
         self.checkpoints, self.progress = checkpoints, progress
         self.splits = run.dataset
-        self.model: nn.Module = spec.build(run.seed, factory=run.factory).to(device)
+        self.model = network.to(device)
         self.train = Resident(self.splits.train, device)
         held_out = [part for part in (self.splits.query, self.splits.validation) if part is not None]
         self.held_out = [Resident(part, device) for part in held_out]
@@ -230,16 +252,21 @@ class _Session:
         if not self.resume_file.exists():
             self.recorder.load_state_dict(Recorder.EMPTY_STATE)
             return OptimizerState()
-        tensors = read_weights(self.resume_file)
-        _, header = read_header(self.resume_file)
         groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "momentum": {}, "recorder": {}}
-        for name, tensor in tensors.items():
-            group, key = name.split(".", 1)
-            groups[group][key] = tensor
-        self.model.load_state_dict(groups["model"])
-        self.recorder.load_state_dict({**groups["recorder"], "rows": header["rows"]})
-        self.epoch = header["epoch"]
-        return OptimizerState(header["epoch"], header["step"], groups["momentum"], header["scaler"])
+        try:
+            _, header = read_header(self.resume_file)
+            for name, tensor in read_weights(self.resume_file).items():
+                group, key = name.split(".", 1)
+                groups[group][key] = tensor
+            state = OptimizerState(header["epoch"], header["step"], groups["momentum"], header["scaler"])
+            self.model.load_state_dict(groups["model"])
+            self.recorder.load_state_dict({**groups["recorder"], "rows": header["rows"]})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CorruptFileError(
+                f"{self.resume_file} is truncated or not this run's ({error}), so the run cannot go on from its last "
+                "epoch. Delete that file and run again: training starts from the beginning."
+            ) from error
+        return state
 
     def _save_resume(self, state: OptimizerState) -> None:
         recorded = self.recorder.state_dict()
@@ -257,7 +284,8 @@ class _Session:
         if self.recording.row_zero:
             self._observe_train(anchor=0 in self.anchors)
             self._close_row(0.0, 0, anchor=0 in self.anchors)
-        self._save_checkpoint(0, 0, self.recipe.lr_at(0.5 / max(1, len(self.train) // self.recipe.batch_size)))
+        steps = len(batch_bounds(len(self.train), self.recipe.batch_size))
+        self._save_checkpoint(0, 0, self.recipe.lr_at(0.5 / steps))
 
     def on_epoch_start(self, epoch: int) -> None:
         """Remember which epoch it is."""

@@ -1,0 +1,305 @@
+"""What every coreset method must do; methods are discovered, so a new file under coreset/ is checked too."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import comove.coreset
+from comove.coreset import Coreset, ScoreSelector, Selector, select, selector, selectors
+from comove.data import Ids
+from comove.errors import InputError, NonFiniteError
+from comove.sources import Source
+from comove.store import digest
+from comove.trace import Trace
+from comove.training import Run
+
+METHODS = list(selectors().values())
+BALANCED = [method for method in METHODS if method.balanced]
+UNBALANCED = [method for method in METHODS if not method.balanced]
+SCORING = [method for method in METHODS if issubclass(method, ScoreSelector)]
+SCORING_TRACES = [method for method in SCORING if method.requires == {"trace"}]
+
+
+def each(methods: list[Any]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("method", methods, ids=lambda method: method.name)
+
+
+def shares(counts: list[int], total: int) -> list[int]:
+    """Largest remainder in exact fractions, ties to the lower class."""
+    quotas = [Fraction(count * total, sum(counts)) for count in counts]
+    floors = [int(quota) for quota in quotas]
+    order = sorted(range(len(counts)), key=lambda c: (floors[c] - quotas[c], c))
+    for c in order[: total - sum(floors)]:
+        floors[c] += 1
+    return floors
+
+
+def bare(trace: Trace, order: Ids) -> Trace:
+    assert trace.train_labels is not None
+    return Trace.from_arrays(
+        train_losses=trace.train_losses[:, order],
+        train_ids=trace.train_ids[order],
+        train_labels=trace.train_labels[order],
+        query_losses=trace.query_losses,
+        query_ids=trace.query_ids,
+        query_labels=trace.query_labels,
+        validation_ids=trace.validation_ids,
+    )
+
+
+def class_counts(trace: Trace) -> list[int]:
+    assert trace.train_labels is not None
+    return [int(count) for count in np.bincount(trace.train_labels)]
+
+
+def test_cld_and_random_are_discovered() -> None:
+    assert {"cld", "random"} <= set(selectors())
+    assert BALANCED
+    assert UNBALANCED
+
+
+@each(METHODS)
+def test_builds_with_no_arguments_and_by_name(method: type[Selector]) -> None:
+    assert method() == selector(method.name)
+
+
+@each(METHODS)
+def test_says_what_it_is_and_what_it_reads(method: type[Selector]) -> None:
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", method.name)
+    assert method.summary
+    assert "\n" not in method.summary
+    assert isinstance(method.requires, frozenset)
+    assert method.requires
+    assert method.requires <= {"trace", "checkpoints", "bank"}
+    assert isinstance(method.balanced, bool)
+    assert inspect.getdoc(method)
+    assert method.select is Selector.select
+
+
+@each(METHODS)
+def test_is_frozen(method: type[Selector]) -> None:
+    made = method()
+    for name in [*(field.name for field in dataclasses.fields(made)), "anything"]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(made, name, 0)
+
+
+@each(METHODS)
+@pytest.mark.parametrize("budget", [1, 2, 37, 200, 0.1, 0.305, 1.0])
+def test_the_coreset_has_exactly_the_size_asked_for_from_the_candidates(
+    method: type[Selector], budget: float, runs: tuple[Run, ...]
+) -> None:
+    trace = runs[0].trace
+    coreset = method().select(runs, budget)
+    assert len(coreset) == (budget if isinstance(budget, int) else round(budget * trace.train_ids.size))
+    assert np.unique(coreset.ids).size == len(coreset)
+    assert np.isin(coreset.ids, trace.train_ids).all()
+    assert coreset.n_candidates == trace.train_ids.size
+    assert coreset.scores.dtype == coreset.weights.dtype == np.float32
+
+
+@each(METHODS)
+def test_labels_are_those_of_the_chosen_ids(method: type[Selector], run: Run) -> None:
+    coreset, trace = method().select(run, 50), run.trace
+    assert trace.train_labels is not None
+    truth = dict(zip(trace.train_ids.tolist(), trace.train_labels.tolist(), strict=True))
+    assert coreset.labels is not None
+    assert coreset.labels.tolist() == [truth[id_] for id_ in coreset.ids.tolist()]
+    assert sum(coreset.per_class.values()) == 50
+
+
+@each(METHODS)
+def test_the_same_call_gives_the_same_coreset(method: type[Selector], runs: tuple[Run, ...]) -> None:
+    first, second = (method().select(runs, 0.2) for _ in range(2))
+    np.testing.assert_array_equal(first.ids, second.ids)
+    np.testing.assert_array_equal(first.scores, second.scores)
+    by_name = select(method.name, runs, budget=0.2)
+    np.testing.assert_array_equal(by_name.ids, first.ids)
+    np.testing.assert_array_equal(select(method(), runs, 0.2).ids, first.ids)
+
+
+@each(METHODS)
+def test_selecting_leaves_runs_traces_and_budgets_untouched(method: type[Selector], run: Run) -> None:
+    files = {file: (digest(file.read_bytes().hex()), file.stat().st_mtime_ns) for file in files_of(run.path)}
+    trace = bare(run.trace, np.arange(run.trace.train_ids.size))
+    before = [trace.train_losses.copy(), trace.query_losses.copy(), *(a.copy() for a in trace.examples.values())]
+    method().select(trace, 20)
+    if method.balanced:
+        budget = {0: 3, 4: 2}
+        method().select(run, budget)
+        assert budget == {0: 3, 4: 2}
+    else:
+        method().select(run, 20)
+    for now, then in zip([trace.train_losses, trace.query_losses, *trace.examples.values()], before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert files == {file: (digest(file.read_bytes().hex()), file.stat().st_mtime_ns) for file in files_of(run.path)}
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+@each(BALANCED)
+@pytest.mark.parametrize("total", [1, 7, 33, 60, 199])
+def test_a_total_is_shared_among_classes_by_largest_remainder(method: type[Selector], total: int, run: Run) -> None:
+    expected = shares(class_counts(run.trace), total)
+    found = method().select(run, total).per_class
+    assert [found.get(label, 0) for label in range(10)] == expected
+
+
+@each(BALANCED)
+def test_class_budgets_are_kept_as_a_sequence_an_array_or_a_mapping(method: type[Selector], run: Run) -> None:
+    asked = [3, 0, 1, 2, 0, 5, 1, 1, 1, 4]
+    expected = {label: count for label, count in enumerate(asked) if count}
+    for budget in (asked, tuple(asked), np.array(asked), dict(enumerate(asked)), expected):
+        assert method().select(run, budget).per_class == expected  # type: ignore[arg-type]
+
+
+@each(BALANCED)
+def test_training_labels_are_required_by_name(method: type[Selector], trace: Trace) -> None:
+    unlabelled = Trace.from_arrays(train_losses=trace.train_losses, query_losses=trace.query_losses)
+    with pytest.raises(InputError, match=f"{method.name}.*training labels"):
+        method().select(unlabelled, 10)
+
+
+@each(UNBALANCED)
+def test_class_budgets_are_refused_where_classes_do_not_matter(method: type[Selector], run: Run) -> None:
+    with pytest.raises(InputError, match="does not pick class by class"):
+        method().select(run, {0: 3})
+
+
+@each(SCORING)
+def test_the_best_come_first_and_ties_go_to_the_lower_id(method: type[ScoreSelector], run: Run) -> None:
+    coreset = method().select(run, 60)
+    keys = list(zip((-coreset.scores).tolist(), coreset.ids.tolist(), strict=True))
+    assert keys == sorted(keys)
+
+
+@each(SCORING)
+def test_what_is_kept_scores_at_least_as_high_as_what_is_left(method: type[ScoreSelector], run: Run) -> None:
+    made, trace = method(), run.trace
+    assert trace.train_labels is not None
+    scores, coreset = made.scores(run), made.select(run, 60)
+    assert scores.shape == trace.train_ids.shape
+    kept = np.isin(trace.train_ids, coreset.ids)
+    groups = [trace.train_labels == label for label in range(10)] if method.balanced else [np.ones(200, bool)]
+    for group in groups:
+        if (group & kept).any() and (group & ~kept).any():
+            assert scores[group & kept].min() >= scores[group & ~kept].max()
+    by_id = dict(zip(trace.train_ids.tolist(), scores.tolist(), strict=True))
+    assert coreset.scores.tolist() == [by_id[id_] for id_ in coreset.ids.tolist()]
+
+
+@each(SCORING_TRACES)
+def test_the_choice_moves_with_the_ids_when_training_columns_are_shuffled(
+    method: type[ScoreSelector], trace: Trace
+) -> None:
+    straight, shuffled = np.arange(200), np.random.default_rng(8).permutation(200)
+    found = [method().select(bare(trace, order), 45) for order in (straight, shuffled)]
+    np.testing.assert_array_equal(found[0].ids, found[1].ids)
+    np.testing.assert_array_equal(found[0].labels, found[1].labels)
+
+
+@each(METHODS)
+@pytest.mark.parametrize("suffix", [".safetensors", ".csv"])
+def test_a_coreset_saves_and_loads(method: type[Selector], suffix: str, run: Run, tmp_path: Path) -> None:
+    coreset = method().select(run, 0.15)
+    file = tmp_path / "new" / f"{method.name}{suffix}"
+    coreset.save(file)
+    loaded = Coreset.load(file)
+    for name in ("ids", "scores", "weights", "labels"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(coreset, name))
+        assert getattr(loaded, name).dtype == getattr(coreset, name).dtype
+    assert loaded.method == coreset.method
+    assert loaded.per_class == coreset.per_class
+    if suffix == ".safetensors":
+        assert (loaded.n_candidates, loaded.classes) == (coreset.n_candidates, coreset.classes)
+        assert dict(loaded.info) == dict(coreset.info)
+
+
+@each(METHODS)
+def test_options_are_json_and_stand_in_the_coreset(method: type[Selector], runs: tuple[Run, ...]) -> None:
+    made = method()
+    info = dict(made.select(runs, 10).info)
+    assert json.loads(json.dumps(info)) == info
+    assert info == {**dataclasses.asdict(made), **info}
+    assert info["runs"] == 2
+
+
+@each(METHODS)
+def test_runs_of_different_training_sets_are_refused(method: type[Selector], trace: Trace) -> None:
+    with pytest.raises(InputError, match="same training examples"):
+        method().select([bare(trace, np.arange(200)), bare(trace, np.arange(199))], 10)
+
+
+def test_the_docstring_of_every_module_of_methods_opens_with_an_equation() -> None:
+    checked = 0
+    for entry in pkgutil.iter_modules(comove.coreset.__path__):
+        module = importlib.import_module(f"comove.coreset.{entry.name}")
+        if any(method.__module__ == module.__name__ for method in METHODS):
+            first = (module.__doc__ or "").strip().partition("\n")[0]
+            assert re.search(r"\S.* (=|~|<-) \S", first), f"{module.__name__} opens with {first!r}"
+            checked += 1
+    assert checked >= 2
+
+
+# --- the template, with scores given ------------------------------------------------------------------------------
+
+GIVEN = {10: 1.0, 7: 3.0, 9: 3.0, 3: 2.0, 8: 3.0, 1: 2.0}  # id: score
+GIVEN_LABELS = [0, 0, 0, 1, 1, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(ScoreSelector):
+    """Scores by id."""
+
+    name: ClassVar[str] = "given"
+    summary: ClassVar[str] = "scores given"
+
+    broken: int | None = None
+
+    def _scores(self, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
+        ids = sources[0].trace.train_ids.tolist()
+        return np.array([np.nan if id_ == self.broken else GIVEN[id_] for id_ in ids], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenBalanced(Given):
+    """The same, class by class."""
+
+    balanced: ClassVar[bool] = True
+
+
+@pytest.fixture
+def six() -> Trace:
+    losses = np.random.default_rng(0).random((4, 6))
+    return Trace.from_arrays(train_losses=losses, query_losses=losses, train_ids=list(GIVEN), train_labels=GIVEN_LABELS)
+
+
+def test_ties_go_to_the_lower_id_not_the_earlier_position(six: Trace) -> None:
+    assert Given().select(six, 2).ids.tolist() == [7, 8]
+    assert Given().select(six, 5).ids.tolist() == [7, 8, 9, 1, 3]
+    assert GivenBalanced().select(six, [1, 2]).ids.tolist() == [7, 8, 1]
+    assert GivenBalanced().select(six, {1: 1}).ids.tolist() == [8]
+
+
+def test_a_nan_score_is_an_error_that_names_the_id(six: Trace) -> None:
+    with pytest.raises(NonFiniteError, match=r"given: 1 scores are NaN or infinite, the first of id 3\."):
+        Given(broken=3).select(six, 2)
+
+
+def test_the_label_shows_options_that_are_no_defaults(six: Trace) -> None:
+    assert Given().select(six, 2).method == "given"
+    assert Given(broken=77).select(six, 2).method == "given(broken=77)"

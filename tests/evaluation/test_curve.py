@@ -1,0 +1,223 @@
+"""Coreset curves: resumable point by point, honest about what selectors saw, equal to training by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import comove
+from comove.coreset import select
+from comove.coreset.cld import CLDCoreset
+from comove.coreset.random import RandomCoreset
+from comove.data import ExampleSet, Splits
+from comove.errors import FingerprintError, InputError
+from comove.evaluation import Curve, CurvePoint, coreset_curve
+from comove.trace import Trace
+from comove.training import Recipe, Run, fit, predict, train
+from comove.training.randomness import derived_seed
+
+TARGET = Recipe(epochs=3, batch_size=16, lr=0.05)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("curve") / "out"
+
+
+@pytest.fixture(scope="module")
+def curve(runs: tuple[Run, ...], folder: Path) -> Curve:
+    """Two methods, two budgets, two seeds, kept in ``folder``; not to be written to."""
+    return coreset_curve(runs[0], ["cld", "random"], [0.2, 0.6], seeds=2, recipe=TARGET, out=folder)
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in sorted((folder / "results").iterdir())}
+
+
+def accuracy_by_hand(run: Run, data: Splits, ids: object, number: int) -> float:
+    seed = derived_seed(0, "curve", number)
+    model = run.model_spec.build(seed)
+    fit(model, data.train.subset(ids), TARGET, seed=seed)
+    return float((predict(model, data.query).argmax(1).numpy() == data.query.labels).mean())
+
+
+def test_it_holds_every_point_and_the_full_data_line(curve: Curve) -> None:
+    points = {(point.method, point.budget, point.seed): point.size for point in curve.points}
+    assert len(points) == len(curve.points) == 10
+    for seed in range(2):
+        assert points["full data", 1.0, seed] == 200
+        for method in ("cld", "random"):
+            assert points[method, 0.2, seed] == 40
+            assert points[method, 0.6, seed] == 120
+    assert (curve.n_train, curve.n_query) == (200, 40)
+    assert all(0 <= point.accuracy <= 1 for point in curve.points)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_accuracies_equal_training_by_hand(number: int, curve: Curve, run: Run, small_digits: Splits) -> None:
+    found = {(p.method, p.budget, p.seed): p.accuracy for p in curve.points}
+    cld = select("cld", run, 0.6).ids
+    random = select("random", run, 0.6, seed=number).ids
+    assert found["cld", 0.6, number] == accuracy_by_hand(run, small_digits, cld, number)
+    assert found["random", 0.6, number] == accuracy_by_hand(run, small_digits, random, number)
+    assert found["full data", 1.0, number] == accuracy_by_hand(run, small_digits, small_digits.train.ids, number)
+
+
+def test_selectors_with_a_seed_are_seeded_anew_and_others_are_not(curve: Curve, folder: Path) -> None:
+    from comove.store import read_json
+
+    def chosen(method: str) -> list[str]:
+        return [read_json(file)["ids"] for file in sorted((folder / "results").glob(f"{method}-*-0.2-*.json"))]
+
+    assert len(set(chosen("random"))) == 2
+    assert len(set(chosen("cld"))) == 1
+
+
+def test_a_second_call_trains_nothing(curve: Curve, folder: Path, run: Run) -> None:
+    before = times(folder)
+    again = coreset_curve(run, ["cld", "random"], [0.2, 0.6], seeds=2, recipe=TARGET, out=folder)
+    assert again.points == curve.points
+    assert times(folder) == before
+
+
+def test_a_lost_point_alone_is_trained_again_to_the_same_accuracy(curve: Curve, folder: Path, run: Run) -> None:
+    before = times(folder)
+    lost = next((folder / "results").glob("cld-*-0.6-1.json"))
+    lost.unlink()
+    again = coreset_curve(run, ["cld", "random"], [0.2, 0.6], seeds=2, recipe=TARGET, out=folder)
+    assert again.points == curve.points
+    after = times(folder)
+    assert {name for name in after if after[name] != before[name]} == {lost.name}
+
+
+def test_more_budgets_seeds_and_methods_reuse_what_is_there(curve: Curve, folder: Path, run: Run) -> None:
+    before = times(folder)
+    larger = coreset_curve(run, ["cld", RandomCoreset(seed=50)], [0.2, 0.4], seeds=3, recipe=TARGET, out=folder)
+    assert {name: time for name, time in times(folder).items() if name in before} == before
+    kept = {(p.method, p.budget, p.seed): p for p in curve.points}
+    shared = [p for p in larger.points if (p.method, p.budget, p.seed) in kept]
+    assert len(shared) == 4
+    assert all(kept[p.method, p.budget, p.seed] == p for p in shared)
+
+
+def test_budgets_that_differ_in_the_seventh_digit_do_not_share_a_file(run: Run, tmp_path: Path) -> None:
+    budgets = [0.3, 0.30000001]
+    found = coreset_curve(run, ["cld"], [*budgets, 0.3], seeds=1, recipe=TARGET, out=tmp_path / "out")
+    assert len(times(tmp_path / "out")) == 3
+    assert len(found.points) == 3  # the repeated budget is one point, not two
+
+
+def test_a_selector_object_equals_its_name_and_options_make_a_label_of_their_own(run: Run, curve: Curve) -> None:
+    methods = [RandomCoreset(), RandomCoreset(seed=1), CLDCoreset()]
+    found = coreset_curve(run, methods, [0.2], seeds=2, recipe=TARGET)
+    by_name = {(p.method, p.budget, p.seed): p.accuracy for p in curve.points}
+    mine = {(p.method, p.budget, p.seed): p.accuracy for p in found.points}
+    assert {method for method, _, _ in mine} == {"full data", "random", "random(seed=1)", "cld"}
+    for method in ("random", "cld"):
+        for seed in range(2):
+            assert mine[method, 0.2, seed] == by_name[method, 0.2, seed]
+
+
+def test_several_runs_select_together(runs: tuple[Run, ...], small_digits: Splits) -> None:
+    found = coreset_curve(runs, ["cld"], [0.5], seeds=1, recipe=TARGET)
+    assert found.points[1].accuracy == accuracy_by_hand(runs[0], small_digits, select("cld", runs, 0.5).ids, 0)
+
+
+def test_another_target_model_and_the_runs_own_recipe_by_default(run: Run) -> None:
+    other = coreset_curve(run, ["cld"], [0.5], seeds=1, target_model="mlp", model_options={"hidden": [8]})
+    assert other.provenance["model"]["options"] == {"hidden": [8]}
+    assert other.provenance["recipe"] == run.recipe.to_json()
+    with pytest.raises(InputError, match="model_options belong to target_model"):
+        coreset_curve(run, ["cld"], [0.5], model_options={"hidden": [8]})
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_curve_is_refused(curve: Curve, folder: Path, runs: tuple[Run, ...]) -> None:
+    with pytest.raises(FingerprintError, match=r"recipe\.epochs was 3, now 6"):
+        coreset_curve(runs[0], ["cld"], [0.2], out=folder)
+    with pytest.raises(FingerprintError, match="sources was"):
+        coreset_curve(runs[1], ["cld"], [0.2], recipe=TARGET, out=folder)
+    with pytest.raises(FingerprintError, match="seed was 0, now 4"):
+        coreset_curve(runs[0], ["cld"], [0.2], recipe=TARGET, seed=4, out=folder)
+
+
+def test_bare_traces_are_refused_also_among_runs(run: Run) -> None:
+    sources: list[list[Run | Trace]] = [[run.trace], [run, run.trace], [run.trace, run]]
+    for source in sources:
+        with pytest.raises(InputError, match="not bare traces"):
+            coreset_curve(source, ["cld"], [0.2])
+
+
+def test_other_data_than_the_runs_were_trained_on_are_refused(run: Run, digits: Splits) -> None:
+    with pytest.raises(FingerprintError, match="another data set"):
+        coreset_curve(run, ["cld"], [0.2], dataset=digits)
+
+
+def test_selectors_must_not_aim_at_the_queries_that_accuracy_is_measured_on(images: ExampleSet) -> None:
+    leaky = comove.split(images, validation=0, query=0.25)
+    run = train(leaky, "mlp", Recipe(epochs=2, batch_size=8))
+    with pytest.raises(InputError, match="no validation examples of its own"):
+        coreset_curve(run, ["cld"], [0.5])
+    honest = comove.split(images, validation=0.2, query=0.25)
+    run = train(honest, "mlp", Recipe(epochs=2, batch_size=8))
+    assert len(coreset_curve(run, ["cld"], [0.5], seeds=1).points) == 2
+
+
+@pytest.mark.parametrize(
+    ("methods", "budgets", "seeds"), [([], [0.2], 1), (["cld"], [], 1), (["cld"], [0.2], 0)], ids=str
+)
+def test_nothing_to_do_is_refused(methods: list[str], budgets: list[float], seeds: int, run: Run) -> None:
+    with pytest.raises(InputError, match="at least one method, one budget and one seed"):
+        coreset_curve(run, methods, budgets, seeds=seeds)
+
+
+def test_an_unknown_method_is_refused_before_anything_is_trained(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Did you mean 'random'"):
+        coreset_curve(run, ["cld", "randmo"], [0.2], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.5, 0.001, float("nan")])
+def test_an_impossible_budget_is_refused_before_anything_is_trained(budget: float, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"budget"):
+        coreset_curve(run, ["cld"], [0.2, budget], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the result ---------------------------------------------------------------------------------------------------
+
+
+def made(accuracies: list[float]) -> Curve:
+    points = [CurvePoint("cld", 0.1, 20, seed, accuracy) for seed, accuracy in enumerate(accuracies)]
+    return Curve((CurvePoint("full data", 1.0, 200, 0, 0.9), *points), 200, 40, {})
+
+
+def test_the_summary_is_mean_and_sample_deviation_over_seeds() -> None:
+    full, cld = made([0.5, 0.6, 0.85]).summary()
+    assert cld == {
+        "method": "cld",
+        "budget": 0.1,
+        "size": 20,
+        "mean": pytest.approx(0.65),
+        "std": pytest.approx(np.std([0.5, 0.6, 0.85], ddof=1)),
+        "seeds": 3,
+    }
+    assert (full["method"], full["mean"], full["seeds"]) == ("full data", 0.9, 1)
+
+
+def test_one_seed_has_no_deviation_and_no_warning() -> None:
+    assert all(math.isnan(row["std"]) for row in made([0.5]).summary())
+    assert "0.500 +- nan" in repr(made([0.5]))
+
+
+def test_it_becomes_a_frame_with_one_row_a_model() -> None:
+    frame = made([0.5, 0.6]).to_pandas()
+    assert list(frame.columns) == ["method", "budget", "size", "seed", "accuracy"]
+    assert frame["accuracy"].tolist() == [0.9, 0.5, 0.6]
+    assert dataclasses.is_dataclass(Curve)
