@@ -1,6 +1,6 @@
 """Record a trace in a training loop of your own: three lines, then CLD as usual.
 
-    python examples/your_own_loop.py
+python examples/your_own_loop.py
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
 
     record()  # row 0, before training
     for _ in range(8):
-        for batch in torch.randperm(len(labels)).split(64):
+        for batch in torch.split(torch.randperm(len(labels)), 64):
             optimizer.zero_grad()
             functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -12,6 +12,7 @@ import torch
 import comove
 from comove.data import ExampleSet, Splits
 from comove.datasets import find_cifar10, load_dataset
+from comove.evaluation import RetrainingBank, subsets
 from comove.training import Recipe, Run, train
 
 REPOSITORY = Path(__file__).parents[1]
@@ -40,6 +41,14 @@ def runs(small_digits: Splits, short_recipe: Recipe, tmp_path_factory: pytest.Te
     """Two finished runs of an MLP on small digits, all checkpoints kept."""
     folder = tmp_path_factory.mktemp("runs")
     return tuple(train(small_digits, "mlp", short_recipe, seed, folder / str(seed)) for seed in range(2))
+
+
+@pytest.fixture(scope="session")
+def small_bank(small_digits: Splits, short_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RetrainingBank:
+    """A finished bank on small digits: 16 halves x 2 seeds; read only."""
+    folder = tmp_path_factory.mktemp("small-bank")
+    plan = subsets.random(0.5, 16)
+    return RetrainingBank.create(folder, small_digits, "mlp", short_recipe, subsets=plan, seeds=2).run()
 
 
 @pytest.fixture(scope="session")

@@ -128,11 +128,16 @@ def test_a_package_is_walked_for_concrete_public_classes_of_its_own(
             """
         )
     )
+    (tmp_path / "beside_discovery.py").write_text(
+        "from pack_for_discovery.base import Method\n"
+        "class Foreign(Method):\n    name = 'foreign'\n    def act(self): ...\n"
+    )
     (package / "zeta.py").write_text(
         textwrap.dedent(
             """
             from pack_for_discovery.base import Method
             from pack_for_discovery.alpha import Alpha  # imported, not its own
+            from beside_discovery import Foreign
             class Zeta(Method):
                 name = "zeta"
                 def act(self): ...
@@ -153,5 +158,5 @@ def test_a_package_is_walked_for_concrete_public_classes_of_its_own(
     found = discover("pack_for_discovery", base.Method)
     assert list(found) == ["alpha", "zeta"]
     assert found["alpha"].__module__ == "pack_for_discovery.alpha"
-    for name in [name for name in sys.modules if name.startswith("pack_for_discovery")]:
+    for name in [name for name in sys.modules if name.startswith(("pack_for_", "beside_"))]:
         monkeypatch.delitem(sys.modules, name)

@@ -17,7 +17,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 HEAVY = ("torch", "torchvision", "matplotlib", "ray", "sklearn", "scipy", "pandas", "trak", "jinja2", "PIL")
 ORDER = """
 errors store progress discovery data datasets models trace recording training sources correlation attribution coreset
-execution evaluation report demo cli
+execution evaluation report demo cli __main__
 """
 LAYERS = ORDER.split()
 

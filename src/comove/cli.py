@@ -191,7 +191,7 @@ def _open_runs(paths: Sequence[Path]) -> list[Any]:
 @command
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of everything after it.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Everything below on real handwritten digits, with a page of figures, in about a minute.
@@ -559,8 +559,17 @@ def doctor(data_dir: DataDir = None) -> None:
     _facts("comove doctor", facts)
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _main(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (may stand anywhere).")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
 ) -> None:
     _debugging.set(debug)
+    if version:
+        from importlib.metadata import version as installed
+
+        out_console.print(f"comove {installed('comove')}", highlight=False)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        out_console.print(context.get_help())

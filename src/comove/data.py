@@ -136,7 +136,8 @@ class ExampleSet:
 
     Args:
         dataset: anything with ``len`` and ``dataset[i] -> (input, label)``; its transforms must be deterministic
-            (augmentation belongs to the recipe).
+            (augmentation belongs to the recipe). One that is read from disk because it is too large to hold is read by
+            several threads when it has a true attribute ``thread_safe``.
         ids: (N,) unique ids; by default 0 ... N-1.
         labels: (N,) class indices; by default ``dataset.targets``, else read one by one.
         classes: class names; by default ``"0"``, ``"1"``, ... up to the largest label.
@@ -281,8 +282,14 @@ class ExampleSet:
             return self._held[torch.from_numpy(places)]
         source = self._source
         assert source is not None
-        with ThreadPoolExecutor(max_workers=min(8, max(1, places.size))) as pool:
-            return _stack(list(pool.map(lambda place: _as_tensor(source[int(place)][0]), places)), self.name)
+
+        def read(place: np.int64) -> torch.Tensor:
+            return _as_tensor(source[int(place)][0])
+
+        if not getattr(source, "thread_safe", False):
+            return _stack([read(place) for place in places], self.name)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return _stack(list(pool.map(read, places)), self.name)
 
     def batch(
         self, positions: npt.NDArray[np.int64], device: torch.device | str = "cpu"

@@ -67,10 +67,11 @@ def load_dataset(
             raise InputError(f"{what} must be at least 1, got {value}.")
     source = {"name": name, "seed": seed, "limit": limit, "validation": validation, "queries": queries}
     if data_dir is not None:
-        source["data_dir"] = str(data_dir)
+        source["data_dir"] = str(Path(data_dir).resolve())
     if name in _LOADERS:
         return _LOADERS[name](data_dir, seed, limit, validation, queries, download, source)
     if Path(name).is_dir():
+        source["name"] = str(Path(name).resolve())
         return _image_folder(Path(name), seed, limit, validation, queries, source)
     raise InputError(
         f"Unknown data set {name!r}: it is neither one of {', '.join(_LOADERS)} nor a folder."
@@ -269,6 +270,8 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tif
 
 class _ImageFiles:
     """Image files read when asked for, as RGB of one size (shorter side resized, centre cropped)."""
+
+    thread_safe = True
 
     def __init__(self, files: Sequence[Path], side: int) -> None:
         self.files, self.side = files, side

@@ -91,6 +91,9 @@ class Trace:
         manifest: everything else that was recorded about it.
     """
 
+    owner: object = None
+    """What must live as long as the trace does: the run whose folder it reads from."""
+
     def __init__(
         self,
         *,

@@ -24,11 +24,12 @@ from comove.trace import Trace
 from comove.training import Recipe, Run, train
 
 METHODS = list(attributors().values())
+READING_RUNS = [method for method in METHODS if "bank" not in method.requires]  # the others are fitted on a bank
 TRACE_ONLY = [method for method in METHODS if method.requires == {"trace"}]
-SIGNED = [method for method in METHODS if method.name != "random-control"]
-READABLE = {"trace", "checkpoints"}
+SIGNED = [method for method in READING_RUNS if method.name != "random-control"]
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+every_run_method = pytest.mark.parametrize("method", READING_RUNS, ids=lambda method: method.name)
 every_trace_method = pytest.mark.parametrize("method", TRACE_ONLY, ids=lambda method: method.name)
 every_signed_method = pytest.mark.parametrize("method", SIGNED, ids=lambda method: method.name)
 
@@ -76,7 +77,7 @@ def test_says_what_it_is_and_what_it_reads(method: type[Attributor]) -> None:
     assert "\n" not in method.summary
     assert isinstance(method.requires, frozenset)
     assert method.requires
-    assert method.requires <= READABLE | {"bank"}
+    assert method.requires <= {"trace", "checkpoints", "bank"}
     assert inspect.getdoc(method)
 
 
@@ -101,7 +102,7 @@ def test_attribute_before_fit_is_refused(method: type[Attributor]) -> None:
         method().attribute()
 
 
-@every_method
+@every_run_method
 def test_fit_returns_a_fitted_copy_and_leaves_self_alone(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     made = method()
     fitted = made.fit(runs)
@@ -111,7 +112,7 @@ def test_fit_returns_a_fitted_copy_and_leaves_self_alone(method: type[Attributor
         made.attribute()
 
 
-@every_method
+@every_run_method
 def test_a_second_fit_does_not_reach_into_the_first(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     first = method().fit(runs[0])
     before = first.attribute().values.copy()
@@ -119,21 +120,21 @@ def test_a_second_fit_does_not_reach_into_the_first(method: type[Attributor], ru
     np.testing.assert_array_equal(first.attribute().values, before)
 
 
-@every_method
+@every_run_method
 def test_fit_and_attribute_leave_runs_and_manifests_untouched(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     before = [(folder_state(run.path), json.dumps(dict(run.manifest))) for run in runs]
     method().fit(runs).attribute()
     assert [(folder_state(run.path), json.dumps(dict(run.manifest))) for run in runs] == before
 
 
-@every_method
+@every_run_method
 def test_refit_gives_the_same_values(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     first, second = (method().fit(runs).attribute() for _ in range(2))
     np.testing.assert_array_equal(first.values, second.values)
     assert first.info == second.info
 
 
-@every_method
+@every_run_method
 def test_scores_are_train_by_query_in_the_order_of_the_ids(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     trace = runs[0].trace
     scores = method().fit(runs).attribute()
@@ -147,7 +148,7 @@ def test_scores_are_train_by_query_in_the_order_of_the_ids(method: type[Attribut
     np.testing.assert_array_equal(scores.train_labels, trace.train_labels)
 
 
-@every_method
+@every_run_method
 def test_validation_examples_are_left_out_unless_asked_for(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     fitted, trace = method().fit(runs), runs[0].trace
     assert not np.isin(fitted.attribute().query_ids, trace.validation_ids).any()
@@ -155,7 +156,7 @@ def test_validation_examples_are_left_out_unless_asked_for(method: type[Attribut
     np.testing.assert_array_equal(asked.query_ids, trace.validation_ids[:2])
 
 
-@every_method
+@every_run_method
 def test_some_queries_are_the_columns_of_all_in_the_order_asked(
     method: type[Attributor], runs: tuple[Run, ...]
 ) -> None:
@@ -189,14 +190,14 @@ def test_a_bare_trace_serves_methods_that_need_no_more(method: type[Attributor],
     np.testing.assert_array_equal(from_run.values, from_trace.values)
 
 
-@every_method
+@every_run_method
 def test_runs_of_different_training_sets_are_refused(method: type[Attributor], trace: Trace) -> None:
     other = bare(trace, np.arange(trace.train_ids.size - 1))
     with pytest.raises(InputError, match="same training examples"):
         method().fit([bare(trace), other])
 
 
-@every_method
+@every_run_method
 def test_runs_that_label_the_same_ids_differently_are_refused(method: type[Attributor], trace: Trace) -> None:
     assert trace.train_labels is not None
     relabelled = Trace.from_arrays(
@@ -210,26 +211,26 @@ def test_runs_that_label_the_same_ids_differently_are_refused(method: type[Attri
         method().fit([bare(trace), relabelled])
 
 
-@every_method
+@every_run_method
 @pytest.mark.parametrize("given", [None, 3, [1, 2], {"a": 1}])
 def test_what_is_no_run_is_refused(method: type[Attributor], given: object) -> None:
     with pytest.raises(InputTypeError, match="Expected a Run, a Trace or a sequence"):
         method().fit(given)  # type: ignore[arg-type]
 
 
-@every_method
+@every_run_method
 def test_no_run_at_all_is_refused(method: type[Attributor]) -> None:
     with pytest.raises(InputError, match="at least one run"):
         method().fit([])
 
 
-@every_method
+@every_run_method
 def test_unknown_queries_are_named(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     with pytest.raises(InputError, match=r"Unknown query ids .*ExampleSet.*: 99999; 237"):
         method().fit(runs).attribute([int(runs[0].trace.query_ids[0]), 99_999])
 
 
-@every_method
+@every_run_method
 @pytest.mark.parametrize("queries", [[], [1.5], [[1]], ["a"], [True]])
 def test_queries_that_are_no_distinct_ids_are_refused(
     method: type[Attributor], queries: object, runs: tuple[Run, ...]
@@ -238,14 +239,14 @@ def test_queries_that_are_no_distinct_ids_are_refused(
         method().fit(runs).attribute(queries)  # type: ignore[arg-type]
 
 
-@every_method
+@every_run_method
 def test_a_repeated_query_is_refused(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     id_ = int(runs[0].trace.query_ids[0])
     with pytest.raises(InputError, match="distinct"):
         method().fit(runs).attribute([id_, id_])
 
 
-@every_method
+@every_run_method
 def test_scores_save_and_load_whole(method: type[Attributor], runs: tuple[Run, ...], tmp_path: Path) -> None:
     scores = method().fit(runs).attribute()
     scores.save(tmp_path / "new" / "scores.safetensors")
@@ -256,7 +257,7 @@ def test_scores_save_and_load_whole(method: type[Attributor], runs: tuple[Run, .
     assert dict(loaded.info) == dict(scores.info)
 
 
-@every_method
+@every_run_method
 def test_options_are_json_and_stand_in_the_scores(method: type[Attributor], runs: tuple[Run, ...]) -> None:
     made = method()
     assert json.loads(json.dumps(made.options)) == made.options

@@ -202,13 +202,13 @@ RESUMED = Recipe(epochs=6, batch_size=32, lr=0.05, augment="flip_crop", crop_pad
 
 def _stop_in_the_middle(model: str, mode: str, out: Path, with_signal: int) -> int:
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, model, mode, str(out)])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (out / "trace/rows/000002.safetensors").exists():
         assert process.poll() is None, "training ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(with_signal)
-    return process.wait(30)
+    return process.wait(120)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from comove.attribution.scores import Scores
 from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import label_of
 from comove.errors import InputError, NotFittedError
-from comove.sources import Source, SourceLike, as_sources
+from comove.sources import Bank, BankSource, Source, SourceLike, as_bank, as_sources
 
 __all__ = ["Attributor", "Queries"]
 
@@ -45,7 +45,7 @@ class Attributor(ABC):
     Class attributes:
         name: how the command line and reports call it.
         summary: one line saying what it measures.
-        requires: what it reads: ``"trace"``, ``"checkpoints"``.
+        requires: what it reads: ``"trace"``, perhaps ``"checkpoints"``; or ``"bank"``, a retraining bank.
     """
 
     name: ClassVar[str]
@@ -53,17 +53,18 @@ class Attributor(ABC):
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
 
     @final
-    def fit(self, source: SourceLike | Sequence[SourceLike]) -> Self:
+    def fit(self, source: SourceLike | Bank | Sequence[SourceLike]) -> Self:
         """Return a fitted copy; nothing passed in is changed.
 
         Args:
-            source: a run or a trace, or several of the same training examples (their scores are averaged).
+            source: a run or a trace, or several of the same training examples (their scores are averaged); or, for a
+                method that requires a bank, one retraining bank.
 
         Raises:
             InputError: runs that do not belong together, or lack what the method requires.
-            InputTypeError: something else than runs and traces.
+            InputTypeError: something else than what the method reads.
         """
-        sources = as_sources(source, self.requires, self.name)
+        sources = self._sources(source)
         fitted = copy.copy(self)  # a frozen dataclass: what fitting adds is set on the copy only
         object.__setattr__(fitted, "_fitted", (sources, self._fit(sources)))
         return fitted
@@ -84,26 +85,55 @@ class Attributor(ABC):
             NotFittedError: :meth:`fit` was not called; use what it returns.
             InputError: unknown or repeated query ids.
         """
-        fitted: tuple[tuple[Source, ...], Any] | None = getattr(self, "_fitted", None)
+        sources, state = self._require_fitted()
+        first = sources[0]
+        wanted = self._queries(sources, queries)
+        values, info = self._scores(state, wanted)
+        told = ~np.isnan(values).all(1)  # a row of NaN: the method says nothing of this example
+        labels = first.train_labels
+        return Scores(
+            values[told],
+            first.train_ids[told],
+            wanted.ids,
+            self.label,
+            None if labels is None else labels[told],
+            wanted.labels,
+            first.classes,
+            {**self.options, "runs": len(sources), "not_scored": int((~told).sum()), **info},
+        )
+
+    @final
+    def self_influence(self) -> npt.NDArray[np.float32]:
+        """Return (N,) how much each training example helps itself, in the order of the training ids.
+
+        High values mark examples that nothing else supports: hard, rare or mislabelled ones (Koh, Liang, 2017).
+
+        Raises:
+            NotFittedError: :meth:`fit` was not called.
+            InputError: the method does not define it.
+        """
+        _, state = self._require_fitted()
+        values = self._self_influence(state)
+        if values is None:
+            raise InputError(f"{self.name} does not define self-influence; TracIn, TRAK and Arnoldi do.")
+        return values
+
+    def _require_fitted(self) -> tuple[tuple[Any, ...], Any]:
+        fitted: tuple[tuple[Any, ...], Any] | None = getattr(self, "_fitted", None)
         if fitted is None:
             raise NotFittedError(
                 f"{type(self).__name__} is not fitted: scores = {type(self).__name__}().fit(runs).attribute(queries)."
             )
-        sources, state = fitted
-        first = sources[0].trace
-        wanted = self._queries(sources, queries)
-        values, info = self._scores(state, wanted)
-        classes = first.manifest.get("classes")
-        return Scores(
-            values,
-            first.train_ids,
-            wanted.ids,
-            self.label,
-            first.train_labels,
-            wanted.labels,
-            None if classes is None else tuple(classes),
-            {**self.options, "runs": len(sources), **info},
-        )
+        return fitted
+
+    def _sources(self, given: Any) -> tuple[Any, ...]:
+        if "bank" in self.requires:
+            return (as_bank(given, self.name),)
+        return as_sources(given, self.requires, self.name)
+
+    def _self_influence(self, state: Any) -> npt.NDArray[np.float32] | None:
+        """Return (N,) self-influence, or ``None`` where the method does not define it."""
+        return None
 
     @property
     def label(self) -> str:
@@ -115,27 +145,30 @@ class Attributor(ABC):
         """The method's options as JSON values."""
         return asdict(self)
 
-    def _queries(self, sources: tuple[Source, ...], queries: object) -> Queries:
-        trace = sources[0].trace
+    def _queries(self, sources: tuple[Source | BankSource, ...], queries: object) -> Queries:
+        first = sources[0]
         if isinstance(queries, ExampleSet):
+            if "bank" in self.requires:
+                raise InputError(f"{self.name} knows the queries of its bank only; give their ids.")
             return Queries(queries.ids, queries.labels, queries)
-        ids = trace.explained_ids if queries is None else np.atleast_1d(np.asarray(queries))
+        ids = first.explained_ids if queries is None else np.atleast_1d(np.asarray(queries))
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.size == 0 or np.unique(ids).size != ids.size:
             raise InputError(f"queries must be distinct integer ids or an ExampleSet, got {queries!r}.")
-        for source in sources:
-            places = positions_of(
-                ids,
-                source.trace.query_ids,
-                "query ids (pass an ExampleSet to ask about examples that were not recorded)",
-            )
-            if source is sources[0]:
-                labels = None if trace.query_labels is None else trace.query_labels[places]
+        what = "query ids (pass an ExampleSet to ask about examples that were not recorded)"
+        places = [positions_of(ids, source.query_ids, what) for source in sources]
+        labels = None if first.query_labels is None else first.query_labels[places[0]]
         return Queries(ids.astype(np.int64), labels)
 
     @abstractmethod
-    def _fit(self, sources: tuple[Source, ...]) -> Any:
-        """Compute what does not depend on the queries, and return it."""
+    def _fit(self, sources: tuple[Any, ...]) -> Any:
+        """Compute what does not depend on the queries, and return it.
+
+        ``sources`` are :class:`comove.sources.Source`, or one :class:`comove.sources.BankSource`.
+        """
 
     @abstractmethod
     def _scores(self, state: Any, queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Return (N, Q) scores, positive = helps, and what to note beside them."""
+        """Return (N, Q) scores, positive = helps, and what to note beside them.
+
+        A row of NaN says that the method knows nothing of that example: it is left out of the result and counted.
+        """

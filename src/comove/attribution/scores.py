@@ -222,6 +222,11 @@ class Scores:
         )
 
     def __repr__(self) -> str:
-        notes = json.dumps({key: value for key, value in self.info.items() if value not in (None, 0)}, default=str)
+        short = {key: value for key, value in self.info.items() if value not in (None, 0, "") and not _long(value)}
+        notes = json.dumps(short, default=str)
         size = f"{self.train_ids.size:,} train x {self.query_ids.size:,} queries"
         return f"Scores({self.method}: {size}, positive = helps; {notes})"
+
+
+def _long(value: object) -> bool:
+    return isinstance(value, list | tuple | dict) and len(value) > 4

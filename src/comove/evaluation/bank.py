@@ -28,10 +28,10 @@ from comove.datasets import as_splits, reload_splits
 from comove.errors import InputError, NonFiniteError
 from comove.evaluation.lds import LDS, linear_datamodeling_score
 from comove.evaluation.outputs import check_measurable, output_of
-from comove.evaluation.subsets import RandomSubsets
+from comove.evaluation.subsets import SubsetPlan
 from comove.execution import run_pending
 from comove.models import Factory, ModelSpec
-from comove.store import check_fingerprint, claim_folder, new_folder, open_manifest, read_arrays, write_arrays
+from comove.store import check_fingerprint, claim_folder, digest, new_folder, open_manifest, read_arrays, write_arrays
 from comove.training import Recipe, Resident, as_recipe, default_model, fit, predict, resolve_device
 from comove.training.randomness import derived_seed
 
@@ -57,15 +57,26 @@ class RetrainingBank:
         train_ids: (N,) int64.
         query_ids: (Q,) int64.
         query_labels: (Q,) int64.
+        train_labels: (N,) int64.
+        classes: class names.
     """
 
     def __init__(
-        self, path: Path, manifest: Mapping[str, Any], dataset: Splits | None, factory: str | Factory | None
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        dataset: Splits | None,
+        factory: str | Factory | None,
+        subsets: npt.NDArray[np.int64] | None = None,
     ) -> None:
         arrays = read_arrays(path / "masks.safetensors")
         self.path, self.manifest = path, manifest
-        self.masks: npt.NDArray[np.bool_] = arrays["masks"].astype(np.bool_)
+        masks: npt.NDArray[np.bool_] = arrays["masks"].astype(np.bool_)
+        self._subsets = np.arange(len(masks)) if subsets is None else subsets
+        self.masks = masks[self._subsets]
         self.train_ids: Ids = arrays["train_ids"]
+        self.train_labels: Ids | None = arrays["train_labels"]
+        self.classes: tuple[str, ...] | None = tuple(manifest["classes"])
         self.query_ids: Ids = arrays["query_ids"]
         self.query_labels: Ids = arrays["query_labels"]
         self._dataset, self._factory = dataset, factory
@@ -78,7 +89,7 @@ class RetrainingBank:
         model: str | Factory | None = None,
         recipe: Recipe | str | Mapping[str, Any] | None = None,
         *,
-        subsets: RandomSubsets,
+        subsets: SubsetPlan,
         seeds: int = 1,
         queries: Sequence[int] | Ids | None = None,
         seed: int = 0,
@@ -91,7 +102,8 @@ class RetrainingBank:
             dataset: as for :func:`comove.train`.
             model: a name, ``"package.module:factory"`` or a factory.
             recipe: as for :func:`comove.train`.
-            subsets: which training examples each retraining uses, e.g. ``subsets.random(0.5, 100)``.
+            subsets: which training examples each retraining uses, e.g. ``subsets.random(0.5, 100)`` or
+                ``subsets.leave_one_out()``.
             seeds: R, models trained a subset.
             queries: ids of the query split to keep logits of; by default all.
             seed: from which every model's seed is derived, together with its subset and number.
@@ -101,7 +113,7 @@ class RetrainingBank:
             InputError: bad arguments.
             FingerprintError: the folder holds another bank; the message shows what differs.
         """
-        splits = as_splits(dataset, seed)
+        splits = as_splits(dataset)
         model = default_model(splits) if model is None else model
         shape = splits.train.input_shape
         spec = ModelSpec.of(model, num_classes=len(splits.classes), input_shape=shape, **dict(model_options or {}))
@@ -109,7 +121,7 @@ class RetrainingBank:
         if seeds < 1:
             raise InputError(f"seeds must be at least 1, got {seeds}.")
         query = splits.query if queries is None else splits.query.subset(queries)
-        masks = subsets.masks(len(splits.train))
+        masks = subsets.masks_for(splits.train.ids)
         content = {
             "dataset": splits.describe(),
             "model": spec.to_json(),
@@ -118,12 +130,14 @@ class RetrainingBank:
             "seeds": seeds,
             "seed": seed,
             "query_ids": query.ids.tolist(),
+            "classes": list(splits.classes),
         }
         folder = new_folder(path)
         manifest = claim_folder(folder, "bank", BANK_FORMAT, content)
         new_folder(folder / "results")
         if not (folder / "masks.safetensors").exists():
-            arrays = {"train_ids": splits.train.ids, "query_ids": query.ids, "query_labels": query.labels}
+            train = {"train_ids": splits.train.ids, "train_labels": splits.train.labels}
+            arrays = {**train, "query_ids": query.ids, "query_labels": query.labels}
             write_arrays(folder / "masks.safetensors", {"masks": masks.astype(np.uint8), **arrays})
         return cls(folder, manifest, splits, model if callable(model) or ":" in model else None)
 
@@ -159,7 +173,7 @@ class RetrainingBank:
     @property
     def jobs(self) -> list[tuple[int, int]]:
         """All (subset, seed) pairs, seed by seed, so that an interrupted bank has whole seeds first."""
-        return [_Job(subset, seed) for seed in range(self.seeds) for subset in range(len(self.masks))]
+        return [_Job(int(subset), seed) for seed in range(self.seeds) for subset in self._subsets]
 
     @property
     def pending(self) -> list[tuple[int, int]]:
@@ -182,13 +196,14 @@ class RetrainingBank:
         spec = ModelSpec.from_json(self.manifest["model"])
         recipe = Recipe.from_json(self.manifest["recipe"])
         query = Resident(splits.query.subset(self.query_ids), where)
+        masks = dict(zip(self._subsets.tolist(), self.masks, strict=True))
 
         def work(job: tuple[int, int]) -> None:
             started = time.perf_counter()
             subset, number = job
             seed = derived_seed(int(self.manifest["seed"]), "bank", subset, number)
             model = spec.build(seed, factory=self._factory).to(where)
-            examples = splits.train.subset(self.train_ids[self.masks[subset]])
+            examples = splits.train.subset(self.train_ids[masks[subset]])
             fit(model, examples, recipe, seed=seed, device=where)
             logits = predict(model, query).numpy()
             if not np.isfinite(logits).all():
@@ -202,16 +217,47 @@ class RetrainingBank:
         run_pending(self.jobs, self._file, work, description="retraining", progress=progress)
         return self
 
+    # --- parts ---
+
+    def part(self, subsets: Sequence[int] | npt.NDArray[np.int64]) -> RetrainingBank:
+        """Return the bank restricted to these subsets (indices 0 ... C-1); the files are shared.
+
+        Methods fitted to a bank (FZ influence, datamodels) must be evaluated on other subsets than they were fitted
+        to: fit on one part, call :meth:`lds` of another. :meth:`halves` makes two.
+
+        Raises:
+            InputError: no subset, an unknown or repeated one.
+        """
+        chosen = np.asarray(subsets, dtype=np.int64)
+        if chosen.ndim != 1 or chosen.size == 0 or np.unique(chosen).size != chosen.size:
+            raise InputError("A part of a bank needs at least one subset, each named once.")
+        if chosen.min() < 0 or chosen.max() >= len(self.masks):
+            raise InputError(
+                f"Subsets are numbered 0 ... {len(self.masks) - 1}, got {chosen.min()} ... {chosen.max()}."
+            )
+        return RetrainingBank(self.path, self.manifest, self._dataset, self._factory, self._subsets[chosen])
+
+    def halves(self, share: float = 0.5) -> tuple[RetrainingBank, RetrainingBank]:
+        """Return two disjoint parts: the first ``share`` of the subsets (to fit on), and the rest (to evaluate on)."""
+        cut = round(share * len(self.masks))
+        return self.part(range(cut)), self.part(range(cut, len(self.masks)))
+
+    @property
+    def digests(self) -> list[str]:
+        """A fingerprint of each subset: of the ids it holds."""
+        return [digest(np.sort(self.train_ids[row_N])) for row_N in self.masks]
+
     # --- reading ---
 
     def logits(self) -> npt.NDArray[np.float32]:
         """(C, R, Q, classes) float32; NaN where pending."""
         shape = (len(self.masks), self.seeds, self.query_ids.size, int(self.manifest["model"]["num_classes"]))
         logits = np.full(shape, np.nan, np.float32)
-        for subset, seed in self.jobs:
-            file = self._file((subset, seed))
-            if file.exists():
-                logits[subset, seed] = read_arrays(file, ["logits"])["logits"]
+        for place, subset in enumerate(self._subsets.tolist()):
+            for seed in range(self.seeds):
+                file = self._file((subset, seed))
+                if file.exists():
+                    logits[place, seed] = read_arrays(file, ["logits"])["logits"]
         return logits
 
     def outputs(self, kind: str = "margin") -> npt.NDArray[np.float64]:
@@ -227,9 +273,16 @@ class RetrainingBank:
             options: of :func:`linear_datamodeling_score`.
 
         Raises:
-            InputError: scores without some of the ids, models still pending, an output without better and worse.
+            InputError: scores without some of the ids, scores fitted on some of the bank's own subsets, models still
+            pending, an output without better and worse.
         """
         check_measurable(output)
+        shared = set(scores.info.get("fitted_on", ())) & set(self.digests)
+        if shared:
+            raise InputError(
+                f"{scores.method} was fitted on {len(shared)} of the {len(self.masks)} subsets it would be measured "
+                "on; fit it on one part of the bank and measure it on another: fit_on, test_on = bank.halves()."
+            )
         matched = scores.subset(train_ids=self.train_ids, query_ids=self.query_ids)
         if scores.train_ids.size != self.train_ids.size:
             raise InputError(f"The scores have {scores.train_ids.size} training ids, the bank {self.train_ids.size}.")

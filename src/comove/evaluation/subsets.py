@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from comove.data import Ids, positions_of
 from comove.discovery import check_seed
 from comove.errors import InputError
+from comove.store import as_ids
 
-__all__ = ["RandomSubsets", "random"]
+__all__ = ["LeaveOneOutSubsets", "RandomSubsets", "SubsetPlan", "leave_one_out", "random"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,47 @@ class RandomSubsets:
             row_N[np.random.default_rng([self.seed, 0x5B5E7, j]).choice(n, size, replace=False)] = True
         return masks_CN
 
+    def masks_for(self, train_ids: Ids) -> npt.NDArray[np.bool_]:
+        """Return (C, N) bool for these training ids."""
+        return self.masks(train_ids.size)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object for manifests."""
         return {"kind": "random", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class LeaveOneOutSubsets:
+    """One subset for each of some ids, lacking it; see :func:`leave_one_out`."""
+
+    ids: tuple[int, ...] | None = None
+
+    def masks_for(self, train_ids: Ids) -> npt.NDArray[np.bool_]:
+        """Return (C, N) bool for these training ids."""
+        chosen = train_ids if self.ids is None else as_ids(list(self.ids), "ids to leave out")
+        columns = positions_of(chosen, train_ids, "training ids")
+        masks_CN = np.ones((columns.size, train_ids.size), np.bool_)
+        masks_CN[np.arange(columns.size), columns] = False
+        return masks_CN
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object for manifests."""
+        return {"kind": "leave-one-out", "ids": None if self.ids is None else list(self.ids)}
+
+
+class SubsetPlan(Protocol):
+    """What a bank asks of a plan."""
+
+    def masks_for(self, train_ids: Ids) -> npt.NDArray[np.bool_]:
+        """Return (C, N) bool: which of the training ids each subset holds."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object for manifests."""
+
+
+def leave_one_out(ids: Iterable[int] | None = None) -> LeaveOneOutSubsets:
+    """Plan one subset for each of ``ids`` (by default every training id): all the training examples but that one."""
+    return LeaveOneOutSubsets(None if ids is None else tuple(int(id_) for id_ in ids))
 
 
 def random(alpha: float, count: int, seed: int = 0) -> RandomSubsets:

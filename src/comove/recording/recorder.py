@@ -411,6 +411,8 @@ class Recorder:
         """Freeze the trace (its number of rows goes into the manifest) and return it."""
         if not self.rows:
             raise InputError("Nothing was recorded: call observe and end_epoch before finish.")
+        if any(bool(side.seen.any()) for side in self._sides.values()):
+            raise InputError("Examples were observed after the last row was closed: call end_epoch before finish.")
         self._describe()
         write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": len(self.rows)})
         self._finished = True

@@ -105,7 +105,9 @@ class Run:
     @property
     def trace(self) -> Trace:
         """The recorded trace (of a run under way: the rows so far)."""
-        return Trace.load(self.path / "trace")
+        trace = Trace.load(self.path / "trace")
+        trace.owner = self  # a temporary run's folder goes with the run
+        return trace
 
     @property
     def finished(self) -> bool:

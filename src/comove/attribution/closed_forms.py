@@ -1,0 +1,88 @@
+r"""G[b] of one layer from its input x and the gradient g of its output: per-example gradients in closed form.
+
+For a linear layer sum_t g[b, t] x[b, t]', for a convolution one weight-gradient call with the examples as groups, for
+batch norm in evaluation mode and layer norm sum_t g[b, t] xhat[b, t], for an embedding g added up by token.
+
+Shape legend: B examples, T positions. Each rule maps (layer, x (B, ...), g (B, ...)) to (B, *parameter.shape).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
+
+__all__ = ["BATCH_NORMS", "RULES", "Rule"]
+
+SMALL_PATCH = 32
+"""Convolutions with patches of at most so many inputs are unfolded: grouped calls waste vector lanes on them."""
+
+
+def _linear_weight(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
+    if x.ndim == 2:
+        return g[:, :, None] * x[:, None, :]
+    return torch.bmm(g.flatten(1, -2).mT, x.flatten(1, -2))
+
+
+def _linear_bias(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
+    return g if g.ndim == 2 else g.flatten(1, -2).sum(1)
+
+
+def _conv_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
+    batch, shape = len(x), layer.weight.shape
+    padding = layer.padding
+    if isinstance(padding, str) or layer.padding_mode != "zeros":  # as the layer's own forward does
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode), (0,) * (x.ndim - 2)
+    if layer.groups == 1 and x.ndim == 4 and shape[1:].numel() <= SMALL_PATCH:
+        patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # (B, patch, T)
+        return torch.bmm(g.flatten(2), patches.mT).view(batch, *shape)
+    x = x.reshape(1, -1, *x.shape[2:])  # examples side by side as groups: each meets its own gradient only
+    g = g.reshape(1, -1, *g.shape[2:])
+    weight_gradient: Any = {3: conv1d_weight, 4: conv2d_weight, 5: conv3d_weight}[x.ndim]
+    size = (batch * shape[0], *shape[1:])
+    grouped: Tensor = weight_gradient(x, size, g, layer.stride, padding, layer.dilation, layer.groups * batch)
+    return grouped.view(batch, *shape)
+
+
+def _channel_sum(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    return g if g.ndim == 2 else g.flatten(2).sum(2)
+
+
+def _batch_norm_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
+    moment: Tensor = g * x if g.ndim == 2 else (g * x).flatten(2).sum(2)
+    rstd: Tensor = torch.rsqrt(layer.running_var + layer.eps)
+    centred: Tensor = moment - layer.running_mean * _channel_sum(layer, x, g)
+    return centred.mul_(rstd)
+
+
+def _layer_norm_weight(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> Tensor:
+    return _layer_norm_bias(layer, x, g * F.layer_norm(x, layer.normalized_shape, eps=layer.eps))
+
+
+def _layer_norm_bias(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> Tensor:
+    return g.reshape(len(g), -1, *layer.normalized_shape).sum(1)
+
+
+def _embedding_weight(layer: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
+    index, g = x.flatten(1), g.reshape(len(g), -1, layer.embedding_dim)
+    if layer.padding_idx is not None:
+        g = g * (index != layer.padding_idx)[:, :, None]
+    rows = g.new_zeros(len(g), *layer.weight.shape)
+    return rows.scatter_add_(1, index[:, :, None].expand_as(g), g)
+
+
+Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
+CONVOLUTIONS, BATCH_NORMS = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# By exact type: a subclass may compute something else.
+RULES: dict[type[nn.Module], dict[str, Rule]] = {
+    nn.Linear: {"weight": _linear_weight, "bias": _linear_bias},
+    **{kind: {"weight": _conv_weight, "bias": _channel_sum} for kind in CONVOLUTIONS},
+    **{kind: {"weight": _batch_norm_weight, "bias": _channel_sum} for kind in BATCH_NORMS},
+    nn.LayerNorm: {"weight": _layer_norm_weight, "bias": _layer_norm_bias},
+    nn.Embedding: {"weight": _embedding_weight},
+}

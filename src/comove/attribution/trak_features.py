@@ -1,0 +1,259 @@
+r"""phi[b] = S d log(p_b / (1 - p_b)) / d theta: projected margin gradients, computed by ``traker`` and kept on disk.
+
+``traker.TRAKer`` is handed a gradient computer, a projector and a saver of our own: it drives them, and none of its
+own parts that its users stumble over is reached (the projector that draws its matrix for every batch, half precision,
+folders reopened with other settings, scores of models that were never finalised, arrays of N x Q).
+
+Shape legend: B examples, K projected dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from comove.attribution.gradients import PerExampleGradients, margin
+from comove.attribution.projectors import Layers, Projection, Projector
+from comove.errors import NonFiniteError, some
+from comove.store import claim_folder, digest, new_folder, read_arrays, versions, write_arrays
+from comove.training import Checkpoint, Resident, Run
+
+__all__ = ["BATCH", "BLOCK", "Featuriser", "feature_blocks", "read_features"]
+
+FORMAT = 1
+BLOCK = 512
+"""Training examples a file of features: what a killed process computes again at most."""
+BATCH = 64
+"""Examples whose gradients are held at once; more of them leave the caches."""
+LIBRARIES = ("comove", "torch", "traker")
+
+Float32: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive examples of a resident set."""
+
+    whole: Resident
+    start: int
+    stop: int
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels[self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def inputs(self, positions: slice) -> Tensor:
+        return self.whole.inputs(slice(self.start + positions.start, self.start + positions.stop))
+
+
+Batch: TypeAlias = tuple[Layers, _Part, slice]
+
+
+class _GradientComputer:
+    """What ``traker`` calls for gradients: its "batch" is a chunk, whose gradients come as they are projected."""
+
+    def __init__(self, gradients: PerExampleGradients) -> None:
+        self.gradients = gradients
+        self._outputs = torch.empty(0)
+        gradients.model.register_forward_hook(self._keep)  # 1 - p without a second forward pass
+
+    def _keep(self, module: nn.Module, args: object, outputs: Tensor) -> None:
+        self._outputs = outputs.detach()
+
+    def load_model_params(self, model: nn.Module) -> None:
+        """Nothing to do: the model is held."""
+
+    def compute_per_sample_grad(self, batch: Batch) -> Layers:
+        return batch[0]
+
+    def compute_loss_grad(self, batch: Batch) -> Tensor:
+        _, part, chunk = batch
+        if self.gradients.paths.fallback:  # what the hook saw was a single example under vmap
+            with torch.no_grad():
+                self.gradients.model(part.inputs(chunk))
+        return torch.sigmoid(-margin(self._outputs, part.labels[chunk]))[:, None]  # 1 - p, exact for small values
+
+
+class _Store:
+    """What ``traker`` saves to: one block in memory, which we write ourselves, whole or not at all."""
+
+    def __init__(self, *, proj_dim: int, **_: object) -> None:
+        self.model_ids: dict[int, dict[str, int]] = {}
+        self.current_model_id = -1
+        self.current_store = {
+            "grads": np.empty((BLOCK, proj_dim), np.float32),
+            "out_to_loss": np.empty((BLOCK, 1), np.float32),
+            "is_featurized": np.zeros(BLOCK, np.int32),
+        }
+
+    def register_model_id(self, model_id: int, _allow: bool) -> None:
+        self.model_ids[model_id] = {"is_featurized": 0, "is_finalized": 0}
+        self.current_model_id = model_id
+
+    def serialize_current_model_id_metadata(self) -> None:
+        """Nothing to do: a block is written when it is full."""
+
+
+def _traker(computer: _GradientComputer, projector: Projector, device: torch.device) -> Any:
+    """A ``traker.TRAKer`` for one network, in float32, that leaves Python's logging and the disk alone."""
+    with warnings.catch_warnings():  # its docstrings hold invalid escapes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", SyntaxWarning)
+        from trak import TRAKer
+    root, quiet = logging.getLogger(), logging.NullHandler()
+    root.addHandler(quiet)  # its logging.basicConfig() does nothing where there is a handler
+    try:
+        made = TRAKer(
+            computer.gradients.model,
+            task="image_classification",  # never asked: our gradient computer knows the margin of any classifier
+            train_set_size=BLOCK,
+            save_dir=tempfile.gettempdir(),  # never written to
+            device=str(device),
+            gradient_computer=lambda **_: computer,
+            projector=projector,
+            saver=_Store,
+            logging_level=logging.getLogger("TRAK").level,
+            use_half_precision=False,
+            grad_wrt=list(computer.gradients.parameters),
+        )
+    finally:
+        root.removeHandler(quiet)
+    made.load_checkpoint(computer.gradients.model.state_dict(), model_id=0)
+    return made
+
+
+class Featuriser:
+    """Projected margin gradients phi and 1 - p of any examples at one checkpoint.
+
+    Args:
+        run: with checkpoints.
+        checkpoint: one of them.
+        projection: how gradients are projected; every checkpoint of every run has a matrix of its own, so that
+            averaging models averages the projections' errors too.
+        examples: the number of training examples.
+        device: where to compute.
+        batch: examples whose gradients are held at once, at most.
+
+    Attributes:
+        gradients: the stream of margin gradients.
+        dimension: K.
+
+    Raises:
+        InputError: K would exceed the number of training examples.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        checkpoint: Checkpoint,
+        projection: Projection,
+        examples: int,
+        device: torch.device,
+        batch: int = BATCH,
+    ) -> None:
+        self.run, self.checkpoint, self.projection = run, checkpoint, projection
+        self.examples, self.device = examples, device
+        model = run.load_model(checkpoint, device)
+        model.to(memory_format=torch.channels_last)  # convolutions run fastest on this
+        self.gradients = PerExampleGradients(model, "margin", batch=batch)
+        self.dimension = projection.dimension(examples, self.gradients.size)
+
+    @cached_property
+    def projector(self) -> Projector:
+        """The projection matrix, drawn when it is first needed."""
+        sizes = {name: parameter.numel() for name, parameter in self.gradients.parameters.items()}
+        text = digest(self.run.manifest["fingerprint"], str(self.checkpoint.epoch), str(self.projection.seed))
+        return self.projection.build(sizes, self.dimension, int(text[:15], 16), self.device)
+
+    @cached_property
+    def _traker(self) -> Any:
+        return _traker(_GradientComputer(self.gradients), self.projector, self.device)
+
+    def block(self, data: Resident, start: int) -> tuple[Float32, Float32]:
+        """Return phi (B, K) and 1 - p (B,) of up to ``BLOCK`` examples from ``start`` on.
+
+        Raises:
+            NonFiniteError: a feature is NaN or infinite.
+        """
+        part = _Part(data, start, min(start + BLOCK, len(data)))
+        store = self._traker.saver.current_store
+        store["is_featurized"][:] = 0
+        for chunk, layers in self.gradients.stream(part):
+            self._traker.featurize((layers, part, chunk), inds=np.arange(chunk.start, chunk.stop))
+        phi_BK, rest_B = store["grads"][: len(part)].copy(), store["out_to_loss"][: len(part), 0].copy()
+        bad = ~np.isfinite(phi_BK).all(1) | ~np.isfinite(rest_B)
+        if bad.any():
+            ids = data.examples.ids[start : part.stop][bad]
+            raise NonFiniteError(
+                f"The margin gradients of {ids.size} examples are NaN or infinite at epoch {self.checkpoint.epoch} of "
+                f"{self.run.path}, of ids {some(ids)}. Look at these inputs, or use an earlier checkpoint or a "
+                "smaller learning rate."
+            )
+        return phi_BK, rest_B
+
+    def content(self) -> dict[str, Any]:
+        """What the features of the training examples depend on; its digest names their folder."""
+        return {
+            "run": self.run.manifest["fingerprint"],
+            "epoch": self.checkpoint.epoch,
+            "weights": digest(np.frombuffer(self.checkpoint.path.read_bytes(), np.uint8)),
+            "projection": self.projection.to_json(self.dimension),
+            "examples": {"number": self.examples, "block": BLOCK},
+            "libraries": {name: version for name, version in versions().items() if name in LIBRARIES},
+        }
+
+
+def feature_blocks(
+    featuriser: Featuriser, data: Resident, cache: Path
+) -> tuple[Path, Iterator[tuple[Float32, Float32]]]:
+    """Return the folder of the training features, and (phi (B, K), 1 - p (B,)) block by block, as they are made.
+
+    Blocks that are on disk are read; those that are not are computed and written whole, so a killed process loses no
+    more than the one it was at. The folder's name is the digest of all that features depend on.
+
+    Raises:
+        FingerprintError: the folder holds something else.
+        NonFiniteError: as :meth:`Featuriser.block`.
+    """
+    content = featuriser.content()
+    folder = new_folder(cache / digest(content))
+    claim_folder(folder, "trak-features", FORMAT, content)
+
+    def blocks() -> Iterator[tuple[Float32, Float32]]:
+        for start in range(0, len(data), BLOCK):
+            if not (file := _file(folder, start)).exists():
+                phi_BK, rest_B = featuriser.block(data, start)
+                write_arrays(file, {"phi": phi_BK, "one_minus_p": rest_B})
+            found = read_arrays(file)
+            yield found["phi"], found["one_minus_p"]
+
+    return folder, blocks()
+
+
+def read_features(folder: Path, examples: int) -> Iterator[tuple[slice, Float32]]:
+    """Yield (positions, phi (B, K)) of finished features.
+
+    Raises:
+        CorruptFileError: a file is gone or unreadable.
+    """
+    for start in range(0, examples, BLOCK):
+        phi_BK = read_arrays(_file(folder, start), ["phi"])["phi"]
+        yield slice(start, start + len(phi_BK)), phi_BK
+
+
+def _file(folder: Path, start: int) -> Path:
+    return folder / f"{start:010d}.safetensors"
