@@ -143,7 +143,10 @@ SplitSeed = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Runs = Annotated[list[Path], typer.Argument(help="Folders of recorded runs (several are averaged) or of traces.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(help="Folders of runs (several are averaged) or traces; of a bank for fz."),
+]
 BudgetList = Annotated[
     list[float] | None, typer.Option("--budgets", help="Share to keep; give it once for each size.", min=0, max=1)
 ]
@@ -183,6 +186,14 @@ def _open_runs(paths: Sequence[Path]) -> list[Any]:
     from comove.sources import open_source
 
     return [open_source(path) for path in paths]
+
+
+def _open_banks(paths: Sequence[Path], method: str) -> list[Any]:
+    from comove.evaluation import RetrainingBank
+
+    if len(paths) != 1:
+        raise InputError(f"{method} is computed from one retraining bank: give its folder (comove lds makes OUT/bank).")
+    return [RetrainingBank.load(path) for path in paths]
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -313,12 +324,15 @@ def attribute(
     from comove.demo import choose_queries
     from comove.discovery import parse_method
     from comove.evaluation.benchmark import file_name
+    from comove.sources import as_bank, as_sources
     from comove.store import new_folder
 
     chosen = parse_method(method, attributors(), "attribution method")
-    sources = _open_runs(runs)
+    banked = "bank" in chosen.requires
+    sources = _open_banks(runs, method) if banked else _open_runs(runs)
     new_folder(out)
-    wanted = query_id or choose_queries(getattr(sources[0], "trace", sources[0]), queries)
+    first = as_bank(sources, method) if banked else as_sources(sources, frozenset(), method)[0].trace
+    wanted = query_id or choose_queries(first, queries)
     scores = chosen.fit(sources).attribute(wanted)
     top = min(top, scores.train_ids.size)
     scores.save(out / f"{file_name(scores.method)}.safetensors")
@@ -394,6 +408,9 @@ def lds(
     seeds: Annotated[int, typer.Option(min=1, help="R, models trained a subset.")] = 2,
     runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3,
     output: Annotated[str, typer.Option(help="margin, correct, loss or probability.")] = "margin",
+    fit_subsets: Annotated[
+        int | None, typer.Option(min=4, help="Other subsets that fz and datamodels are fitted on (one model each).")
+    ] = None,
     controls: Annotated[bool, typer.Option(help="Show the random and same-class controls too.")] = True,
     dataset: Dataset = "digits",
     data_dir: DataDir = None,
@@ -440,6 +457,7 @@ def lds(
         model_options=_options(width),
         recording=_recording("sweep", record_every),
         output=output,
+        fit_subsets=fit_subsets,
         seed=seed,
         device=device,
         progress=not quiet,

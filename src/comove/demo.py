@@ -25,6 +25,7 @@ from comove.report import (
     trajectories,
     write_page,
 )
+from comove.sources import BankSource
 from comove.store import new_folder, versions
 from comove.trace import Trace
 
@@ -43,12 +44,12 @@ class Demo:
     seconds: float
 
 
-def choose_queries(trace: Trace, count: int) -> list[int]:
+def choose_queries(source: Trace | BankSource, count: int) -> list[int]:
     """Choose ``count`` recorded query ids, spread over the classes (the first of each, then the second, ...)."""
-    ids = trace.explained_ids
+    ids = source.explained_ids
     labels = np.zeros(ids.size, np.int64)
-    if trace.query_labels is not None:
-        labels = trace.query_labels[positions_of(ids, trace.query_ids, "query ids")]
+    if source.query_labels is not None:
+        labels = source.query_labels[positions_of(ids, source.query_ids, "query ids")]
     turn = np.zeros(ids.size, np.int64)
     for label in np.unique(labels):
         turn[labels == label] = np.arange(int((labels == label).sum()))

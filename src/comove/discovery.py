@@ -76,7 +76,7 @@ def label_of(method: Any) -> str:
     changed = [
         f"{field.name}={getattr(method, field.name)}"
         for field in dataclasses.fields(method)
-        if getattr(method, field.name) != field.default
+        if field.repr and getattr(method, field.name) != field.default  # repr=False: where and how fast, not what
     ]
     return f"{method.name}({', '.join(changed)})" if changed else str(method.name)
 

@@ -21,8 +21,8 @@ every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 def layers(flat: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     parts = torch.split(flat, list(SIZES.values()), 1)
-    shapes = ((6, 10), (3,), (4, 5, 10))
-    return [(name, part.unflatten(1, shape)) for name, part, shape in zip(SIZES, parts, shapes, strict=True)]
+    shapes: tuple[tuple[int, ...], ...] = ((6, 10), (3,), (4, 5, 10))
+    return [(name, part.reshape(-1, *shape)) for name, part, shape in zip(SIZES, parts, shapes, strict=True)]
 
 
 def matrix(projector: Projector) -> torch.Tensor:

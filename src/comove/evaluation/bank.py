@@ -75,8 +75,8 @@ class RetrainingBank:
         self._subsets = np.arange(len(masks)) if subsets is None else subsets
         self.masks = masks[self._subsets]
         self.train_ids: Ids = arrays["train_ids"]
-        self.train_labels: Ids | None = arrays["train_labels"]
-        self.classes: tuple[str, ...] | None = tuple(manifest["classes"])
+        self.train_labels: Ids | None = arrays.get("train_labels")
+        self.classes: tuple[str, ...] | None = tuple(manifest["classes"]) if "classes" in manifest else None
         self.query_ids: Ids = arrays["query_ids"]
         self.query_labels: Ids = arrays["query_labels"]
         self._dataset, self._factory = dataset, factory

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from comove.attribution import Attributor, Scores
+from comove.attribution.leave_one_out import LeaveOneOut
 from comove.data import Ids, Splits
 from comove.errors import InputError
 from comove.evaluation.bank import RetrainingBank
@@ -86,16 +87,27 @@ def attribution_runs(
 
 
 def score_methods(
-    methods: Sequence[Attributor], runs: Sequence[Run], queries: Ids, out: Path | None = None
+    methods: Sequence[Attributor],
+    runs: Sequence[Run],
+    queries: Ids,
+    out: Path | None = None,
+    *,
+    fit_bank: RetrainingBank | None = None,
 ) -> list[Scores]:
-    """Fit every method on the runs, score the queries, and keep the scores in ``out``."""
+    """Fit every method on the runs (or, where it requires one, on the bank), score the queries, and keep the scores."""
     found = []
     for method in methods:
-        scores = method.fit(runs).attribute(queries)
+        fitted = method.fit(fit_bank if needs_bank(method) and fit_bank is not None else runs)
+        scores = fitted.attribute(queries)
         if out is not None:
             scores.save(out / f"{file_name(method.label)}.safetensors")
         found.append(scores)
     return found
+
+
+def needs_bank(method: Attributor) -> bool:
+    """Whether a method is computed from a retraining bank."""
+    return "bank" in method.requires
 
 
 def file_name(label: str) -> str:
@@ -116,6 +128,7 @@ def lds_benchmark(
     model_options: Mapping[str, Any] | None = None,
     recording: Recording | None = None,
     output: str = "margin",
+    fit_subsets: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: bool = False,
@@ -127,13 +140,16 @@ def lds_benchmark(
         methods: attribution methods, not yet fitted.
         subsets: of the bank.
         seeds: R, models a subset.
-        out: a folder: ``runs/``, ``bank/``, ``scores/``, ``lds.json``, ``lds.csv``.
+        out: a folder: ``runs/``, ``bank/`` (and ``fit-bank/`` where a method needs it), ``scores/``, ``lds.json``,
+            ``lds.csv``.
         runs: how many models the methods are fitted on.
         model: as for :func:`comove.train`, for runs and bank alike.
         recipe: likewise.
         model_options: likewise.
         recording: of the runs.
         output: what is measured on the queries.
+        fit_subsets: how many other subsets (one model each) the methods computed from a bank are fitted on; by default
+            as many as there are models in the bank that they are measured on.
         seed: of the first run and of the bank.
         device: where to compute.
         progress: show bars.
@@ -147,6 +163,11 @@ def lds_benchmark(
         raise InputError(
             "An LDS benchmark needs at least one method, one run and 3 subsets, "
             f"got {len(methods)}, {runs} and {subsets.count}."
+        )
+    if any(isinstance(method, LeaveOneOut) for method in methods):
+        raise InputError(
+            "leave-one-out needs a bank of its own kind: make one with subsets.leave_one_out(), fit it on that, and "
+            "measure its scores with bank.lds(scores)."
         )
     folder = new_folder(out)
     new_folder(folder / "scores")
@@ -173,7 +194,18 @@ def lds_benchmark(
         progress=progress,
     )
     bank.run(device=device, progress=progress)
-    scores = score_methods(methods, trained, bank.query_ids, folder / "scores")
+    fit_bank = None
+    if any(map(needs_bank, methods)):
+        fit_bank = RetrainingBank.create(
+            folder / "fit-bank",
+            splits,
+            model,
+            recipe,
+            subsets=RandomSubsets(subsets.alpha, fit_subsets or subsets.count * seeds, subsets.seed + 1),
+            seed=seed + 1,
+            model_options=model_options,
+        ).run(device=device, progress=progress)
+    scores = score_methods(methods, trained, bank.query_ids, folder / "scores", fit_bank=fit_bank)
     benchmark = Benchmark(tuple(bank.lds(item, output) for item in scores), output, bank, trained)
     write_json(folder / "lds.json", {"results": benchmark.rows(), "bank": dict(bank.manifest)})
     benchmark.to_pandas().to_csv(folder / "lds.csv", index=False)
