@@ -533,9 +533,13 @@ def methods() -> None:
     from comove.models import model_names
     from comove.training import RECIPES
 
-    for title, found in (("Attribution methods", attributors()), ("Coreset methods", selectors())):
-        rows = [[name, ", ".join(sorted(cls.requires)), _fields(cls), cls.summary] for name, cls in found.items()]
-        _table(f"\n{title}", ["name", "needs", "options", "what it measures"], rows, plain=4)
+    rows = [
+        [name, ", ".join(sorted(cls.requires)), cls.summary, cls.cost, _fields(cls)]
+        for name, cls in attributors().items()
+    ]
+    _table("\nAttribution methods", ["name", "needs", "what it measures", "what it costs", "options"], rows, plain=5)
+    rows = [[name, ", ".join(sorted(cls.requires)), cls.summary, _fields(cls)] for name, cls in selectors().items()]
+    _table("\nCoreset methods", ["name", "needs", "what it keeps", "options"], rows, plain=4)
     recipes = [
         [name, f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.schedule}"]
         for name, recipe in RECIPES.items()

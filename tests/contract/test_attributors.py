@@ -73,8 +73,9 @@ def test_builds_with_no_arguments_and_by_name(method: type[Attributor]) -> None:
 @every_method
 def test_says_what_it_is_and_what_it_reads(method: type[Attributor]) -> None:
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", method.name)
-    assert method.summary
-    assert "\n" not in method.summary
+    for line in (method.summary, method.cost):
+        assert line
+        assert "\n" not in line
     assert isinstance(method.requires, frozenset)
     assert method.requires
     assert method.requires <= {"trace", "checkpoints", "bank"}

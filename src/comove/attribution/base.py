@@ -45,11 +45,13 @@ class Attributor(ABC):
     Class attributes:
         name: how the command line and reports call it.
         summary: one line saying what it measures.
+        cost: what it costs beyond the training runs, where an epoch is one forward and backward pass over the data.
         requires: what it reads: ``"trace"``, perhaps ``"checkpoints"``; or ``"bank"``, a retraining bank.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    cost: ClassVar[str]
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
 
     @final

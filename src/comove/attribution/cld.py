@@ -97,6 +97,7 @@ class CLD(Attributor):
 
     name: ClassVar[str] = "cld"
     summary: ClassVar[str] = "correlation of loss differences along training; needs recorded losses only"
+    cost: ClassVar[str] = "none but the recorded losses; then one N x T x Q product"
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
 
     correlation: Literal["pearson", "spearman", "covariance"] = "pearson"

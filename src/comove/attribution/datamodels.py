@@ -147,6 +147,7 @@ class Datamodels(Attributor):
 
     name: ClassVar[str] = "datamodels"
     summary: ClassVar[str] = "sparse linear prediction of retrained outputs from which examples were trained on"
+    cost: ClassVar[str] = "hundreds to thousands of retrained models"
     requires: ClassVar[frozenset[str]] = frozenset({"bank"})
 
     output: str = "margin"

@@ -51,6 +51,7 @@ class LeaveOneOut(Attributor):
 
     name: ClassVar[str] = "leave-one-out"
     summary: ClassVar[str] = "output of retrained models with an example minus without it, one example at a time"
+    cost: ClassVar[str] = "a retrained model an example and seed"
     requires: ClassVar[frozenset[str]] = frozenset({"bank"})
 
     output: str = "margin"

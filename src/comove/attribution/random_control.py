@@ -29,6 +29,7 @@ class RandomControl(Attributor):
 
     name: ClassVar[str] = "random-control"
     summary: ClassVar[str] = "independent normal scores: what chance gives"
+    cost: ClassVar[str] = "nothing"
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
 
     seed: int = 0

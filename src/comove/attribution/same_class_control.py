@@ -22,6 +22,7 @@ class SameClassControl(Attributor):
 
     name: ClassVar[str] = "same-class-control"
     summary: ClassVar[str] = "1 where labels agree: what labels alone give"
+    cost: ClassVar[str] = "nothing"
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
 
     def _fit(self, sources: tuple[Source, ...]) -> Ids:

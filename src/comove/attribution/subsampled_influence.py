@@ -51,6 +51,7 @@ class SubsampledInfluence(Attributor):
 
     name: ClassVar[str] = "fz"
     summary: ClassVar[str] = "mean output of retrained models with an example minus without it"
+    cost: ClassVar[str] = "hundreds to thousands of retrained models"
     requires: ClassVar[frozenset[str]] = frozenset({"bank"})
 
     output: str = "margin"

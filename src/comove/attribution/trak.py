@@ -172,6 +172,7 @@ class TRAK(Attributor):
 
     name: ClassVar[str] = "trak"
     summary: ClassVar[str] = "linearised logistic regression on projected margin gradients, averaged over models"
+    cost: ClassVar[str] = "about 2 epochs of training a checkpoint; N x proj_dim floats"
     requires: ClassVar[frozenset[str]] = frozenset({"trace", "checkpoints"})
 
     proj_dim: int | None = None
