@@ -1,0 +1,192 @@
+r"""tau(m, q) = grad l(z_m)' (H + damping I)^-1 grad l(z_q), H the Hessian of the mean loss.   (Koh, Liang, ICML 2017)
+
+Influence functions without a low-rank approximation: each query's linear system is solved by conjugate gradients, in
+float64. The yardstick on small models for methods that approximate it; on large ones its cost, up to ``max_steps``
+Hessian-vector products a query, is prohibitive.
+
+Shape legend: N train, Q queries, P parameter entries, B systems solved side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from comove.attribution.arnoldi import check_number, hessian_resident
+from comove.attribution.base import Attributor, Queries
+from comove.attribution.gradients import Batches, PerExampleGradients
+from comove.attribution.hessian import Hessian, unflatten
+from comove.attribution.replay import query_resident, run_of, training_resident
+from comove.discovery import check_seed
+from comove.sources import Source
+from comove.training import Resident, resolve_device
+
+__all__ = ["InfluenceCG", "Solution", "conjugate_gradients"]
+
+MEMORY = 1 << 30
+"""Bytes that the systems solved side by side may take."""
+VECTORS = 8
+"""Vectors (P,) that one system needs: right-hand side, solution, residual, direction, product, and spare copies."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Solutions (B, P) of B systems, and for each (B,) the steps taken, whether it converged, or met x' A x <= 0."""
+
+    vectors: Tensor
+    steps: Tensor
+    converged: Tensor
+    negative_curvature: Tensor
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], targets: Tensor, *, max_steps: int = 100, tolerance: float = 1e-4
+) -> Solution:
+    """Solve A x = b for several b at once, A symmetric; each system goes its own way and leaves when it is done.
+
+    Args:
+        product: (B, P) -> A applied to each row.
+        targets: b (B, P).
+        max_steps: products a system at most.
+        tolerance: a system has converged when |A x - b| <= tolerance |b|.
+
+    Returns:
+        The solutions. A system that meets a direction in which A is not positive stops where it was before.
+    """
+    solution, residual = torch.zeros_like(targets), targets.clone()
+    direction = targets.clone()
+    squares = residual.square().sum(1)
+    goal = tolerance**2 * squares
+    steps = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
+    negative = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+    for _ in range(max_steps):
+        active = torch.nonzero((squares > goal) & ~negative)[:, 0]
+        if not len(active):
+            break
+        along = direction[active]
+        image = product(along)
+        steps[active] += 1
+        curvature = (along * image).sum(1)
+        bent = curvature <= 0
+        negative[active] = bent
+        here, along, image = active[~bent], along[~bent], image[~bent]
+        rate = (squares[here] / curvature[~bent])[:, None]
+        solution[here] += rate * along
+        residual[here] -= rate * image
+        new = residual[here].square().sum(1)
+        direction[here] = residual[here] + (new / squares[here])[:, None] * along
+        squares[here] = new
+    return Solution(solution, steps, squares <= goal, negative)
+
+
+@dataclass(frozen=True)
+class _Doubled:
+    """Examples start ... stop of a set, with floating-point inputs in float64."""
+
+    whole: Resident
+    start: int
+    stop: int
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels[self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def inputs(self, positions: slice) -> Tensor:
+        inputs = self.whole.inputs(slice(self.start + positions.start, self.start + positions.stop))
+        return inputs.double() if inputs.is_floating_point() else inputs
+
+
+def _doubled(whole: Resident) -> _Doubled:
+    return _Doubled(whole, 0, len(whole))
+
+
+@dataclass(frozen=True)
+class InfluenceCG(Attributor):
+    """Influence functions by conjugate gradients (Koh and Liang, ICML 2017): the yardstick on small models.
+
+    At the last checkpoint of each run, batch norm in evaluation mode, everything in float64. A network's Hessian has
+    negative eigenvalues; with ``damping`` below their size a query can meet one, and its solve stops there.
+    ``info`` lists these queries (``negative_curvature``) and those out of steps (``unconverged``), by id, and the
+    largest number of steps taken.
+
+    Args:
+        damping: added to the Hessian's diagonal. At 0 a singular Hessian gives the pseudo-inverse where it can.
+        max_steps: Hessian-vector products a query at most.
+        tolerance: relative residual at which a query is solved.
+        hessian_examples: ``"all"`` training examples, or a number of them drawn by the seed.
+        seed: of that draw.
+
+    Reference:
+        Koh, Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017.
+    """
+
+    name: ClassVar[str] = "influence-cg"
+    summary: ClassVar[str] = "influence functions, each query solved by conjugate gradients; for small models"
+    cost: ClassVar[str] = "a pass over the Hessian's examples a step and query; for small models"
+    requires: ClassVar[frozenset[str]] = frozenset({"trace", "checkpoints"})
+
+    damping: float = 0.01
+    max_steps: int = 100
+    tolerance: float = 1e-4
+    hessian_examples: Literal["all"] | int = "all"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, self.name)
+        check_number(self.damping, 0, f"{self.name}: damping", whole=False)
+        check_number(self.max_steps, 1, f"{self.name}: max_steps")
+        check_number(self.tolerance, 0, f"{self.name}: tolerance", whole=False)
+        if self.hessian_examples != "all":
+            check_number(self.hessian_examples, 1, f"{self.name}: hessian_examples ('all' otherwise)")
+
+    def _fit(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        return sources
+
+    def _scores(self, state: tuple[Source, ...], queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        terms = []
+        troubled: dict[str, set[int]] = {"unconverged": set(), "negative_curvature": set()}
+        steps = 0
+        for source in state:
+            term_NQ, solved = self._one_run(source, queries)
+            terms.append(term_NQ)
+            bent = torch.cat([part.negative_curvature for part in solved]).cpu().numpy()
+            done = torch.cat([part.converged for part in solved]).cpu().numpy()
+            troubled["negative_curvature"].update(queries.ids[bent].tolist())
+            troubled["unconverged"].update(queries.ids[~done & ~bent].tolist())
+            steps = max(steps, *(int(part.steps.max()) for part in solved))
+        values: npt.NDArray[np.float32] = torch.stack(terms).mean(0).to("cpu", torch.float32).numpy()
+        return values, {**{name: sorted(ids) for name, ids in troubled.items()}, "steps": steps}
+
+    def _one_run(self, source: Source, queries: Queries) -> tuple[Tensor, list[Solution]]:
+        device, run = resolve_device(), run_of(source)
+        gradients = PerExampleGradients(run.load_model(device=device).double())
+        number = len(source.trace.train_ids) if self.hessian_examples == "all" else int(self.hessian_examples)
+        hessian = Hessian(gradients, _doubled(hessian_resident(source, number, self.seed, device)))
+        train = _doubled(training_resident(source, device))
+        asked = query_resident(source, queries, device)
+        block = max(1, MEMORY // (VECTORS * 8 * gradients.size))
+        columns, solved = [], []
+        for start in range(0, len(asked), block):
+            solution = self._solve(hessian, gradients, _Doubled(asked, start, min(start + block, len(asked))))
+            directions = unflatten(solution.vectors, gradients.parameters)
+            columns.append(gradients.inner_products(train, directions).cpu())
+            solved.append(solution)
+        return torch.cat(columns, 1), solved
+
+    def _solve(self, hessian: Hessian, gradients: PerExampleGradients, asked: Batches) -> Solution:
+        targets_BP = torch.cat([part.flatten(1) for part in gradients.collect(asked).values()], 1)
+        return conjugate_gradients(
+            lambda vectors: hessian(vectors).add_(vectors, alpha=self.damping),
+            targets_BP,
+            max_steps=self.max_steps,
+            tolerance=self.tolerance,
+        )
