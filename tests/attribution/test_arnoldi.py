@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,15 @@ from comove.sources import Source
 from comove.training import Recipe, Resident, Run, predict, train
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny operations shared by two threads take longer, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def symmetric(values: Tensor, seed: int = 0) -> Tensor:
@@ -170,7 +180,7 @@ def small_cnn() -> nn.Module:
     return nn.Sequential(*body, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore::UserWarning:captum")
 def test_ranks_like_captum_s(small_digits: Splits, tmp_path: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
