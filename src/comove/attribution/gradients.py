@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from comove.attribution.closed_forms import BATCH_NORMS, RULES
 from comove.errors import InputError, did_you_mean, some
 
-__all__ = ["Batches", "Paths", "PerExampleGradients", "Scalar", "cross_entropy", "margin"]
+__all__ = ["Batches", "Part", "Paths", "PerExampleGradients", "Scalar", "cross_entropy", "margin"]
 
 Scalar: TypeAlias = Literal["loss", "margin"] | Callable[[Tensor, Tensor], Tensor]
 """``"loss"``, ``"margin"``, or a function of logits (B, C) and labels (B,) that returns (B,)."""
@@ -52,6 +52,29 @@ class Batches(Protocol):
 
     def inputs(self, positions: slice) -> Tensor:
         """The model's inputs at these positions."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples ``start`` to ``stop`` of a source, floating-point inputs cast to ``dtype`` where one is given."""
+
+    whole: Batches
+    start: int
+    stop: int
+    dtype: torch.dtype | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """Their labels."""
+        return self.whole.labels[self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def inputs(self, positions: slice) -> Tensor:
+        """The model's inputs at these positions of the part."""
+        inputs = self.whole.inputs(slice(self.start + positions.start, self.start + positions.stop))
+        return inputs.to(self.dtype) if self.dtype is not None and inputs.is_floating_point() else inputs
 
 
 # --- scalars -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from comove.attribution.arnoldi import check_number, hessian_resident
 from comove.attribution.base import Attributor, Queries
-from comove.attribution.gradients import Batches, PerExampleGradients
+from comove.attribution.gradients import Batches, Part, PerExampleGradients
 from comove.attribution.hessian import Hessian, unflatten
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_seed
@@ -85,28 +85,8 @@ def conjugate_gradients(
     return Solution(solution, steps, squares <= goal, negative)
 
 
-@dataclass(frozen=True)
-class _Doubled:
-    """Examples start ... stop of a set, with floating-point inputs in float64."""
-
-    whole: Resident
-    start: int
-    stop: int
-
-    @property
-    def labels(self) -> Tensor:
-        return self.whole.labels[self.start : self.stop]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def inputs(self, positions: slice) -> Tensor:
-        inputs = self.whole.inputs(slice(self.start + positions.start, self.start + positions.stop))
-        return inputs.double() if inputs.is_floating_point() else inputs
-
-
-def _doubled(whole: Resident) -> _Doubled:
-    return _Doubled(whole, 0, len(whole))
+def _doubled(whole: Resident) -> Part:
+    return Part(whole, 0, len(whole), torch.float64)
 
 
 @dataclass(frozen=True)
@@ -176,7 +156,9 @@ class InfluenceCG(Attributor):
         block = max(1, MEMORY // (VECTORS * 8 * gradients.size))
         columns, solved = [], []
         for start in range(0, len(asked), block):
-            solution = self._solve(hessian, gradients, _Doubled(asked, start, min(start + block, len(asked))))
+            solution = self._solve(
+                hessian, gradients, Part(asked, start, min(start + block, len(asked)), torch.float64)
+            )
             directions = unflatten(solution.vectors, gradients.parameters)
             columns.append(gradients.inner_products(train, directions).cpu())
             solved.append(solution)

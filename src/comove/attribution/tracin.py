@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from comove.attribution.base import Attributor, Queries
-from comove.attribution.gradients import Batches, PerExampleGradients
+from comove.attribution.gradients import Batches, Part, PerExampleGradients
 from comove.attribution.projectors import Sparse
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_choice, check_seed
@@ -64,25 +64,6 @@ def run_gradients(
     return PerExampleGradients(model, "loss", parameters=chosen)
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Consecutive examples of a batch source."""
-
-    whole: Batches
-    start: int
-    stop: int
-
-    @property
-    def labels(self) -> Tensor:
-        return self.whole.labels[self.start : self.stop]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def inputs(self, positions: slice) -> Tensor:
-        return self.whole.inputs(slice(self.start + positions.start, self.start + positions.stop))
-
-
 def similarity(gradients: PerExampleGradients, train: Batches, queries: Batches, *, cosine: bool = False) -> Tensor:
     """Return <gradient_n, gradient_q> (N, Q), or their cosines (0 where a gradient vanishes).
 
@@ -91,7 +72,7 @@ def similarity(gradients: PerExampleGradients, train: Batches, queries: Batches,
     block = max(1, QUERY_BYTES // (gradients.size * 4))
     columns: list[Tensor] = []
     for start in range(0, len(queries), block):
-        directions = gradients.collect(_Slice(queries, start, min(start + block, len(queries))))
+        directions = gradients.collect(Part(queries, start, min(start + block, len(queries))))
         norms_N = next(iter(directions.values())).new_zeros(len(train)) if cosine else None
         products_NQ = gradients.inner_products(train, directions, squared_norms=norms_N)
         if norms_N is not None:

@@ -13,7 +13,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from comove.attribution.gradients import PerExampleGradients, margin
+from comove.attribution.gradients import Part, PerExampleGradients, margin
 from comove.attribution.projectors import Layers, Projection, Projector
 from comove.errors import NonFiniteError, some
 from comove.store import claim_folder, digest, new_folder, read_arrays, versions, write_arrays
@@ -41,26 +40,7 @@ LIBRARIES = ("comove", "torch", "traker")
 Float32: TypeAlias = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Consecutive examples of a resident set."""
-
-    whole: Resident
-    start: int
-    stop: int
-
-    @property
-    def labels(self) -> Tensor:
-        return self.whole.labels[self.start : self.stop]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def inputs(self, positions: slice) -> Tensor:
-        return self.whole.inputs(slice(self.start + positions.start, self.start + positions.stop))
-
-
-Batch: TypeAlias = tuple[Layers, _Part, slice]
+Batch: TypeAlias = tuple[Layers, Part, slice]
 
 
 class _GradientComputer:
@@ -189,7 +169,7 @@ class Featuriser:
         Raises:
             NonFiniteError: a feature is NaN or infinite.
         """
-        part = _Part(data, start, min(start + BLOCK, len(data)))
+        part = Part(data, start, min(start + BLOCK, len(data)))
         store = self._traker.saver.current_store
         store["is_featurized"][:] = 0
         for chunk, layers in self.gradients.stream(part):
