@@ -28,8 +28,8 @@ bench: $(VENV)/.ready  ## speed against limits, written to benchmarks/results/
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "comove needs Python 3.11 or newer; say which with: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV) \
-		|| { $(PYTHON) -m pip install --user uv && $(PYTHON) -m uv venv --clear --seed $(VENV); }
+	$(PYTHON) -m venv $(VENV) \
+		|| { $(PYTHON) -m pip install --user uv && $(PYTHON) -m uv venv --seed $(VENV); }
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test]'
 	@touch $@

@@ -184,8 +184,16 @@ def _options(width: float | None) -> dict[str, Any]:
 
 def _open_runs(paths: Sequence[Path]) -> list[Any]:
     from comove.sources import open_source
+    from comove.training import Run
 
-    return [open_source(path) for path in paths]
+    found = [open_source(path) for path in paths]
+    for source in found:
+        if isinstance(source, Run) and not source.finished:
+            rows = len(source.trace.rows)
+            _say(
+                f"{source.path} has not been trained to its end; its first {rows} rows are used.", "Warning:", "yellow"
+            )
+    return found
 
 
 def _open_banks(paths: Sequence[Path], method: str) -> list[Any]:

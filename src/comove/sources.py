@@ -165,7 +165,7 @@ def as_bank(given: object, who: str) -> BankSource:
     if not isinstance(given, Bank):
         raise InputTypeError(
             f"{who} is computed from a retraining bank, not from runs: fit it on one RetrainingBank "
-            f"(comove bank, RetrainingBank.create(...).run()), got {type(given).__name__}."
+            f"(RetrainingBank.create(...).run(); comove lds makes OUT/bank), got {type(given).__name__}."
         )
     return BankSource(given)
 

@@ -152,7 +152,8 @@ def _corrupt(path: Path, error: Exception) -> CorruptFileError:
     size = path.stat().st_size
     return CorruptFileError(
         f"{path} ({size} bytes) is truncated or not a safetensors file ({error}). "
-        "Delete it and run the command that made it again: finished parts are kept."
+        "If it is a result of a bank or a curve, delete it and run the same command again; a run's or a trace's file "
+        "must be restored from a copy, or the run made again in a new folder."
     )
 
 

@@ -191,7 +191,7 @@ def test_a_truncated_result_says_to_delete_it(small_digits: Splits, tmp_path: Pa
     other = create(tmp_path / "bank", small_digits, seeds=1).run()
     file = other.path / "results" / "00002-000.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(CorruptFileError, match=r"00002-000\.safetensors .* truncated .*Delete it and run"):
+    with pytest.raises(CorruptFileError, match=r"00002-000\.safetensors .* truncated .*delete it and run"):
         other.logits()
     file.unlink()
     assert np.isfinite(other.run().logits()).all()

@@ -23,7 +23,7 @@ from comove.errors import CorruptFileError, FingerprintError, InputError, NonFin
 from comove.models import build_model
 from comove.recording import statistics
 from comove.store import read_header
-from comove.training import Recipe, Recording, Run, evaluate, fit, loop, predict, train
+from comove.training import RECIPES, Recipe, Recording, Run, default_recipe, evaluate, fit, loop, predict, train
 from comove.training.loop import OptimizerState, Resident
 from comove.training.run import read_weights
 
@@ -528,3 +528,25 @@ def test_training_leaves_the_model_in_training_mode_between_hooks(small_digits: 
     model = build_model("cnn-small", num_classes=10, input_shape=(1, 8, 8), seed=0)
     fit(model, small_digits.train, QUICK, seed=0, hooks=Watch())
     assert modes == [True] * 21
+
+
+def test_another_network_under_the_same_name_is_refused(small_digits: Splits, tmp_path: Path) -> None:
+    width = 16
+
+    def factory(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+    recipe = Recipe(epochs=1)
+    train(small_digits, factory, recipe, out=tmp_path)
+    width = 4
+    with pytest.raises(FingerprintError, match="parameters was"):
+        train(small_digits, factory, recipe, out=tmp_path)
+
+
+def test_a_factory_of_ones_own_gets_a_recipe_without_augmentation() -> None:
+    assert RECIPES[default_recipe("mine:make", 1000)].augment == "none"
+
+
+def test_a_run_takes_its_data_back_in_the_form_it_was_given(images: ExampleSet, tmp_path: Path) -> None:
+    train(images, "mlp", Recipe(epochs=1), out=tmp_path)
+    assert len(Run.load(tmp_path, dataset=images).data().train) == 32

@@ -26,7 +26,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 def largest_penalty(x_CN: Doubles, y_CQ: Doubles) -> Doubles:
-    """Return (Q,) the smallest lambda at which every weight is zero: max_m |x_m . y_q| / C, both centred."""
+    """Return (Q,) the smallest lambda at which every weight is zero: max over m of abs(x_m . y_q) / C, both centred."""
     x_CN, y_CQ = x_CN - x_CN.mean(0), y_CQ - y_CQ.mean(0)
     return np.asarray(np.abs(x_CN.T @ y_CQ).max(0) / len(x_CN))
 

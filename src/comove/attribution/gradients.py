@@ -222,7 +222,7 @@ class PerExampleGradients:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the gradients of one chunk, name -> (B, *parameter.shape).
+        """Return the gradients of one chunk, name -> (B, parameter shape).
 
         Raises:
             InputError: labels outside the classes, outputs or scalars of another shape, unsupported control flow.
@@ -230,7 +230,7 @@ class PerExampleGradients:
         return dict(self.one_by_one(inputs, labels))
 
     def one_by_one(self, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, (B, *parameter.shape)) one parameter after another, so that one is held at a time.
+        """Yield (name, (B, parameter shape)) one parameter after another, so that one is held at a time.
 
         Raises:
             InputError: as calling it.
@@ -248,7 +248,7 @@ class PerExampleGradients:
             yield from self._by_hooks(inputs, labels, self._checked_scalar)
 
     def stream(self, data: Batches) -> Iterator[tuple[slice, Iterator[tuple[str, Tensor]]]]:
-        """Yield (positions, gradients) chunk by chunk; gradients yields (name, (B, *parameter.shape)).
+        """Yield (positions, gradients) chunk by chunk; gradients yields (name, (B, parameter shape)).
 
         Nothing but one chunk is ever held; ``dict(gradients)`` has a whole chunk at once.
 
@@ -269,7 +269,7 @@ class PerExampleGradients:
         return max(1, min(self.batch, self.memory // max(1, self._bytes or 1)))
 
     def collect(self, data: Batches) -> dict[str, Tensor]:
-        """Return all gradients, name -> (N, *parameter.shape): N x parameters in memory, meant for queries.
+        """Return all gradients, name -> (N, parameter shape): N x parameters in memory, meant for queries.
 
         Raises:
             InputError: as calling it.
@@ -289,7 +289,7 @@ class PerExampleGradients:
 
         Args:
             data: N examples.
-            directions: name -> (Q, *parameter.shape) for every parameter.
+            directions: name -> (Q, parameter shape) for every parameter.
             squared_norms: (N,), to which the squared norms of the gradients are added in the same pass.
 
         Returns:

@@ -54,7 +54,7 @@ def conjugate_gradients(
         product: (B, P) -> A applied to each row.
         targets: b (B, P).
         max_steps: products a system at most.
-        tolerance: a system has converged when |A x - b| <= tolerance |b|.
+        tolerance: a system has converged when norm(A x - b) <= tolerance * norm(b).
 
     Returns:
         The solutions. A system that meets a direction in which A is not positive stops where it was before.

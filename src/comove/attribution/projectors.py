@@ -1,9 +1,9 @@
 r"""phi[b] = S g[b]: random projections of per-example gradients, layer by layer.
 
-E <S g, S h> = <g, h>; the standard deviation is about |g||h| / sqrt(K), for sparse and dense matrices S alike, so the
-sparse one is the default: its cost does not grow with K. Each projector has the interface that ``traker`` asks for
-(``proj_dim``, ``proj_type``, ``project``, ``free_memory``), draws its matrix once from a generator of its own, and
-takes the gradients of one layer after another, which are never put together into flat vectors.
+E <S g, S h> = <g, h>; the standard deviation is about norm(g) norm(h) / sqrt(K), for sparse and dense matrices S
+alike; the sparse one is the default, as its cost does not grow with K. Each projector has the interface that
+``traker`` asks for (``proj_dim``, ``proj_type``, ``project``, ``free_memory``), draws its matrix once from a generator
+of its own, and takes the gradients of one layer after another, which are never put together into flat vectors.
 
 Shape legend: B examples, K projected dimensions, P entries of one parameter.
 """
@@ -26,7 +26,7 @@ __all__ = ["FastJL", "Identity", "Kind", "Layers", "Projection", "Projector", "R
 Kind: TypeAlias = Literal["sparse", "rademacher", "fast_jl", "none"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Layers: TypeAlias = Iterable[tuple[str, Tensor]]
-"""(parameter's name, gradients (B, *parameter.shape)), one parameter after another."""
+"""(parameter's name, gradients (B, parameter shape)), one parameter after another."""
 
 DIMENSIONS = 512
 """The K that ``proj_dim=None`` means, where there are twice as many training examples."""

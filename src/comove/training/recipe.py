@@ -166,7 +166,9 @@ RECIPES: dict[str, Recipe] = {
 
 def default_recipe(model: str, n_train: int) -> str:
     """The name of the recipe used when none is asked for, by model and number of training examples."""
-    if model in ("mlp", "cnn-small"):
+    if (
+        model in ("mlp", "cnn-small") or ":" in model
+    ):  # a factory of the user's own may not take images: no augmentation
         return "digits-mlp"
     if model == "resnet9" and n_train >= 20_000:
         return "trak-resnet9"

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as _weights_to_bytes
 from torch import nn
 
-from comove.data import ExampleSet, Splits
-from comove.datasets import reload_splits
+from comove.data import ExampleSet, MapDataset, Splits
+from comove.datasets import as_splits, reload_splits
 from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec
 from comove.store import as_header, check_fingerprint, open_manifest, read_header, read_json, write_bytes
@@ -81,13 +81,18 @@ class Run:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: Factory | str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dataset: Splits | ExampleSet | MapDataset | None = None,
+        model: Factory | str | None = None,
     ) -> Run:
         """Open a run's folder.
 
         Args:
             path: what was given to :func:`comove.train` as ``out``.
-            dataset: the splits it was trained on; a built-in data set is loaded again when first needed.
+            dataset: what it was trained on, as given to :func:`comove.train`; a built-in data set is loaded again when
+                first needed.
             model: the user's own factory, or its ``"package.module:factory"``, when the run was trained with one
                 (a file never makes us import code).
 
@@ -98,6 +103,7 @@ class Run:
         folder = Path(path)
         manifest = open_manifest(folder, "run", RUN_FORMAT)
         if dataset is not None:
+            dataset = as_splits(dataset)
             found = manifest["dataset"]["fingerprint"]
             check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
         return cls(folder, manifest, dataset, model)

@@ -23,7 +23,7 @@ from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec, penultimate
 from comove.progress import Advance, progress_bar
 from comove.recording import Recorder
-from comove.store import claim_folder, new_folder, read_header, write_json
+from comove.store import claim_folder, digest, new_folder, read_header, write_json
 from comove.trace import FIELDS
 from comove.training.loop import OptimizerState, Resident, batch_bounds, evaluate, fit, resolve_device
 from comove.training.recipe import Recipe, as_recipe
@@ -133,6 +133,7 @@ def train(
     network = _network(spec, recipe, recording, seed)  # before the folder is claimed: a typo must not occupy it
     folder = new_folder(tempfile.mkdtemp(prefix="comove-run-") if out is None else out)
     manifest = _manifest(splits, spec, recipe, seed, recording, checkpoints)
+    manifest["parameters"] = digest({name: list(tensor.shape) for name, tensor in network.state_dict().items()})
     named = model if not isinstance(model, str) or ":" in model else None
     run = Run(folder, claim_folder(folder, "run", RUN_FORMAT, manifest), splits, named)
     if out is None:
