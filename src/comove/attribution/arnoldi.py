@@ -214,7 +214,7 @@ class Arnoldi(SubspaceInfluence):
 
     name: ClassVar[str] = "arnoldi"
     summary: ClassVar[str] = "influence with the inverse Hessian restricted to its dominant (Arnoldi) subspace"
-    cost: ClassVar[str] = "about 10 epochs of training a run"
+    cost: ClassVar[str] = "about 12 epochs of training a run"
 
     arnoldi_dim: int = 100
 
