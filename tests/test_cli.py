@@ -33,7 +33,7 @@ from comove.models import model_names
 from comove.report import Section, write_page
 from comove.training import RECIPES, Run, loop, train
 
-COMMANDS = ("demo", "train", "attribute", "coreset", "lds", "curve", "methods", "doctor")
+COMMANDS = ("demo", "train", "attribute", "coreset", "curve", "lds", "methods", "doctor")
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4")
 
 
@@ -461,6 +461,30 @@ def test_quiet_prints_no_bar_and_without_it_there_is_one(tmp_path: Path) -> None
 
 
 # --- help --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--budgets", "0.2", "0.4", "--methods", "cld", "random"),
+        ("--budgets", "0.2", "--budgets", "0.4", "--methods", "cld,random"),
+        ("--budgets=0.2,0.4", "--methods=cld", "--methods", "random"),
+    ],
+)
+def test_a_list_may_be_given_with_spaces_with_commas_or_one_by_one(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[list[str], list[float]]] = []
+
+    def note(runs: object, methods: list[str], budgets: list[float], **options: object) -> None:
+        asked.append((methods, budgets))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("comove.evaluation.coreset_curve", note)
+    monkeypatch.setattr("comove.cli.coreset.open_runs", lambda paths: paths)
+    for order in ((tmp_path, *words), (*words, tmp_path)):  # a folder is no item of the list before it
+        assert comove_("curve", *order, "--out", tmp_path).code == 130
+    assert asked == [(["cld", "random"], [0.2, 0.4])] * 2
 
 
 def test_the_commands_are_those_promised() -> None:

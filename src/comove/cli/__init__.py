@@ -1,0 +1,8 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands."""
+
+from comove.cli.app import app, run
+
+# isort: split
+from comove.cli import demo, train, attribute, coreset, lds, tools  # isort: skip  # in the order of --help
+
+__all__ = ["app", "attribute", "coreset", "demo", "lds", "run", "tools", "train"]

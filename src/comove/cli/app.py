@@ -1,0 +1,217 @@
+"""The application: how a command is registered, how its errors are told, how it prints.
+
+Exit codes: 0 done, 2 the user's input, 1 a fault of ours, 130 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperArgument, TyperCommand
+
+from comove.errors import ComoveError
+
+__all__ = ["app", "command", "command_of", "facts", "one_line", "print_ranking", "run", "say", "table"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Which training examples a prediction depends on, and which are worth keeping.\n\n"
+        "Start with [bold]comove demo[/bold]. Then: [bold]comove train[/bold] records a run, [bold]comove "
+        "attribute[/bold] and [bold]comove coreset[/bold] read it, [bold]comove lds[/bold] and [bold]comove "
+        "curve[/bold] hold methods to real retraining."
+    ),
+)
+out_console = Console()
+err_console = Console(stderr=True)
+Command = TypeVar("Command", bound=Callable[..., None])
+_debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
+
+
+def run() -> None:
+    """Entry point of the ``comove`` command; ``--debug`` may stand anywhere on the line."""
+    words = sys.argv[1:]
+    app([*(["--debug"] if "--debug" in words else []), *(word for word in words if word != "--debug")])
+
+
+class ListCommand(TyperCommand):
+    """A command whose list options take ``--k 10 50``, ``--k 10 --k 50`` and ``--k 10,50`` alike."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write every list option once a value, as the parser knows it."""
+        flags = {flag for entry in self.params if getattr(entry, "multiple", False) for flag in entry.opts}
+        has_arguments = any(isinstance(entry, TyperArgument) for entry in self.params)
+        rest: list[str] = super().parse_args(ctx, list(_one_value_each(args, flags, has_arguments)))
+        return rest
+
+
+def _one_value_each(words: Sequence[str], flags: set[str], has_arguments: bool) -> Iterator[str]:
+    current, first = None, False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        is_path = has_arguments and not first and ("/" in word or Path(word).exists())
+        if word.startswith("--") and flag in flags:
+            current, first = flag, True
+            if equals:
+                yield from _pairs(flag, value)
+                first = False
+        elif current is None or _is_option(word) or is_path:
+            current = None
+            yield word
+        else:
+            yield from _pairs(current, word)
+            first = False
+
+
+def _pairs(flag: str, text: str) -> Iterator[str]:
+    for value in filter(None, text.split(",")):
+        yield from (flag, value)
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
+
+
+def command_of(group: typer.Typer) -> Callable[[Command], Command]:
+    """Return a decorator that registers a command of ``group``, with its errors told as :func:`guarded` does."""
+
+    def register(function: Command) -> Command:
+        group.command(cls=ListCommand)(guarded(function))
+        return function
+
+    return register
+
+
+command = command_of(app)
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """Return ``function`` with its groups of options spread out, and its errors told in one line and an exit code."""
+    spread = _spread(function)
+
+    @functools.wraps(spread)
+    def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            spread(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("What was finished is kept; run the same command again to go on.", "Interrupted.", "yellow")
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except (ComoveError, OSError) as error:
+            _traceback()
+            say(one_line(error), "Error:", "red")
+            raise typer.Exit(2) from None
+        except Exception as error:
+            _traceback()
+            say(
+                f"{one_line(error)}\n"
+                "A fault of comove: run the command again with --debug for the traceback, and please report it.",
+                f"Internal error ({type(error).__name__}):",
+                "red",
+            )
+            raise typer.Exit(1) from None
+
+    return call
+
+
+def _spread(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of its parameters that are dataclasses, such as what to train."""
+    hints = get_type_hints(function, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for entry in inspect.signature(function).parameters.values():
+        if entry.name not in groups:
+            parameters.append(entry.replace(annotation=hints[entry.name], kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        kinds = get_type_hints(groups[entry.name], include_extras=True)
+        parameters += [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
+            for f in dataclasses.fields(groups[entry.name])
+        ]
+
+    @functools.wraps(function)
+    def call(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{f.name: values.pop(f.name) for f in dataclasses.fields(kind)})  # type: ignore[operator]
+        function(**values)
+
+    del call.__wrapped__  # typer would read the options from it
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+    return call
+
+
+def _traceback() -> None:
+    if _debugging.get():
+        say(traceback.format_exc())
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line."""
+    if isinstance(error, OSError) and not isinstance(error, ComoveError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return " ".join(line.strip() for line in str(error).splitlines())
+
+
+def say(text: str, head: str = "", style: str = "") -> None:
+    """Print ``text`` on the error stream as it is, unfolded and free of markup, after a coloured ``head``."""
+    err_console.print(Text.assemble((head, style), " " if head else "", text), soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], plain: int = 1) -> None:
+    """Print a table; all but the first ``plain`` columns are right-aligned. In a pipe no cell is folded."""
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(Text(name), justify="left" if number < plain else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out_console.print(Text(title), soft_wrap=True)
+    (out_console if out_console.is_terminal else Console(width=1000)).print(table)
+
+
+def facts(title: str, facts: Mapping[str, object]) -> None:
+    """Print names and values, a line each, unfolded: a path or a name can be copied whole."""
+    width = max(map(len, facts))
+    lines = [title, *(f"{name:<{width}}  {value}" for name, value in facts.items())]
+    out_console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def print_ranking(scores: Any, query: int, k: int) -> None:
+    """Print the training examples that help and hurt a query most."""
+    for title, ranking in (("help", scores.top(k, query=query)), ("hurt", scores.bottom(k, query=query))):
+        rows = [
+            [str(id_), name, f"{score:+.4f}"] for (id_, score), name in zip(ranking, ranking.class_names(), strict=True)
+        ]
+        table(f"\nTraining examples that {title} query {query} most", ["id", "class", scores.method], rows, plain=2)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (may stand anywhere).")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    _debugging.set(debug)
+    if version:
+        from importlib.metadata import version as installed
+
+        out_console.print(f"comove {installed('comove')}", highlight=False)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        out_console.print(context.get_help())

@@ -1,0 +1,178 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comove.cli.app import say
+from comove.errors import InputError
+
+if TYPE_CHECKING:
+    from comove.data import Splits
+    from comove.execution import Executor
+    from comove.training import Recipe
+
+__all__ = ["Machines", "Task", "importable", "open_banks", "open_runs", "parse_methods"]
+
+Dataset = Annotated[
+    str, typer.Option(help="digits (embedded), cifar10, or a folder with one sub-folder of images a class.")
+]
+DataDir = Annotated[Path | None, typer.Option(help="Where cifar10 lies; by default $COMOVE_DATA, then ./data.")]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download cifar10 into --data-dir.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="mlp, cnn-small, resnet9, resnet18, ... (comove methods lists them) or package.module:factory."),
+]
+Width = Annotated[float | None, typer.Option(help="Width of resnet9 and cnn-small; 1 is the full network.")]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="A named recipe (comove methods lists them); else the model's default.")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data, instead of the recipe's.")]
+BatchSize = Annotated[int | None, typer.Option(min=2, help="Instead of the recipe's.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate, instead of the recipe's.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many training examples, classes in proportion.")]
+HeldOut = Annotated[
+    int | None, typer.Option("--held-out", min=1, help="How many query examples are held out and recorded.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the weights, the order and the augmentation.")]
+SplitSeed = Annotated[
+    int, typer.Option(min=0, help="Of the split (and --limit); runs to be averaged need the same one.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(help="Folders of runs (several are averaged) or traces; of a bank for fz."),
+]
+BudgetList = Annotated[
+    list[float] | None, typer.Option("--budgets", help="Shares to keep, as 0.1 0.3 0.5.", min=0, max=1)
+]
+MethodList = Annotated[
+    list[str] | None, typer.Option("--methods", help="As cld trak, or all; options as cld:correlation=spearman.")
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on which data, and how."""
+
+    dataset: Dataset = "digits"
+    data_dir: DataDir = None
+    model: Model = None
+    width: Width = None
+    recipe: RecipeName = None
+    epochs: Epochs = None
+    batch_size: BatchSize = None
+    lr: LearningRate = None
+    limit: Limit = None
+    held_out: HeldOut = None
+    seed: Seed = 0
+    split_seed: SplitSeed = 0
+    device: Device = "auto"
+    download: Download = False
+    quiet: Quiet = False
+
+    def splits(self) -> Splits:
+        """The data, split."""
+        from comove.datasets import load_dataset
+
+        return load_dataset(
+            self.dataset,
+            data_dir=self.data_dir,
+            seed=self.split_seed,
+            limit=self.limit,
+            queries=self.held_out,
+            download=self.download,
+        )
+
+    def model_for(self, splits: Splits) -> str:
+        """The model's name; by default the one that suits the data."""
+        from comove.training import default_model
+
+        return importable(self.model) or default_model(splits)
+
+    def recipe_for(self, splits: Splits) -> Recipe:
+        """The recipe, with what the user changed."""
+        from comove.training import as_recipe
+
+        recipe = as_recipe(self.recipe, model=self.model_for(splits), n_train=len(splits.train))
+        scaled = self.epochs is not None and recipe.schedule == "triangular" and self.epochs <= recipe.peak_epoch
+        peak = self.epochs / 4 if scaled and self.epochs else None  # a rise to the end would never come down again
+        return recipe.with_changes(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, peak_epoch=peak)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Options of the model."""
+        return width_option(self.width)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where retrainings run."""
+
+    executor: Annotated[str, typer.Option(help="local (processes here), serial (this process) or ray (a cluster).")] = (
+        "local"
+    )
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of local; by default one a core.")] = None
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster, such as auto.")] = None
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs (or a share of one) for each task on Ray.")] = 0.0
+
+    def executor_of(self) -> Executor:
+        """The executor."""
+        from comove.execution import as_executor
+
+        return as_executor(self.executor, workers=self.workers, address=self.address, gpus=self.gpus)
+
+
+def importable(name: str | None) -> str | None:
+    """Return a model's name, and make a factory in the working folder importable: the user has just named it."""
+    if name and ":" in name and (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    return name
+
+
+def width_option(width: float | None) -> dict[str, Any]:
+    """Options of a model of this width."""
+    return {} if width is None else {"width": width}
+
+
+def parse_methods(words: Sequence[str] | None, default: Sequence[str], controls: bool) -> list[Any]:
+    """Return the attribution methods named, without repeats, and the controls after them."""
+    from comove.attribution import attributors
+    from comove.discovery import parse_method
+
+    known = attributors()
+    named = list(words or default)
+    if named == ["all"]:
+        named = [name for name in known if name != "leave-one-out"]  # it has a bank of its own
+    named += ["same-class-control", "random-control"] if controls else []
+    return [parse_method(word, known, "attribution method") for word in dict.fromkeys(named)]
+
+
+def open_runs(paths: Sequence[Path]) -> list[Any]:
+    """Open recorded runs and traces, and say so where one is unfinished."""
+    from comove.sources import open_source
+    from comove.training import Run
+
+    found = [open_source(path) for path in paths]
+    for source in found:
+        if isinstance(source, Run) and not source.finished:
+            rows = len(source.trace.rows)
+            say(f"{source.path} has not been trained to its end; its first {rows} rows are used.", "Warning:", "yellow")
+    return found
+
+
+def open_banks(paths: Sequence[Path], method: str) -> list[Any]:
+    """Open the bank that a method is computed from."""
+    from comove.evaluation import RetrainingBank
+
+    if len(paths) != 1:
+        raise InputError(f"{method} is computed from one retraining bank: give its folder (comove lds makes OUT/bank).")
+    return [RetrainingBank.load(path) for path in paths]

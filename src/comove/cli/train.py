@@ -1,0 +1,68 @@
+"""``comove train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comove.cli.app import command, facts
+from comove.cli.options import Task
+
+if TYPE_CHECKING:
+    from comove.training import Recording, Run
+
+__all__ = ["recording_of", "train"]
+
+
+@command
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    task: Task,
+    mode: Annotated[str, typer.Option(help="sweep: clean passes; in_pass: from the training pass.")] = "sweep",
+    record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
+    checkpoints: Annotated[
+        str, typer.Option(help="all, last, or a number N: every N epochs. New queries are replayed from them.")
+    ] = "all",
+) -> None:
+    """Train a model and record its trace: losses, margins and more of every example, before training and each epoch.
+
+    Interrupted, it goes on from the last finished epoch when the same command is run again.
+
+    Example: comove train --out runs/a
+
+    Example: comove train --dataset cifar10 --data-dir DIR --model resnet9 --width 0.125 --limit 2000 --out runs/b
+    """
+    from comove.training import train as train_run
+
+    splits = task.splits()
+    kept: Any = int(checkpoints) if checkpoints.isdigit() else checkpoints
+    finished = train_run(
+        splits,
+        task.model_for(splits),
+        task.recipe_for(splits),
+        task.seed,
+        out,
+        recording=recording_of(mode, record_every),
+        checkpoints=kept,
+        device=task.device,
+        model_options=task.model_options,
+        progress=not task.quiet,
+    )
+    _print_run(finished)
+
+
+def recording_of(mode: str, every: int | None) -> Recording:
+    """What a run records."""
+    from comove.training import Recording
+
+    return Recording(mode=mode, every=every)  # type: ignore[arg-type]  # checked by Recording
+
+
+def _print_run(finished: Run) -> None:
+    result = finished.result
+    shown: dict[str, object] = {"trace": finished.trace, "checkpoints": len(finished.checkpoints)}
+    for name, value in result.items():
+        shown[name.replace("_", " ")] = f"{value:.4g}" if isinstance(value, float) else value
+    facts(str(finished), shown)
