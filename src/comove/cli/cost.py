@@ -1,0 +1,77 @@
+"""``comove cost``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from comove.cli.app import command, facts, say, table
+from comove.cli.options import open_runs
+
+__all__ = ["cost"]
+
+
+@command
+def cost(
+    run: Annotated[Path | None, typer.Argument(help="Folder of a run of your own, to show what it cost.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="N, training examples.")] = None,
+    q: Annotated[int | None, typer.Option("--q", min=1, help="Q, held-out examples.")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="k, size of the coreset.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="T, of the large model.")] = None,
+    proxy_epochs: Annotated[int | None, typer.Option(min=1, help="Tp, of the proxy.")] = None,
+    flops: Annotated[float | None, typer.Option(help="f, FLOPs of a forward pass of the proxy.")] = None,
+    large_flops: Annotated[float | None, typer.Option(help="fL, of the large model.")] = None,
+    features: Annotated[int | None, typer.Option(min=1, help="d, numbers of features an example.")] = None,
+    one_unit: Annotated[bool, typer.Option("--one-unit", help="ResNet-18 and -50 both at 2 FLOPs a MAC.")] = False,
+    printed: Annotated[bool, typer.Option("--printed", help="Every figure of the paper beside ours.")] = False,
+) -> None:
+    """What each coreset method costs by the formulas of the paper's Appendix E, and what a run of yours really cost.
+
+    Without options: the paper's example, and which of its printed figures do not follow from its formulas.
+
+    Example: comove cost --n 50000 --q 500 --k 5000 --epochs 30 --proxy-epochs 30 --features 512
+
+    Example: comove cost runs/a
+    """
+    if run is not None:
+        _measured(run)
+        return
+    from comove.evaluation.costs import COST_METHODS, PAPER, Scenario
+    from comove.evaluation.costs import cost as cost_of
+
+    given = {"N": n, "Q": q, "k": k, "T": epochs, "Tp": proxy_epochs, "f": flops, "fL": large_flops, "d": features}
+    changes = {name: value for name, value in given.items() if value is not None}
+    base = PAPER.in_one_unit() if one_unit else Scenario()
+    rows = []
+    for method in COST_METHODS:
+        found = cost_of(method, base, **changes)
+        terms = " + ".join(f"{value / 1e15:,.3f} {name}" for name, value in found.flops.items())
+        rows.append([method, terms, f"{found.total_flops / 1e15:,.3f}", f"{found.total_bytes / 1e9:,.3f}"])
+    title = "Appendix E" + (", in one unit" if one_unit else "") + (", with other sizes" if changes else "")
+    table(title, ["method", "terms in PFLOP", "PFLOP", "GB stored"], rows, plain=2)
+    if not changes and not one_unit:
+        _against_the_paper(printed)
+
+
+def _against_the_paper(everything: bool) -> None:
+    from comove.evaluation.printed_costs import notes, printed_figures, unreproduced
+
+    wrong = unreproduced()
+    shown = printed_figures() if everything else wrong
+    rows = [[f.where, f"{f.printed} {f.unit}".strip(), f.as_printed, "" if f.agrees else f.why] for f in shown]
+    title = f"\n{len(wrong)} of {len(printed_figures())} printed figures do not follow from their formulas"
+    table(title, ["figure", "printed", "recomputed", "why"], rows, plain=4)
+    say("\n" + "\n".join(f"- {note}" for note in notes()))
+
+
+def _measured(path: Path) -> None:
+    from comove.errors import InputError
+    from comove.evaluation.measured import measured_cost
+    from comove.training import Run
+
+    (found,) = open_runs([path])
+    if not isinstance(found, Run):
+        raise InputError(f"{path} is a bare trace; only runs made by comove train know what they cost.")
+    facts(f"{found}", measured_cost(found).facts())
