@@ -1,0 +1,55 @@
+"""``comove diagnose``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from comove.cli.app import command, say, table
+from comove.cli.options import Device, MethodList, Quiet, open_runs
+from comove.errors import InputError
+
+__all__ = ["diagnose"]
+
+
+@command
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Folder of a recorded run with its checkpoints.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs on the coresets, table and figure.")],
+    methods: MethodList = None,
+    budget: Annotated[float, typer.Option(min=0, max=1, help="Share of the training data kept.")] = 0.1,
+    checkpoints: Annotated[int, typer.Option(min=1, help="How many of each run are looked at.")] = 6,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Measure the paper's Lemmas 1 to 3: do the gradients of a coreset point where the validation gradient points?
+
+    Example: comove diagnose runs/a --methods cld random el2n --budget 0.1 --out diagnose/
+    """
+    from comove.evaluation.alignment import diagnose as measure
+    from comove.report import diagnosis_figure, save_figure
+    from comove.training import Run
+
+    (source,) = open_runs([run])
+    if not isinstance(source, Run):
+        raise InputError(f"{run} is a bare trace; gradients need a run made by comove train.")
+    found = measure(
+        source,
+        methods or ["cld", "random", "el2n"],
+        budget,
+        checkpoints=checkpoints,
+        out=out,
+        device=device,
+        progress=not quiet,
+    )
+    found.to_pandas().to_csv(out / "diagnosis.csv", index=False)
+    save_figure(diagnosis_figure(found), out / "diagnosis.png")
+    rows = [
+        [r.method, r.trajectory, f"{r.epoch}", f"{r.mean:+.3f}", f"{r.own_class:+.3f}", f"{r.distance:.2f}"]
+        for r in found.rows
+    ]
+    title = f"Coresets of {budget:.0%} against the validation gradient"
+    table(title, ["method", "trained on", "epoch", "cosine", "own class", "distance"], rows, plain=2)
+    say(f"Written to {out}/: diagnosis.csv, diagnosis.json, diagnosis.png, the runs on the coresets")

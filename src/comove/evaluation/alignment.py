@@ -1,0 +1,284 @@
+"""cos(grad l(theta_t, z_m), G_V(theta_t)) for the examples of a coreset: the paper's Lemmas 1 to 3, measured.
+
+Lemma 1 says that an example of high CLD has a gradient aligned with the validation gradient G_V all along the training
+on everything; Lemma 2, that this holds along the training on the coreset too; Lemma 3, that the mean gradient of the
+coreset then stays near G_V. Here each is a number at each checkpoint. CLD coresets are chosen class by class, so the
+cosine with the validation gradient of the example's own class is given beside the one with G_V.
+
+Shape legend: k examples of the coreset, C classes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from comove.attribution.gradients import Batches, PerExampleGradients
+from comove.attribution.tracin import run_gradients, spread
+from comove.coreset import Coreset, Selector, selector
+from comove.data import Splits
+from comove.errors import InputError
+from comove.store import new_folder, write_json
+from comove.training import Recording, Resident, Run, resolve_device, train
+from comove.training.run import read_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["TRAJECTORIES", "Alignment", "Diagnosis", "alignment", "class_means", "diagnose"]
+
+Trajectory = Literal["full data", "coreset"]
+TRAJECTORIES: tuple[Trajectory, ...] = ("full data", "coreset")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the gradients of a coreset's examples lie to the validation gradient at one checkpoint.
+
+    Attributes:
+        method: that chose the coreset.
+        trajectory: ``"full data"`` (Lemma 1) or ``"coreset"`` (Lemmas 2 and 3): whose training the checkpoint is of.
+        epoch: of the checkpoint.
+        mean: mean over the coreset of the cosine with G_V.
+        low: its 10th percentile.
+        median: its median.
+        high: its 90th percentile.
+        own_class: mean of the cosine with the validation gradient of the example's own class.
+        distance: norm of (mean gradient of the coreset - G_V) over the norm of G_V.
+        mean_cosine: cosine of the mean gradient of the coreset with G_V.
+        drift: norm of (theta - theta of the training on everything at that epoch) over how far the latter has moved.
+    """
+
+    method: str
+    trajectory: Trajectory
+    epoch: int
+    mean: float
+    low: float
+    median: float
+    high: float
+    own_class: float
+    distance: float
+    mean_cosine: float
+    drift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Alignments of several coresets along training.
+
+    Attributes:
+        rows: one a method, trajectory and checkpoint.
+        budget: share kept.
+        provenance: of the run (JSON values).
+    """
+
+    rows: tuple[Alignment, ...]
+    budget: float
+    provenance: Mapping[str, Any]
+
+    def of(self, method: str, trajectory: Trajectory) -> list[Alignment]:
+        """The rows of one method along one trajectory, in order of training."""
+        return [row for row in self.rows if row.method == method and row.trajectory == trajectory]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, in the order asked for."""
+        return tuple(dict.fromkeys(row.method for row in self.rows))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with one row a method, trajectory and checkpoint."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def __repr__(self) -> str:
+        lines = []
+        for method in self.methods:
+            for trajectory in TRAJECTORIES:
+                found = self.of(method, trajectory)
+                if found:
+                    mean = np.mean([row.mean for row in found])
+                    distance = np.mean([row.distance for row in found])
+                    lines.append(f"  {method:<20} along {trajectory:<9}: cosine {mean:+.3f}, distance {distance:.2f}")
+        return "\n".join([f"Diagnosis(coresets of {self.budget:.0%}, means over checkpoints):", *lines])
+
+
+def class_means(gradients: PerExampleGradients, data: Batches, classes: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Return each class's mean gradient (0 if empty), name -> (C, parameter shape), and the counts (C,)."""
+    sums = {name: p.new_zeros(classes, *p.shape).detach() for name, p in gradients.parameters.items()}
+    counts = torch.bincount(data.labels, minlength=classes)
+    for part, chunk in gradients.stream(data):
+        for name, gradient in chunk:
+            sums[name].index_add_(0, data.labels[part], gradient)
+    scale = 1 / counts.clamp(min=1)
+    return {name: total * scale.view(-1, *[1] * (total.ndim - 1)) for name, total in sums.items()}, counts
+
+
+def alignment(
+    gradients: PerExampleGradients, coreset: Batches, validation: Batches, classes: int
+) -> dict[str, float | npt.NDArray[np.float64]]:
+    """Return cosines with G_V (k,) and with one's own class's (k,), and the mean gradient's distance and cosine.
+
+    Args:
+        gradients: of the network at a checkpoint.
+        coreset: its examples.
+        validation: examples that G_V is the mean gradient over.
+        classes: C.
+
+    Returns:
+        ``cosine`` and ``own_class`` (k,) (0 where a gradient vanishes; NaN where a class has no validation example),
+        ``distance`` (relative to the norm of G_V) and ``mean_cosine``.
+    """
+    per_class, counts = class_means(gradients, validation, classes)
+    whole = {name: _weighted(means, counts) for name, means in per_class.items()}
+    directions = {name: torch.cat([whole[name][None], per_class[name]]) for name in whole}
+    norms = torch.as_tensor(sum(matrix.flatten(1).square().sum(1) for matrix in directions.values())).sqrt()
+    squared_norms = norms.new_zeros(len(coreset))
+    products = gradients.inner_products(coreset, directions, squared_norms=squared_norms)
+    tiny = torch.finfo(products.dtype).tiny
+    cosines = products / (squared_norms.sqrt()[:, None] * norms).clamp_min(tiny)
+    own = cosines.gather(1, coreset.labels[:, None] + 1)[:, 0]
+    own = torch.where(counts[coreset.labels] > 0, own, torch.nan)
+    means, sizes = class_means(gradients, coreset, classes)
+    mean = {name: _weighted(entry, sizes) for name, entry in means.items()}
+    gap = {name: mean[name] - whole[name] for name in mean}
+    target = max(float(norms[0]), tiny)
+    return {
+        "cosine": cosines[:, 0].double().cpu().numpy(),
+        "own_class": own.double().cpu().numpy(),
+        "distance": _inner(gap, gap) ** 0.5 / target,
+        "mean_cosine": _inner(mean, whole) / max(_inner(mean, mean) ** 0.5 * target, tiny),
+    }
+
+
+def _weighted(means: Tensor, counts: Tensor) -> Tensor:
+    weights = (counts / counts.sum()).to(means.dtype)
+    total: Tensor = torch.tensordot(weights, means, dims=1)
+    return total
+
+
+def _inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return float(sum(float((a[name] * b[name]).double().sum()) for name in a))
+
+
+def diagnose(
+    run: Run,
+    methods: Sequence[str | Selector] = ("cld", "random", "el2n"),
+    budget: float = 0.1,
+    *,
+    checkpoints: int = 6,
+    out: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = False,
+) -> Diagnosis:
+    """Measure the paper's Lemmas 1 to 3 on a recorded run: choose coresets, train on each, follow the gradients.
+
+    Args:
+        run: finished, with checkpoints and validation examples of its own.
+        methods: coreset methods or selectors.
+        budget: share of the training examples kept.
+        checkpoints: how many of each run are looked at, evenly spread.
+        out: a folder that keeps the runs on the coresets and ``diagnosis.json``; ``None`` keeps none.
+        device: where to train and to compute gradients.
+        progress: show bars.
+
+    Raises:
+        InputError: no method, no validation examples; as :func:`comove.coreset.select`.
+    """
+    splits = run.data()
+    if not methods or checkpoints < 1:
+        raise InputError("A diagnosis needs at least one coreset method and one checkpoint.")
+    if splits.validation is None:
+        raise InputError(f"{run.path} has no validation examples: train on splits that have some (validation=0.1).")
+    where = resolve_device(device)
+    chosen = [selector(item) if isinstance(item, str) else item for item in methods]
+    coresets = {method.label: method.select(run, budget) for method in chosen}
+    with tempfile.TemporaryDirectory(prefix="comove-diagnose-") as temporary:
+        folder = new_folder(temporary if out is None else out)
+        rows = []
+        for label, kept in coresets.items():
+            rows += _along(run, run, label, kept, splits, checkpoints, where)
+            own = _train_on(run, kept, splits, folder, where, progress)
+            rows += _along(own, run, label, kept, splits, checkpoints, where)
+        provenance = {"run": run.manifest["fingerprint"], "model": run.model_spec.to_json()}
+        found = Diagnosis(tuple(rows), budget, provenance)
+        if out is not None:
+            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": [asdict(r) for r in rows]})
+    return found
+
+
+def _train_on(run: Run, kept: Coreset, splits: Splits, folder: Path, device: torch.device, progress: bool) -> Run:
+    """Train the run's network from the same weights, with the same recipe and seed, on the coreset."""
+    name = "".join(c if c.isalnum() else "-" for c in kept.method)
+    ids = splits.train.ids[np.isin(splits.train.ids, kept.ids)]  # in their own order: everything kept is the run itself
+    small = replace(splits, train=splits.train.subset(ids), name=f"{splits.name}, coreset {kept.method}", source={})
+    return train(
+        small,
+        run.factory or run.model_spec.name,
+        run.recipe,
+        run.seed,
+        folder / f"run-{name}",
+        recording=Recording(fields=("loss",), anchors=()),
+        model_options=dict(run.model_spec.options),
+        device=device,
+        progress=progress,
+    )
+
+
+def _along(
+    run: Run, full: Run, label: str, kept: Coreset, splits: Splits, number: int, device: torch.device
+) -> list[Alignment]:
+    coreset = Resident(splits.train.subset(kept.ids), device)
+    assert splits.validation is not None
+    validation = Resident(splits.validation, device)
+    rows = []
+    for checkpoint in spread(run.checkpoints, number):
+        gradients = run_gradients(run, checkpoint, device)
+        found = alignment(gradients, coreset, validation, len(splits.classes))
+        cosine = np.asarray(found["cosine"])
+        low, median, high = np.quantile(cosine, [0.1, 0.5, 0.9]).tolist()
+        rows.append(
+            Alignment(
+                label,
+                "full data" if run is full else "coreset",
+                checkpoint.epoch,
+                float(cosine.mean()),
+                low,
+                median,
+                high,
+                float(np.nanmean(found["own_class"])),
+                float(found["distance"]),
+                float(found["mean_cosine"]),
+                0.0 if run is full else _drift(run, full, checkpoint.epoch),
+            )
+        )
+    return rows
+
+
+def _drift(run: Run, full: Run, epoch: int) -> float:
+    """How far apart the two trainings are after ``epoch``, over how far the one on everything has moved."""
+    mine, theirs, start = (
+        _weights_at(source, number)
+        for source, number in ((run, epoch), (full, epoch), (full, full.checkpoints[0].epoch))
+    )
+    if mine is None or theirs is None or start is None:
+        return float("nan")
+    apart = {name: mine[name] - theirs[name] for name in mine}
+    moved = {name: theirs[name] - start[name] for name in mine}
+    way = _inner(moved, moved) ** 0.5
+    return _inner(apart, apart) ** 0.5 / way if way > 0 else float("nan")
+
+
+def _weights_at(run: Run, epoch: int) -> dict[str, Tensor] | None:
+    paths = [checkpoint.path for checkpoint in run.checkpoints if checkpoint.epoch == epoch]
+    trained = {name for name, _ in run.model_spec.build(run.seed, factory=run.factory).named_parameters()}
+    return {name: value for name, value in read_weights(paths[0]).items() if name in trained} if paths else None
