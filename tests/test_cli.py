@@ -33,7 +33,7 @@ from comove.models import model_names
 from comove.report import Section, write_page
 from comove.training import RECIPES, Run, loop, train
 
-COMMANDS = ("demo", "train", "attribute", "coreset", "curve", "lds", "methods", "doctor")
+COMMANDS = ("demo", "train", "attribute", "coreset", "curve", "lds", "brittleness", "cost", "diagnose", "methods", "doctor")
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4")
 
 
@@ -168,6 +168,19 @@ def test_curve_writes_a_table_and_a_figure(trained: tuple[Path, Path], tmp_path:
     assert "full data   100%" in result.out
 
 
+def test_curve_without_a_run_trains_a_proxy_and_counts_the_wrong_labels_that_coresets_keep(tmp_path: Path) -> None:
+    words = (*SMALL, "--flip-labels", "0.2", "--methods", "cld", "el2n", "--budgets", "0.3", "--seeds", "1", "--quiet")
+    result = comove_("curve", *words, "--target-model", "mlp", "cnn-small", "--executor", "serial", "--out", tmp_path)
+    assert result.code == 0, result.err
+    assert Run.load(tmp_path / "proxy").finished
+    with (tmp_path / "curve.csv").open(newline="") as file:
+        assert {row["target"] for row in csv.DictReader(file)} == {"mlp", "cnn-small"}
+    assert "Wrong labels kept (40 of 200 are wrong)" in result.out
+    assert "Accuracy of cnn-small on 40" in result.out
+    assert "Smallest share within 0.01" in result.err
+    assert not_blank(tmp_path / "cnn-small" / "curve.png")
+
+
 def test_lds_writes_table_json_and_figure_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +209,31 @@ def not_blank(path: Path) -> bool:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L"))
     return float(pixels.std()) > 5 and min(pixels.shape) > 100
+
+
+def test_cost_prints_the_papers_example_and_what_does_not_follow() -> None:
+    result = comove_("cost")
+    assert "904.821" in result.out
+    assert "9 of 53 printed figures do not follow" in result.out
+    assert "763.739 GB" in result.out
+    assert "Two units are mixed" in result.err
+    assert "1,526.725" in comove_("cost", "--one-unit").out
+
+
+def test_cost_of_a_run_is_measured(trained: tuple[Path, Path]) -> None:
+    result = comove_("cost", trained[0])
+    assert result.code == 0, result.err
+    assert "one example forward" in result.out
+    refused(comove_("cost", trained[0] / "trace"), "is a bare trace")
+
+
+def test_diagnose_writes_table_and_figure(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ("diagnose", trained[0], "--methods", "cld", "random", "--budget", "0.2", "--checkpoints", "2", "--quiet")
+    result = comove_(*words, "--out", tmp_path)
+    assert result.code == 0, result.err
+    assert {"diagnosis.csv", "diagnosis.json", "diagnosis.png"} <= {file.name for file in tmp_path.iterdir()}
+    assert result.out.count("full data") == 4
+    refused(comove_("diagnose", trained[0] / "trace", "--out", tmp_path / "b"), "is a bare trace")
 
 
 def test_methods_lists_every_method_model_and_recipe() -> None:
@@ -477,11 +515,12 @@ def test_a_list_may_be_given_with_spaces_with_commas_or_one_by_one(
     asked: list[tuple[list[str], list[float]]] = []
 
     def note(runs: object, methods: list[str], budgets: list[float], **options: object) -> None:
+        assert runs == tmp_path
         asked.append((methods, budgets))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("comove.evaluation.coreset_curve", note)
-    monkeypatch.setattr("comove.cli.coreset.open_runs", lambda paths: paths)
+    monkeypatch.setattr("comove.cli.curve._proxy", lambda run, task, out: run)
     for order in ((tmp_path, *words), (*words, tmp_path)):  # a folder is no item of the list before it
         assert comove_("curve", *order, "--out", tmp_path).code == 130
     assert asked == [(["cld", "random"], [0.2, 0.4])] * 2
@@ -553,7 +592,7 @@ def test_the_demo_leaves_scores_a_coreset_a_bank_and_a_curve(demo_folder: Path) 
     assert np.bincount(np.asarray(scores.query_labels)).tolist() == [2] * 10
     assert len(Coreset.load(demo_folder / "coreset.csv")) == 420
     assert comove.RetrainingBank.load(demo_folder / "lds/bank").masks.shape == (4, 1400)
-    assert len(list((demo_folder / "curve/results").glob("*.json"))) == 21
+    assert len(list((demo_folder / "curve/bank/results").glob("*.safetensors"))) == 21
 
 
 def test_the_demo_command_prints_what_it_found_and_trains_nothing_a_second_time(

@@ -275,6 +275,16 @@ class ExampleSet:
         keep[self.positions(ids)] = False
         return self.subset(self.ids[keep])
 
+    def with_labels(self, labels: object) -> ExampleSet:
+        """Return the same examples with other labels (N,), as a view.
+
+        Raises:
+            InputError: of another length, no integers, or outside the classes.
+        """
+        made = self.subset(self.ids)
+        made.labels = _check_labels(labels, len(self), self.classes, self.name)
+        return made
+
     def raw(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return the inputs at ``positions`` as stored (images: uint8, channels first)."""
         places = self._places[positions]

@@ -16,6 +16,7 @@ import torch
 
 from comove.data import ExampleSet, Ids, MapDataset, Normalization, Splits, as_amount, split, stratified_sample
 from comove.errors import InputError, InputTypeError, did_you_mean, some
+from comove.label_noise import flip_labels as with_flipped_labels
 from comove.store import check_fingerprint
 
 __all__ = ["as_splits", "data_folders", "dataset_names", "find_cifar10", "load_dataset", "reload_splits"]
@@ -43,6 +44,7 @@ def load_dataset(
     validation: float | int | None = None,
     queries: int | None = None,
     download: bool = False,
+    flip_labels: float = 0.0,
 ) -> Splits:
     """Load a built-in data set, or a folder of images with one sub-folder a class.
 
@@ -55,6 +57,8 @@ def load_dataset(
         queries: how many query examples; by default 200 of digits, the whole test set of CIFAR-10, or half as many
             as ``limit`` when one is given.
         download: let torchvision download CIFAR-10 into ``data_dir`` when it is missing.
+        flip_labels: give this share of the training examples a wrong label (see :mod:`comove.label_noise`, which
+            tells which ones), by ``seed``.
 
     Returns:
         The three splits.
@@ -69,14 +73,16 @@ def load_dataset(
     if data_dir is not None:
         source["data_dir"] = str(Path(data_dir).resolve())
     if name in _LOADERS:
-        return _LOADERS[name](data_dir, seed, limit, validation, queries, download, source)
-    if Path(name).is_dir():
+        splits = _LOADERS[name](data_dir, seed, limit, validation, queries, download, source)
+    elif Path(name).is_dir():
         source["name"] = str(Path(name).resolve())
-        return _image_folder(Path(name), seed, limit, validation, queries, source)
-    raise InputError(
-        f"Unknown data set {name!r}: it is neither one of {', '.join(_LOADERS)} nor a folder."
-        + did_you_mean(name, _LOADERS)
-    )
+        splits = _image_folder(Path(name), seed, limit, validation, queries, source)
+    else:
+        raise InputError(
+            f"Unknown data set {name!r}: it is neither one of {', '.join(_LOADERS)} nor a folder."
+            + did_you_mean(name, _LOADERS)
+        )
+    return with_flipped_labels(splits, flip_labels, seed)[0] if flip_labels else splits
 
 
 def _limited(train: ExampleSet, limit: int | None, seed: int) -> ExampleSet:

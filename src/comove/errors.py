@@ -16,6 +16,7 @@ __all__ = [
     "FingerprintError",
     "InputError",
     "InputTypeError",
+    "LockedError",
     "MissingExamplesError",
     "NonFiniteError",
     "NotFittedError",
@@ -55,6 +56,10 @@ class FingerprintError(InputError):
 
 class StorageError(ComoveError, OSError):
     """A file could not be written (disk full, no permission); what stood there before is untouched."""
+
+
+class LockedError(ComoveError, RuntimeError):
+    """Another process works on the folder; the message names its host and process."""
 
 
 class NotFittedError(ComoveError, RuntimeError):

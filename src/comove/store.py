@@ -36,11 +36,13 @@ __all__ = [
     "new_folder",
     "open_manifest",
     "read_arrays",
+    "read_checked",
     "read_header",
     "read_json",
     "versions",
     "write_arrays",
     "write_bytes",
+    "write_checked",
     "write_json",
     "write_manifest",
 ]
@@ -97,6 +99,15 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: M
     """Write named arrays to one safetensors file atomically, with ``metadata`` (JSON values) in its header."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_bytes(path, _arrays_to_bytes(contiguous, as_header(metadata or {})))
+
+
+def write_checked(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write an array file as :func:`write_arrays` does, with checksums by which :func:`read_checked` knows it."""
+    checksums = {name: digest(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    head = json.loads(json.dumps({**(metadata or {}), "checksums": checksums}))  # as it will be read back
+    write_arrays(path, arrays, {**head, "checksum": digest(head)})
 
 
 def as_header(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -195,6 +206,23 @@ def read_arrays(
             return {name: _part(file.get_slice(name), columns) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise _corrupt(path, error) from error
+
+
+def read_checked(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Read arrays (all, or ``names``) and metadata of a file of :func:`write_checked`, and check that no bit changed.
+
+    Raises:
+        CorruptFileError: the file is missing, truncated, foreign or changed, or lacks one of ``names``.
+    """
+    _, header = read_header(path)
+    checksum, checksums = header.pop("checksum", None), header.get("checksums")
+    arrays = read_arrays(path, names)
+    if not isinstance(checksums, dict) or checksum != digest(header):
+        raise CorruptFileError(f"{path} was not written by this comove, or its header has changed since.")
+    changed = [name for name, array in arrays.items() if checksums.get(name) != digest(array)]
+    if changed:
+        raise CorruptFileError(f"{path} has changed since it was written: {', '.join(changed)} has another checksum.")
+    return arrays, {name: value for name, value in header.items() if name != "checksums"}
 
 
 def _part(stored: Any, columns: slice) -> npt.NDArray[Any]:

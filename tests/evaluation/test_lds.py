@@ -15,19 +15,11 @@ import torch
 from scipy import stats
 
 from comove.errors import InputError, InputTypeError, NonFiniteError
-from comove.evaluation.lds import (
-    LDS,
-    bootstrap_means,
-    centred_ranks,
-    group_scores,
-    half_splits,
-    linear_datamodeling_score,
-    merge_rounding_ties,
-    spearman_columns,
-    split_half_reliability,
-    tie_groups,
-    weighted_spearman,
-)
+from comove.evaluation import lds as lds_module
+from comove.evaluation.lds import LDS, GroundTruth, linear_datamodeling_score
+from comove.evaluation.ranks import ResampledRanks, centred_ranks, exact_floats, spearman_columns, tie_groups
+from comove.evaluation.truth import group_scores, merge_rounding_ties
+from comove.evaluation.uncertainty import bootstrap_means, half_splits, split_half_reliability
 
 Floats = npt.NDArray[np.float64]
 C, N, Q, R = 30, 50, 6, 4
@@ -107,6 +99,44 @@ def test_per_query_equals_scipy_on_mean_outputs_and_summed_scores(problem: Any) 
     np.testing.assert_allclose(lds.per_query, expected, atol=1e-14)
     assert lds.mean == pytest.approx(np.mean(expected))
     assert (lds.interval, lds.undefined, lds.constant_predictions, lds.subsets, lds.seeds) == (None, 0, 0, C, R)
+
+
+@pytest.mark.parametrize("kind", ["margin", "correct"])
+def test_per_query_equals_dattris_lds(kind: str, problem: Any) -> None:
+    from dattri.metric import lds as dattri_lds
+
+    scores, masks, outputs = problem
+    measured = outputs if kind == "margin" else outputs > 0
+    indices = torch.as_tensor(np.stack([np.flatnonzero(row) for row in masks]))
+    theirs, _ = dattri_lds(torch.as_tensor(scores), (torch.as_tensor(measured.mean(axis=1)), indices))
+    ours = linear_datamodeling_score(scores, masks, measured, bootstrap=0)
+    np.testing.assert_allclose(ours.per_query, theirs.numpy(), atol=1e-14)
+
+
+def test_several_methods_at_once_equal_one_at_a_time(problem: Any) -> None:
+    scores, masks, outputs = problem
+    several = [scores, -scores, rng_of(3).normal(size=(N, Q)), np.ones((N, Q))]
+    truth = GroundTruth(masks, outputs, seed=4, bootstrap=100)
+    together = truth.lds([truth.predictions(values) for values in several], list("abcd"))
+    for values, found, name in zip(several, together, "abcd", strict=True):
+        alone = linear_datamodeling_score(values, masks, outputs, seed=4, bootstrap=100, method=name)
+        assert alone.to_json() == found.to_json()
+        np.testing.assert_array_equal(alone.resamples, found.resamples)
+
+
+def test_reliability_and_the_sort_of_the_truth_are_computed_once_for_all_methods(
+    problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, masks, outputs = problem
+    calls: list[int] = []
+    monkeypatch.setattr(
+        lds_module,
+        "split_half_reliability",
+        lambda *arguments: calls.append(1) or split_half_reliability(*arguments),  # type: ignore[func-returns-value]
+    )
+    truth = GroundTruth(masks, outputs)
+    assert len(truth.lds([truth.predictions(scores)] * 5, [None] * 5)) == 5
+    assert calls == [1]
 
 
 def test_tied_outputs_equal_scipy(problem: Any) -> None:
@@ -295,16 +325,16 @@ def test_scores_object_brings_its_ids_and_its_name(problem: Any) -> None:
 # --- the interval ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("levels", [None, 4])
-def test_weighted_spearman_equals_scipy_on_the_literal_resample(levels: int | None) -> None:
+def test_spearman_of_weights_equals_scipy_on_the_literal_resample(levels: int | None, dtype: type[Any]) -> None:
     rng = rng_of(6)
     a, b = (random_columns(rng, (25, 3), levels) for _ in range(2))
     draws = rng.integers(25, size=(40, 25))
     weights = np.stack([np.bincount(draw, minlength=25) for draw in draws], axis=1).astype(np.float64)
     ranked_a, ranked_b = tie_groups(a), tie_groups(b)
     for q in range(3):
-        sides = [type(side)(*(part[:, q] for part in side)) for side in (ranked_a, ranked_b)]
-        found, _ = weighted_spearman(sides[0], sides[1], weights)
+        found = ResampledRanks(ranked_a.column(q), weights.astype(dtype)).spearman(ranked_b.column(q))
         literal = [spearman_columns(a[draw, q : q + 1], b[draw, q : q + 1])[0] for draw in draws]
         np.testing.assert_array_equal(found, literal)
         np.testing.assert_allclose(found, [scipy_spearman(a[draw, q], b[draw, q]) for draw in draws], atol=1e-14)
@@ -328,16 +358,39 @@ def literal_bootstrap(truth: Floats, prediction: Floats, bootstrap: int, rng: np
 def test_bootstrap_equals_the_literal_one(subsets: int, levels: int) -> None:
     truth, prediction = (random_columns(rng_of(seed), (subsets, 5), levels) for seed in (7, 8))
     truth[0], truth[1], prediction[0], prediction[1] = 0, 1, 1, 0  # nothing is constant before resampling
-    found = bootstrap_means(truth, prediction, 70, rng_of(11))
+    found = bootstrap_means(truth, [prediction], 70, rng_of(11))[0]
     literal = np.array(literal_bootstrap(truth, prediction, 70, rng_of(11)))
     np.testing.assert_allclose(found, literal, atol=1e-13)
     assert subsets > 4 or np.isnan(found).any()
 
 
+def test_several_predictions_meet_the_resamples_that_each_meets_alone() -> None:
+    truth, one, other = (random_columns(rng_of(seed), (12, 5), 4) for seed in (7, 8, 9))
+    both = bootstrap_means(truth, [one, other], 1500, rng_of(11))
+    alone = [bootstrap_means(truth, [prediction], 1500, rng_of(11))[0] for prediction in (one, other)]
+    np.testing.assert_array_equal(both, alone)
+    np.testing.assert_array_equal(both[:, :128], bootstrap_means(truth, [one, other], 128, rng_of(11)))
+
+
+def test_small_floats_are_used_only_while_the_sums_of_ranks_are_exact() -> None:
+    rng = rng_of(3)
+    for rows in (256, 257):
+        a, b = tie_groups(rng.normal(size=(rows, 1))), tie_groups(rng.normal(size=(rows, 1)))
+        extreme = np.zeros((rows, 2))
+        extreme[[0, -1], 0], extreme[:, 1] = rows / 2, 1  # the heaviest weights that a resample can have
+        found, exact = (
+            ResampledRanks(a.column(0), extreme.astype(dtype)).spearman(b.column(0))
+            for dtype in (exact_floats(rows), np.float64)
+        )
+        np.testing.assert_array_equal(found, exact)
+    assert (exact_floats(256), exact_floats(257)) == (np.float32, np.float64)
+
+
 def test_interval_is_the_percentiles_of_the_bootstrap_recentred_on_the_mean(problem: Any) -> None:
     scores, masks, outputs = problem
     lds = linear_datamodeling_score(scores, masks, outputs, bootstrap=300, confidence=0.8, seed=5)
-    means = bootstrap_means(outputs.mean(axis=1), masks @ scores, 300, rng_of(5).spawn(2)[0])
+    means = bootstrap_means(outputs.mean(axis=1), [masks @ scores], 300, rng_of(5).spawn(2)[0])[0]
+    np.testing.assert_array_equal(lds.resamples, means)
     low, high = np.quantile(means, [0.1, 0.9]) - means.mean() + lds.mean
     np.testing.assert_allclose(np.array(lds.interval), [low, high])
     assert lds.confidence == 0.8
@@ -499,6 +552,10 @@ def result(**changes: Any) -> LDS:
             {"constant_predictions": 2, "undefined": 0, "per_query": np.zeros(1), "noise_ceiling": 0.0},
             "LDS(trak: 0.288 [0.26, 0.31], 1 query, 100 subsets x 4 seeds, 2 predicted constant, ceiling 0.00)",
         ),
+        (
+            {"output": "margin", "alpha": 0.5, "undefined": 0, "noise_ceiling": None},
+            "LDS(trak: 0.288 [0.26, 0.31], 3 queries, 100 subsets x 4 seeds, margin, alpha 0.5)",
+        ),
     ],
 )
 def test_prints_as_one_line(changes: dict[str, Any], line: str) -> None:
@@ -507,10 +564,10 @@ def test_prints_as_one_line(changes: dict[str, Any], line: str) -> None:
 
 def test_result_is_frozen_and_its_arrays_are_copies_nobody_can_write() -> None:
     mine = np.zeros(3)
-    lds = result(per_query=mine)
+    lds = result(per_query=mine, resamples=mine)
     mine[0] = 9
     assert lds.per_query[0] == 0
-    for array in (lds.per_query, lds.query_ids):
+    for array in (lds.per_query, lds.query_ids, lds.resamples):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -530,7 +587,7 @@ def test_to_json_is_plain_and_has_none_for_nan() -> None:
     assert plain["per_query"] == [0.5, None, 0.25]
     assert plain["interval"] == [0.264, 0.311]
     assert plain["query_ids"] == [5, 9, 2]
-    assert set(plain) == {field.name for field in dataclasses.fields(LDS)}
+    assert set(plain) == {field.name for field in dataclasses.fields(LDS)} - {"resamples"}
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

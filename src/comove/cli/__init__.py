@@ -3,6 +3,19 @@
 from comove.cli.app import app, run
 
 # isort: split
-from comove.cli import demo, train, attribute, coreset, lds, tools  # isort: skip  # in the order of --help
+from comove.cli import demo, train, attribute, coreset, curve, lds, brittleness, cost, diagnose, tools  # isort: skip  # in the order of --help
 
-__all__ = ["app", "attribute", "coreset", "demo", "lds", "run", "tools", "train"]
+__all__ = [
+    "app",
+    "attribute",
+    "brittleness",
+    "coreset",
+    "cost",
+    "curve",
+    "demo",
+    "diagnose",
+    "lds",
+    "run",
+    "tools",
+    "train",
+]

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import MethodList, Task, parse_methods
+from comove.cli.options import Machines, MethodList, Task, importable, parse_methods
 from comove.cli.train import recording_of
+from comove.errors import InputError
+
+if TYPE_CHECKING:
+    from comove.data import Splits
+    from comove.evaluation import LDS, Benchmark
 
 __all__ = ["lds"]
+
+SUBSETS, SEEDS = 50, 2
 
 
 @command
 def lds(
     out: Annotated[Path, typer.Option(help="Folder for runs, bank, scores, table and figure.")],
     task: Task,
+    machines: Machines,
     methods: MethodList = None,
-    alpha: Annotated[float, typer.Option(help="Share of the training data in each subset.")] = 0.5,
-    subsets: Annotated[int, typer.Option(min=3, help="C, random subsets.")] = 50,
-    seeds: Annotated[int, typer.Option(min=1, help="R, models trained a subset.")] = 2,
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.  [default: 0.5]"),
+    ] = None,
+    subsets: Annotated[
+        int | None, typer.Option(min=3, help=f"C, subsets for each alpha.  [default: {SUBSETS}]")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help=f"R, models trained a subset.  [default: {SEEDS}]")] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="An existing bank of these data (its folder or compact file) as ground truth.")
+    ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3,
-    output: Annotated[str, typer.Option(help="margin, correct, loss or probability.")] = "margin",
+    output: Annotated[
+        list[str] | None, typer.Option(help="margin, correct, loss, probability, or several.  [default: margin]")
+    ] = None,
     fit_subsets: Annotated[
         int | None, typer.Option(min=4, help="Other subsets that fz and datamodels are fitted on (one model each).")
+    ] = None,
+    fit_alpha: Annotated[
+        float | None, typer.Option(help="Share of the training data in these; by default the alpha nearest to 0.5.")
     ] = None,
     controls: Annotated[bool, typer.Option(help="Show the random and same-class controls too.")] = True,
     record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
@@ -33,38 +56,98 @@ def lds(
     """Hold attribution methods to real retraining: the linear datamodeling score, with interval and noise ceiling.
 
     Example: comove lds --dataset digits --methods cld cld:correlation=spearman --subsets 50 --seeds 2 --out lds/
-    """
-    from comove.demo import lds_row
-    from comove.evaluation import lds_benchmark
-    from comove.evaluation.subsets import random
-    from comove.report import lds_bars, save_figure
 
-    chosen = parse_methods(methods, ["cld"], controls)
-    splits = task.splits()
+    Example: comove lds --methods cld trak --alpha 0.3 0.5 0.7 0.9 loo --output margin correct --out lds/
+    """
+    from comove.evaluation import lds_benchmark
+    from comove.report import lds_figure, save_figure
+
+    chosen, splits = parse_methods(methods, ["cld"], controls), task.splits()
+    if bank is None:
+        truth = _new_truth(task, splits, alpha or ["0.5"], subsets or SUBSETS, seeds or SEEDS)
+    else:
+        truth = _known_truth(task, splits, bank, alpha, {"--subsets": subsets, "--seeds": seeds})
     benchmark = lds_benchmark(
         splits,
         chosen,
-        subsets=random(alpha, subsets, task.seed),
-        seeds=seeds,
         out=out,
         runs=runs,
-        model=task.model_for(splits),
-        recipe=task.recipe_for(splits),
-        model_options=task.model_options,
         recording=recording_of("sweep", record_every),
-        output=output,
+        output=output or "margin",
         fit_subsets=fit_subsets,
+        fit_alpha=fit_alpha,
         seed=task.seed,
+        executor=machines.executor_of(),
         device=task.device,
         progress=not task.quiet,
+        **truth,
     )
-    rows = [lds_row(result) for result in benchmark.results]
+    for name in benchmark.outputs:
+        _print_table(benchmark, name)
+    save_figure(lds_figure(benchmark.results), out / "lds.png")
+    say("* highest, or not decidedly below the highest: by the paired intervals in differences.csv")
+    say(f"Retrained models: {benchmark.retrained:,} trained now, {benchmark.reused:,} reused")
+    say(f"Written to {out}/: lds.csv, lds.json, differences.csv, lds.png, runs, scores{'' if bank else ', bank'}")
+
+
+def _new_truth(task: Task, splits: Splits, alphas: Sequence[str], subsets: int, seeds: int) -> dict[str, Any]:
+    from comove.evaluation import plans_of
+
+    return {
+        "subsets": plans_of(alphas, subsets, splits.train.ids, task.seed),
+        "seeds": seeds,
+        "model": task.model_for(splits),
+        "recipe": task.recipe_for(splits),
+        "model_options": task.model_options,
+    }
+
+
+def _known_truth(
+    task: Task, splits: Splits, path: Path, alphas: Sequence[str] | None, counts: dict[str, int | None]
+) -> dict[str, Any]:
+    """Open a bank; how its models are trained, and on what, is its own affair."""
+    from comove.evaluation import RetrainingBank, at_alphas
+
+    training = {name: getattr(task, name) for name in ("width", "recipe", "epochs", "batch_size", "lr")}
+    ignored = [f"--{name.replace('_', '-')}" for name, value in training.items() if value is not None]
+    ignored += [name for name, value in counts.items() if value is not None]
+    if ignored:
+        raise InputError(f"With --bank, how models are trained, and on what, is given: leave out {' '.join(ignored)}.")
+    model = importable(task.model)
+    factory = model if model and ":" in model else None
+    bank = RetrainingBank.load(path, dataset=splits, model=factory)
+    return {"bank": bank if alphas is None else at_alphas(bank, alphas), "model": model}
+
+
+def _print_table(benchmark: Benchmark, output: str) -> None:
+    from comove.evaluation.benchmark_result import alpha_name
+
+    columns = [[result for result in benchmark.at(alpha) if result.output == output] for alpha in benchmark.alphas]
+    first = columns[0][0]
+    rows = [[str(line[0].method), *map(_cell, line, columns)] for line in zip(*columns, strict=True)]
+    rows.append(["noise ceiling", *(_number(column[0].noise_ceiling) for column in columns)])
+    if any(column[0].undefined for column in columns):
+        rows.append(["undefined queries", *(str(column[0].undefined) for column in columns)])
+    counts = " or ".join(dict.fromkeys(f"{column[0].subsets} subsets x {column[0].seeds} seeds" for column in columns))
     table(
-        f"LDS ({output}), alpha {alpha}, {subsets} subsets x {seeds} seeds, {runs} runs a method",
-        ["method", "LDS", "95 % interval", "undefined"],
+        f"LDS ({output}) of {first.per_query.size} queries, {counts}, {len(benchmark.runs)} runs a method, "
+        f"{first.confidence:.0%} intervals",
+        ["method", *(f"alpha {alpha_name(alpha)}" for alpha in benchmark.alphas)],
         rows,
     )
-    first = benchmark.results[0]
-    ceiling = "unknown (one seed)" if first.noise_ceiling is None else f"{first.noise_ceiling:.3f}"
-    save_figure(lds_bars(benchmark.results), out / "lds.png")
-    say(f"Noise ceiling {ceiling}. Written to {out}/: lds.csv, lds.json, lds.png, runs, bank, scores")
+
+
+def _cell(result: LDS, column: Sequence[LDS]) -> str:
+    """A method's LDS and interval, with a star where no other method is decidedly better."""
+    from comove.evaluation import paired_difference
+
+    if math.isnan(result.mean):
+        return "-"
+    best = max(column, key=lambda other: other.mean)
+    star = " " if paired_difference(best, result).decided else "*"
+    low, high = result.interval or (None, None)
+    return f"{_number(result.mean)} [{_number(low)}, {_number(high)}]{star}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no "-0.000"

@@ -46,6 +46,9 @@ SplitSeed = Annotated[
     int, typer.Option(min=0, help="Of the split (and --limit); runs to be averaged need the same one.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+FlipLabels = Annotated[
+    float, typer.Option(min=0, max=0.99, help="Give this share of the training examples a wrong label, on purpose.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Runs = Annotated[
     list[Path],
@@ -77,6 +80,7 @@ class Task:
     split_seed: SplitSeed = 0
     device: Device = "auto"
     download: Download = False
+    flip_labels: FlipLabels = 0.0
     quiet: Quiet = False
 
     def splits(self) -> Splits:
@@ -90,6 +94,7 @@ class Task:
             limit=self.limit,
             queries=self.held_out,
             download=self.download,
+            flip_labels=self.flip_labels,
         )
 
     def model_for(self, splits: Splits) -> str:

@@ -23,13 +23,13 @@ def methods() -> None:
     from comove.models import model_names
     from comove.training import RECIPES
 
-    rows = [
-        [name, ", ".join(sorted(cls.requires)), cls.summary, cls.cost, _fields(cls)]
-        for name, cls in attributors().items()
-    ]
-    table("\nAttribution methods", ["name", "needs", "what it measures", "what it costs", "options"], rows, plain=5)
-    rows = [[name, ", ".join(sorted(cls.requires)), cls.summary, _fields(cls)] for name, cls in selectors().items()]
-    table("\nCoreset methods", ["name", "needs", "what it keeps", "options"], rows, plain=4)
+    for title, found, what in (
+        ("\nAttribution methods", attributors(), "what it measures"),
+        ("\nCoreset methods", selectors(), "what it keeps"),
+    ):
+        table(
+            title, ["name", "needs", what, "what it costs", "options"], [_row(cls) for cls in found.values()], plain=5
+        )
     recipes = [
         [name, f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.schedule}"]
         for name, recipe in RECIPES.items()
@@ -39,10 +39,11 @@ def methods() -> None:
     facts("", {"Models": ", ".join(model_names()), "Data sets": data})
 
 
-def _fields(method: Any) -> str:
+def _row(method: Any) -> list[str]:
     import dataclasses
 
-    return ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(method)) or "-"
+    options = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(method)) or "-"
+    return [method.name, ", ".join(sorted(method.requires)), method.summary, method.cost, options]
 
 
 @command

@@ -1,17 +1,18 @@
 """Coreset methods behind one interface: ``select("cld", run, budget=0.1)`` gives a :class:`Coreset`.
 
-Methods are discovered: each concrete :class:`Selector` in a module of this package; :func:`selectors` lists them.
+Methods are discovered: each concrete :class:`Selector` in a module of this package can be imported from here, and
+:func:`selectors` lists them by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
-from comove.coreset.base import Coreset, Picks, ScoreSelector, Selector, highest
+from comove.coreset.base import Picks, Scored, ScoreSelector, Selector, highest, selectors
 from comove.coreset.budget import Budget, resolve_budget
-from comove.discovery import build, discover
+from comove.coreset.coreset import Coreset
+from comove.discovery import build
 from comove.sources import SourceLike
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Coreset",
     "Picks",
     "ScoreSelector",
+    "Scored",
     "Selector",
     "highest",
     "resolve_budget",
@@ -26,12 +28,6 @@ __all__ = [
     "selector",
     "selectors",
 ]
-
-
-@cache
-def selectors() -> dict[str, type[Selector]]:
-    """Every coreset method by name."""
-    return discover(__name__, Selector)  # type: ignore[type-abstract]
 
 
 def selector(name: str, **options: Any) -> Selector:
@@ -62,3 +58,15 @@ def select(
     """
     chosen = selector(method, **options) if isinstance(method, str) else method
     return chosen.select(source, budget)
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_"):
+        for method in selectors().values():
+            if method.__name__ == name:
+                return method
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(method.__name__ for method in selectors().values())])

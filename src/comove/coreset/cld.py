@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import ScoreSelector
+from comove.coreset.reading import check_first, needs_validation
 from comove.correlation import per_class
-from comove.data import positions_of
-from comove.errors import InputError
 from comove.sources import Source
 
 __all__ = ["CLDCoreset"]
@@ -26,25 +25,33 @@ class CLDCoreset(ScoreSelector):
     """Class-balanced CLD (Nagaraj, Ravikumar, Roy, "Coresets from Trajectories", TMLR 2025, Algorithm 1).
 
     Needs recorded losses, labels, and validation examples of every training class. Scores of several runs are averaged.
+
+    Args:
+        first: only the rows up to the end of this epoch (with row 0, and rows within epochs where they were recorded).
     """
 
     name: ClassVar[str] = "cld"
     summary: ClassVar[str] = "losses that move with the validation mean of one's class; class-balanced"
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
+    cost: ClassVar[str] = "O((N + V) T) on the recorded losses"
     balanced: ClassVar[bool] = True
+
+    first: int | None = None
+
+    def __post_init__(self) -> None:
+        check_first(self.first, self.name)
 
     def _scores(self, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
         total = np.zeros(sources[0].trace.train_ids.size, np.float64)
         for source in sources:
             trace = source.trace
-            if trace.query_labels is None:
-                raise InputError("cld needs the validation labels; pass query_labels= when recording.")
-            columns = positions_of(trace.validation_ids, trace.query_ids, "validation ids")
+            columns, validation_labels = needs_validation(source, self.name)
+            rows = [row.index for row in trace.rows if self.first is None or row.epoch <= self.first]
             total += per_class(
-                trace.train_losses,
+                trace.read("train", rows=rows),
                 source.labels(self.name),
-                trace.query_losses[:, columns],
-                trace.query_labels[columns],
+                trace.read("query", rows=rows)[:, columns],
+                validation_labels,
                 train_ids=trace.train_ids,
                 query_ids=trace.validation_ids,
             )

@@ -26,7 +26,7 @@ class RandomCoreset(ScoreSelector):
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "uniform without replacement"
-    requires: ClassVar[frozenset[str]] = frozenset({"trace"})
+    cost: ClassVar[str] = "O(N)"
 
     seed: int = 0
 

@@ -1,25 +1,50 @@
 """Holding methods to real retraining: banks, the linear datamodeling score, coreset curves."""
 
 from comove.evaluation import subsets
+from comove.evaluation.alignment import Diagnosis, diagnose
 from comove.evaluation.bank import RetrainingBank
-from comove.evaluation.benchmark import Benchmark, attribution_runs, lds_benchmark, score_methods
+from comove.evaluation.bank_lds import bank_lds
+from comove.evaluation.benchmark import Benchmark, at_alphas, attribution_runs, lds_benchmark, plans_of, score_methods
+from comove.evaluation.brittleness_result import Brittleness
+from comove.evaluation.costs import PAPER, Cost, Scenario, cost, storage
+from comove.evaluation.counterfactual import counterfactual_sizes
+from comove.evaluation.counterfactual_result import Counterfactual
 from comove.evaluation.curve import Curve, CurvePoint, coreset_curve
-from comove.evaluation.lds import LDS, linear_datamodeling_score, spearman_columns
+from comove.evaluation.difference import Difference, paired_difference
+from comove.evaluation.lds import LDS, GroundTruth, linear_datamodeling_score, spearman_columns
 from comove.evaluation.outputs import OUTPUTS, output_of
+from comove.evaluation.prediction_brittleness import brittleness
 
 __all__ = [
     "LDS",
     "OUTPUTS",
+    "PAPER",
     "Benchmark",
+    "Brittleness",
+    "Cost",
+    "Counterfactual",
     "Curve",
     "CurvePoint",
+    "Diagnosis",
+    "Difference",
+    "GroundTruth",
     "RetrainingBank",
+    "Scenario",
+    "at_alphas",
     "attribution_runs",
+    "bank_lds",
+    "brittleness",
     "coreset_curve",
+    "cost",
+    "counterfactual_sizes",
+    "diagnose",
     "lds_benchmark",
     "linear_datamodeling_score",
     "output_of",
+    "paired_difference",
+    "plans_of",
     "score_methods",
     "spearman_columns",
+    "storage",
     "subsets",
 ]

@@ -3,20 +3,26 @@
 For each of C subsets of the training data and each of R seeds a model is trained from scratch, and its logits on the
 queries are kept. On disk::
 
-    manifest.json            data, model, recipe, subsets, seeds, fingerprint
-    masks.safetensors        masks (C, N), train_ids, query_ids, query_labels
-    results/00012-003.safetensors   logits (Q, classes) of subset 12, seed 3: one small file a model
+    manifest.json                 data, model, recipe, seed, queries; fingerprint
+    examples.safetensors          train_ids, train_labels, query_ids, query_labels
+    plans/random-0.5-0.safetensors    masks (C, N) as bits, and how many seeds each subset was asked for
+    engine.json                   how the models are trained; chosen at the first run
+    results/<subset>-000.safetensors  logits (Q, classes): one small file a model, named by what it was trained on
+    weights/<the same name>       the model's weights, where they are kept
 
-The renamed result files are the truth; there is no second book that could disagree with them.
+The renamed result files are the truth; there is no second book that could disagree with them. One process at a time
+drives a bank (:mod:`comove.lock`); any number may read it.
+
+Shape legend: C subsets, R seeds, N train, Q queries, K classes.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +31,42 @@ import torch
 from comove.attribution import Scores
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits, reload_splits
-from comove.errors import InputError, NonFiniteError
+from comove.errors import CorruptFileError, InputError, some
+from comove.evaluation.bank_compact import read_compact, write_compact
+from comove.evaluation.bank_files import (
+    BANK_FORMAT,
+    EXAMPLES,
+    PLANS,
+    RESULTS,
+    WEIGHTS,
+    Key,
+    Logits,
+    ResultFiles,
+    Results,
+    StoredPlan,
+    complete_examples,
+    open_bank,
+    plan_files,
+    planned,
+    read_plan,
+    set_aside,
+    store_plan,
+)
+from comove.evaluation.bank_merge import merge_folders
+from comove.evaluation.bank_rows import Rows
+from comove.evaluation.bank_status import BankStatus, bank_status
+from comove.evaluation.bank_training import Material, Wanted, train_wanted
 from comove.evaluation.lds import LDS, linear_datamodeling_score
 from comove.evaluation.outputs import check_measurable, output_of
 from comove.evaluation.subsets import SubsetPlan
-from comove.execution import run_pending
+from comove.execution import Executor
+from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec
-from comove.store import check_fingerprint, claim_folder, digest, new_folder, open_manifest, read_arrays, write_arrays
-from comove.training import Recipe, Resident, as_recipe, default_model, fit, predict, resolve_device
-from comove.training.randomness import derived_seed
+from comove.store import check_fingerprint, claim_folder, new_folder, read_checked
+from comove.training import Engine, Recipe, as_recipe, default_model, resolve_device
+from comove.training.run import read_weights
 
 __all__ = ["RetrainingBank"]
-
-BANK_FORMAT = 1
-
-
-class _Job(NamedTuple):
-    subset: int
-    seed: int
 
 
 class RetrainingBank:
@@ -51,35 +75,34 @@ class RetrainingBank:
     Make one with :meth:`create`, open one with :meth:`load`.
 
     Attributes:
-        path: the folder.
-        manifest: data, model, recipe, subsets and seeds.
-        masks: (C, N) bool: which training examples each subset holds.
+        path: the folder (or the compact file).
         train_ids: (N,) int64.
+        train_labels: (N,) int64.
         query_ids: (Q,) int64.
         query_labels: (Q,) int64.
-        train_labels: (N,) int64.
         classes: class names.
+        masks: (C, N) bool: which training examples each subset holds.
     """
 
     def __init__(
         self,
         path: Path,
-        manifest: Mapping[str, Any],
-        dataset: Splits | None,
-        factory: str | Factory | None,
-        subsets: npt.NDArray[np.int64] | None = None,
+        identity: Mapping[str, Any],
+        examples: Mapping[str, npt.NDArray[Any]],
+        rows: Rows,
+        results: Results,
+        dataset: Splits | None = None,
+        factory: str | Factory | None = None,
     ) -> None:
-        arrays = read_arrays(path / "masks.safetensors")
-        self.path, self.manifest = path, manifest
-        masks: npt.NDArray[np.bool_] = arrays["masks"].astype(np.bool_)
-        self._subsets = np.arange(len(masks)) if subsets is None else subsets
-        self.masks = masks[self._subsets]
-        self.train_ids: Ids = arrays["train_ids"]
-        self.train_labels: Ids | None = arrays.get("train_labels")
-        self.classes: tuple[str, ...] | None = tuple(manifest["classes"]) if "classes" in manifest else None
-        self.query_ids: Ids = arrays["query_ids"]
-        self.query_labels: Ids = arrays["query_labels"]
+        self.path, self._identity, self._examples = path, identity, examples
+        self._rows, self._results = rows, results
         self._dataset, self._factory = dataset, factory
+        self.train_ids: Ids = examples["train_ids"]
+        self.train_labels: Ids | None = examples["train_labels"]
+        self.query_ids: Ids = examples["query_ids"]
+        self.query_labels: Ids = examples["query_labels"]
+        self.classes: tuple[str, ...] | None = tuple(identity["classes"])
+        self.masks: npt.NDArray[np.bool_] = rows.masks
 
     @classmethod
     def create(
@@ -89,29 +112,36 @@ class RetrainingBank:
         model: str | Factory | None = None,
         recipe: Recipe | str | Mapping[str, Any] | None = None,
         *,
-        subsets: SubsetPlan,
+        subsets: SubsetPlan | Sequence[SubsetPlan],
         seeds: int = 1,
         queries: Sequence[int] | Ids | None = None,
         seed: int = 0,
         model_options: Mapping[str, Any] | None = None,
+        keep_weights: bool = False,
     ) -> RetrainingBank:
-        """Plan a bank in a new folder, or open the one that is there if it is this very one.
+        """Plan a bank in a new folder, or open the one that is there and add to it what it lacks.
+
+        Data, model, recipe, queries and ``seed`` make a bank; which subsets and how many seeds is a question of what
+        it holds. So asking for more subsets, seeds or plans extends it, nothing is ever taken away, and what is
+        trained already is used. The bank that is returned has what was asked for here; :meth:`load` gives everything.
 
         Args:
             path: the folder.
             dataset: as for :func:`comove.train`.
             model: a name, ``"package.module:factory"`` or a factory.
             recipe: as for :func:`comove.train`.
-            subsets: which training examples each retraining uses, e.g. ``subsets.random(0.5, 100)`` or
-                ``subsets.leave_one_out()``.
+            subsets: which training examples each retraining uses, e.g. ``subsets.random(0.5, 100)``,
+                ``subsets.leave_one_out()``, ``subsets.removals(scores, [10, 50])``; or several such plans.
             seeds: R, models trained a subset.
             queries: ids of the query split to keep logits of; by default all.
             seed: from which every model's seed is derived, together with its subset and number.
             model_options: options of the model.
+            keep_weights: also keep the weights of the models of these plans.
 
         Raises:
             InputError: bad arguments.
             FingerprintError: the folder holds another bank; the message shows what differs.
+            CorruptFileError: it holds a bank of an older comove.
         """
         splits = as_splits(dataset)
         model = default_model(splits) if model is None else model
@@ -121,101 +151,206 @@ class RetrainingBank:
         if seeds < 1:
             raise InputError(f"seeds must be at least 1, got {seeds}.")
         query = splits.query if queries is None else splits.query.subset(queries)
-        masks = subsets.masks_for(splits.train.ids)
-        content = {
+        plans = _plans(subsets, splits.train.ids, seeds, keep_weights)
+        identity = {
             "dataset": splits.describe(),
             "model": spec.to_json(),
             "recipe": recipe.to_json(),
-            "subsets": subsets.to_json(),
-            "seeds": seeds,
             "seed": seed,
             "query_ids": query.ids.tolist(),
             "classes": list(splits.classes),
         }
         folder = new_folder(path)
-        manifest = claim_folder(folder, "bank", BANK_FORMAT, content)
-        new_folder(folder / "results")
-        if not (folder / "masks.safetensors").exists():
-            train = {"train_ids": splits.train.ids, "train_labels": splits.train.labels}
-            arrays = {**train, "query_ids": query.ids, "query_labels": query.labels}
-            write_arrays(folder / "masks.safetensors", {"masks": masks.astype(np.uint8), **arrays})
-        return cls(folder, manifest, splits, model if callable(model) or ":" in model else None)
+        if (folder / "manifest.json").exists():
+            open_bank(folder)
+        identity = claim_folder(folder, "bank", BANK_FORMAT, identity)
+        train = {"train_ids": splits.train.ids, "train_labels": splits.train.labels}
+        examples = {**train, "query_ids": query.ids, "query_labels": query.labels}
+        complete_examples(folder, examples)
+        for name in (PLANS, RESULTS, WEIGHTS) if keep_weights else (PLANS, RESULTS):
+            new_folder(folder / name)
+        for plan in plans:
+            _store(folder, plan)
+        rows, results = Rows.of(plans, splits.train.ids), _result_files(folder, identity, query.ids)
+        return cls(
+            folder, identity, examples, rows, results, splits, model if callable(model) or ":" in model else None
+        )
 
     @classmethod
     def load(
         cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: str | Factory | None = None
     ) -> RetrainingBank:
-        """Open a bank.
+        """Open a bank with all its plans.
 
         Args:
-            path: the folder.
+            path: the folder, or a file made by :meth:`compact` (which can be read, not trained).
             dataset: the splits it was made with; needed to go on training when they were the user's own.
             model: the user's own factory (or its ``"package.module:factory"``), likewise.
 
         Raises:
-            CorruptFileError: not a bank.
+            CorruptFileError: not a bank, or a damaged file of one.
             FingerprintError: ``dataset`` is not what it was made with.
         """
         folder = Path(path)
-        manifest = open_manifest(folder, "bank", BANK_FORMAT)
+        compact = read_compact(folder) if folder.is_file() else None
+        identity = open_bank(folder) if compact is None else compact.identity
         if dataset is not None:
-            found = manifest["dataset"]["fingerprint"]
+            found = identity["dataset"]["fingerprint"]
             check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
-        return cls(folder, manifest, dataset, model)
+        if compact is not None:
+            return cls(folder, identity, compact.examples, compact.rows, compact.results, dataset, model)
+        examples, _ = read_checked(folder / EXAMPLES, ["train_ids", "train_labels", "query_ids", "query_labels"])
+        plans = [read_plan(file, examples["train_ids"].size) for file in plan_files(folder)]
+        if not plans:
+            raise CorruptFileError(
+                f"{folder} is a bank without plans: it was interrupted while it was made; make the same call again."
+            )
+        rows = Rows.of(plans, examples["train_ids"])
+        results = _result_files(folder, identity, examples["query_ids"])
+        return cls(folder, identity, examples, rows, results, dataset, model)
 
-    # --- training ---
+    # --- what it is about ---
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Data, model, recipe, seed, queries, and the plans: one JSON object, or a list where there are several."""
+        plans = [dict(notes.plan) for notes in self._rows.named.values()]
+        return {**self._identity, "subsets": plans[0] if len(plans) == 1 else plans, "seeds": self.seeds}
 
     @property
     def seeds(self) -> int:
-        """R."""
-        return int(self.manifest["seeds"])
+        """R, the most models that any subset was asked for."""
+        return self._rows.n_seeds
+
+    @property
+    def digests(self) -> list[str]:
+        """A fingerprint of each subset: of the ids it holds."""
+        return list(self._rows.subsets)
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """The names of the plans that the subsets come from, such as ``"random-0.5-0"``."""
+        return tuple(self._rows.named)
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The sampling ratios of the random plans."""
+        return tuple(dict.fromkeys(map(float, (p.plan["alpha"] for p in self._random()))))
+
+    def _random(self) -> list[Any]:
+        return [notes for notes in self._rows.named.values() if notes.plan.get("kind") == "random"]
 
     @property
     def jobs(self) -> list[tuple[int, int]]:
-        """All (subset, seed) pairs, seed by seed, so that an interrupted bank has whole seeds first."""
-        return [_Job(int(subset), seed) for seed in range(self.seeds) for subset in self._subsets]
+        """All (subset, seed) pairs, seed by seed; subsets are numbered 0 ... C-1, as in ``masks``."""
+        return self._rows.models()
 
     @property
     def pending(self) -> list[tuple[int, int]]:
-        """The (subset, seed) pairs whose model has not been trained yet."""
-        return [job for job in self.jobs if not self._file(job).exists()]
+        """The (subset, seed) pairs whose model is not there, or damaged (or without weights that are to be kept)."""
+        done = self._results.done()
+        keep = [self._rows.plans[plan].keep_weights for plan in self._rows.plan_of]
+        return [
+            (row, seed)
+            for (row, seed), key in self._rows.keys().items()
+            if key not in done or (keep[row] and not self._results.has_weights(key))
+        ]
 
-    def _file(self, job: tuple[int, int]) -> Path:
-        return self.path / "results" / f"{job[0]:05d}-{job[1]:03d}.safetensors"
+    # --- training ---
 
-    def run(self, *, device: str | torch.device = "auto", progress: bool = False) -> RetrainingBank:
+    def run(
+        self,
+        *,
+        executor: Executor | str = "local",
+        device: str | torch.device = "auto",
+        progress: bool = False,
+        engine: Engine | None = None,
+    ) -> RetrainingBank:
         """Train every pending model, and return the bank; what was interrupted goes on where it stopped.
 
+        Args:
+            executor: where: an executor of :mod:`comove.execution`, or ``"serial"``, ``"local"``, ``"ray"``.
+            device: ``"auto"``, ``"cpu"``, ``"cuda"``; of the workers.
+            progress: show a bar.
+            engine: how models are trained, many at a time or one by one. By default what a short timing finds faster
+                at the first run; it is noted in ``engine.json`` and stays, since bits depend on it. Name it to get
+                the same bits in another folder.
+
         Raises:
-            InputError: data or a model factory of the user's own must be passed to :meth:`load` again.
+            InputError: data or a model factory of the user's own must be passed to :meth:`load` again; another engine
+                than the bank's.
+            LockedError: another process is running this bank.
             NonFiniteError: a model diverged; the finished ones are kept.
             StorageError: a result cannot be written; the finished ones are kept.
         """
-        splits = self._dataset or reload_splits(self.manifest["dataset"], self.path)
-        where = resolve_device(device)
-        spec = ModelSpec.from_json(self.manifest["model"])
-        recipe = Recipe.from_json(self.manifest["recipe"])
-        query = Resident(splits.query.subset(self.query_ids), where)
-        masks = dict(zip(self._subsets.tolist(), self.masks, strict=True))
-
-        def work(job: tuple[int, int]) -> None:
-            started = time.perf_counter()
-            subset, number = job
-            seed = derived_seed(int(self.manifest["seed"]), "bank", subset, number)
-            model = spec.build(seed, factory=self._factory).to(where)
-            examples = splits.train.subset(self.train_ids[masks[subset]])
-            fit(model, examples, recipe, seed=seed, device=where)
-            logits = predict(model, query).numpy()
-            if not np.isfinite(logits).all():
-                raise NonFiniteError(
-                    f"The model of subset {subset}, seed {number} diverged (logits are NaN or infinite): lower the "
-                    "learning rate and make the bank in a new folder."
+        files = self._writable()
+        if not self.pending:
+            return self
+        splits = self._dataset or reload_splits(self._identity["dataset"], self.path)
+        material = Material(
+            splits.train,
+            splits.query.subset(self.query_ids),
+            ModelSpec.from_json(self._identity["model"]),
+            Recipe.from_json(self._identity["recipe"]),
+            int(self._identity["seed"]),
+            self._factory,
+            device if device == "auto" else resolve_device(device),
+        )
+        with driver_lock(self.path):
+            files.clean()
+            if damaged := files.set_aside_damaged():
+                warnings.warn(
+                    f"{len(damaged)} results in {files.folder / RESULTS} were damaged ({some(damaged, 3)}): they are "
+                    "set aside as *.damaged and trained again.",
+                    stacklevel=2,
                 )
-            seconds = round(time.perf_counter() - started, 3)
-            write_arrays(self._file(job), {"logits": logits}, {"seed": seed, "seconds": seconds})
-
-        run_pending(self.jobs, self._file, work, description="retraining", progress=progress)
+            wanted = self._wanted()
+            if wanted.models:
+                name_of = self._rows.name_of
+                train_wanted(
+                    files, material, wanted, name_of=name_of, executor=executor, engine=engine, progress=progress
+                )
         return self
+
+    def _writable(self) -> ResultFiles:
+        if not isinstance(self._results, ResultFiles):
+            raise InputError(f"{self.path} is a compact bank, to be read only; train in the folder it was made from.")
+        return self._results
+
+    def _wanted(self) -> Wanted:
+        """The pending models, each once."""
+        rows = self._rows
+        pending = {Key(rows.subsets[row], seed): (row, seed) for row, seed in reversed(self.pending)}
+        models = sorted(pending.values(), key=lambda model: (model[1], model[0]))
+        chosen = list(dict.fromkeys(row for row, _ in models))
+        place = {row: i for i, row in enumerate(chosen)}
+        kept = {rows.subsets[row] for row in range(len(rows)) if rows.plans[rows.plan_of[row]].keep_weights}
+        keep = np.array([rows.subsets[row] in kept for row in chosen], np.bool_)
+        names = tuple(rows.subsets[row] for row in chosen)
+        return Wanted(names, rows.masks[chosen], [(place[row], seed) for row, seed in models], keep)
+
+    def merge(self, other: str | os.PathLike[str] | RetrainingBank) -> int:
+        """Copy what a bank made elsewhere has trained into this one's folder, and the plans it has.
+
+        Both must be of the same data, model, recipe, seed and queries. A model that is in both stays as it is here.
+        Plans that were not here are seen by :meth:`load`, not by this object.
+
+        Args:
+            other: its folder, or the bank.
+
+        Returns:
+            The number of results copied.
+
+        Raises:
+            FingerprintError: another bank; the message shows both fingerprints.
+            LockedError: another process is running this bank.
+            InputError: one of the two is a compact file.
+        """
+        found = other if isinstance(other, RetrainingBank) else RetrainingBank.load(other)
+        ours, theirs = self._writable(), found._writable()
+        check_fingerprint("bank", found=theirs.fingerprint, expected=ours.fingerprint, where=found.path)
+        with driver_lock(self.path):
+            return merge_folders(ours, theirs, self.train_ids.size)
 
     # --- parts ---
 
@@ -235,34 +370,113 @@ class RetrainingBank:
             raise InputError(
                 f"Subsets are numbered 0 ... {len(self.masks) - 1}, got {chosen.min()} ... {chosen.max()}."
             )
-        return RetrainingBank(self.path, self.manifest, self._dataset, self._factory, self._subsets[chosen])
+        rows = self._rows.take(chosen)
+        return RetrainingBank(
+            self.path, self._identity, self._examples, rows, self._results, self._dataset, self._factory
+        )
 
     def halves(self, share: float = 0.5) -> tuple[RetrainingBank, RetrainingBank]:
         """Return two disjoint parts: the first ``share`` of the subsets (to fit on), and the rest (to evaluate on)."""
         cut = round(share * len(self.masks))
         return self.part(range(cut)), self.part(range(cut, len(self.masks)))
 
-    @property
-    def digests(self) -> list[str]:
-        """A fingerprint of each subset: of the ids it holds."""
-        return [digest(np.sort(self.train_ids[row_N])) for row_N in self.masks]
+    def plan(self, plan: str | SubsetPlan) -> RetrainingBank:
+        """Return the part whose subsets come from one plan, given by its name or itself.
+
+        Raises:
+            InputError: no such plan here.
+        """
+        name = plan if isinstance(plan, str) else plan.name
+        places = self._rows.places(name)
+        if not places.size:
+            raise InputError(f"This bank has no plan {name!r}; it has {', '.join(self.plans)}.")
+        return self.part(places)
+
+    def at(self, alpha: float) -> RetrainingBank:
+        """Return the part of the random subsets with this sampling ratio.
+
+        Raises:
+            InputError: there are none.
+        """
+        names = {notes.name for notes in self._random() if np.isclose(notes.plan["alpha"], alpha, rtol=0, atol=1e-12)}
+        if not names:
+            known = ", ".join(map(str, self.alphas)) or "no random subsets"
+            raise InputError(f"This bank has no random subsets with alpha {alpha}; it has {known}.")
+        return self.part(np.concatenate([self._rows.places(name) for name in self.plans if name in names]))
 
     # --- reading ---
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """(C, R, Q, classes) float32; NaN where pending."""
-        shape = (len(self.masks), self.seeds, self.query_ids.size, int(self.manifest["model"]["num_classes"]))
-        logits = np.full(shape, np.nan, np.float32)
-        for place, subset in enumerate(self._subsets.tolist()):
-            for seed in range(self.seeds):
-                file = self._file((subset, seed))
-                if file.exists():
-                    logits[place, seed] = read_arrays(file, ["logits"])["logits"]
+        """(C, R, Q, K) float32; NaN where pending."""
+        classes = int(self._identity["model"]["num_classes"])
+        logits = np.full((len(self.masks), self.seeds, self.query_ids.size, classes), np.nan, np.float32)
+        for places, one in self._read():
+            for row, seed in places:
+                logits[row, seed] = one
         return logits
 
     def outputs(self, kind: str = "margin") -> npt.NDArray[np.float64]:
         """(C, R, Q) of one of :data:`comove.evaluation.OUTPUTS`; NaN where pending."""
-        return output_of(self.logits(), self.query_labels, kind)
+        outputs = np.full((len(self.masks), self.seeds, self.query_ids.size), np.nan)
+        output_of(np.zeros((0, self.query_ids.size, 2), np.float32), self.query_labels * 0, kind)  # a wrong kind
+        for places, one in self._read():
+            for row, seed in places:
+                outputs[row, seed] = output_of(one, self.query_labels, kind)
+        return outputs
+
+    def _read(self) -> Iterator[tuple[list[tuple[int, int]], Logits]]:
+        """Yield the logits of every finished model once, and where they belong; say how many are damaged."""
+        belonging: dict[Key, list[tuple[int, int]]] = {}
+        for place, key in self._rows.keys().items():
+            belonging.setdefault(key, []).append(place)
+        missing = set()
+        for key, places in belonging.items():
+            one = self._results.logits(key)
+            if one is None:
+                missing.add(key.file)
+            else:
+                yield places, one
+        if missing and (damaged := missing & set(self._results.damaged())):
+            warnings.warn(
+                f"{len(damaged)} results of {self.path} are damaged ({some(sorted(damaged), 3)}) and count as pending; "
+                "run the bank again to have them set aside and trained again.",
+                stacklevel=3,
+            )
+
+    def weights(self, subset: int, seed: int) -> dict[str, torch.Tensor]:
+        """The weights of one model of a bank made with ``keep_weights=True``.
+
+        Raises:
+            InputError: no such model, or its weights were not kept.
+        """
+        key = self._rows.keys().get((subset, seed))
+        if key is None or not self._results.has_weights(key):
+            raise InputError(
+                f"There are no weights of subset {subset}, seed {seed}: create the bank with keep_weights=True and run "
+                "it (what has been trained without them is trained again)."
+            )
+        return read_weights(self._writable().weights_file(key))
+
+    def status(self) -> BankStatus:
+        """How far it is, how fast it goes, and who is working on it; prints well."""
+        return bank_status(self.path, self._rows, self._results)
+
+    def compact(self, file: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32") -> Path:
+        """Write this bank (or part) to one file, to publish; :meth:`load` opens it to be read, not trained.
+
+        Args:
+            file: a name ending in ``.safetensors``, so that :meth:`load` and people know what it is.
+            dtype: of the logits; ``"float16"`` halves the file and keeps three digits.
+
+        Raises:
+            InputError: another ending; logits too large for float16.
+            StorageError: it cannot be written.
+        """
+        target = Path(file)
+        if target.suffix != ".safetensors":
+            raise InputError(f"A compact bank is a .safetensors file, got {target.name!r}.")
+        write_compact(target, self._identity, self._examples, self._rows, self._results, dtype)
+        return target
 
     def lds(self, scores: Scores, output: str = "margin", **options: Any) -> LDS:
         """The linear datamodeling score of ``scores`` against this bank, matched by ids.
@@ -290,8 +504,35 @@ class RetrainingBank:
         return linear_datamodeling_score(matched, self.masks, -measured if output == "loss" else measured, **options)
 
     def __repr__(self) -> str:
-        done = len(self.jobs) - len(self.pending)
+        total = len(self.jobs)
         return (
             f"RetrainingBank({self.path}: {len(self.masks)} subsets x {self.seeds} seeds, {self.query_ids.size} "
-            f"queries, {done} of {len(self.jobs)} models trained)"
+            f"queries, {total - len(self.pending)} of {total} models trained)"
         )
+
+
+def _plans(
+    given: SubsetPlan | Sequence[SubsetPlan], train_ids: Ids, seeds: int, keep_weights: bool
+) -> list[StoredPlan]:
+    several = list(given) if isinstance(given, Sequence) else [given]
+    if not several:
+        raise InputError("A bank needs at least one plan of subsets.")
+    unique = {plan.name: plan for plan in several}
+    return [planned(plan, plan.masks_for(train_ids), seeds, keep_weights) for plan in unique.values()]
+
+
+def _store(folder: Path, plan: StoredPlan) -> None:
+    try:
+        store_plan(folder, plan)
+    except CorruptFileError:
+        file = set_aside(folder / PLANS / f"{plan.name}.safetensors")
+        warnings.warn(
+            f"The plan {plan.name} in {folder} was damaged: it is set aside as {file.name} and written again as it was "
+            "asked for here. If it had more subsets or seeds before, ask for those again; no result is lost.",
+            stacklevel=3,
+        )
+        store_plan(folder, plan)
+
+
+def _result_files(folder: Path, identity: Mapping[str, Any], query_ids: Ids) -> ResultFiles:
+    return ResultFiles(folder, str(identity["fingerprint"]), (query_ids.size, int(identity["model"]["num_classes"])))

@@ -1,4 +1,8 @@
-"""Coreset curves: the accuracy of models trained from scratch on coresets, by method and size."""
+"""Coreset curves: the accuracy of models trained from scratch on coresets, by method and size.
+
+A coreset is a subset of the training data, so its models are those of a retraining bank: resumable model by model,
+trained many at a time or on a cluster, and shared by methods that choose the same examples.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from comove.coreset import Selector, resolve_budget, selector
+from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
-from comove.errors import InputError
-from comove.execution import run_pending
+from comove.errors import InputError, did_you_mean
+from comove.evaluation.bank import RetrainingBank
+from comove.evaluation.subsets import everything, only
+from comove.execution import Executor
 from comove.models import Factory, ModelSpec
 from comove.sources import Source, SourceLike, as_sources
-from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_json, write_json
-from comove.training import Recipe, Resident, Run, as_recipe, fit, predict, resolve_device
-from comove.training.randomness import derived_seed
+from comove.store import check_fingerprint, claim_folder, digest, new_folder
+from comove.training import Recipe, Run, as_recipe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Curve", "CurvePoint", "coreset_curve"]
+__all__ = ["Chosen", "Curve", "CurvePoint", "coreset_curve"]
 
 CURVE_FORMAT = 1
 FULL = "full data"
@@ -41,6 +46,15 @@ class CurvePoint(NamedTuple):
     accuracy: float
 
 
+class Chosen(NamedTuple):
+    """One coreset of a curve: by which method, of which share, and which of its seeds."""
+
+    method: str
+    budget: float
+    number: int
+    coreset: Coreset
+
+
 @dataclass(frozen=True)
 class Curve:
     """The accuracies of a coreset curve.
@@ -50,12 +64,14 @@ class Curve:
         n_train: number of training examples.
         n_query: number of examples the accuracy is measured on.
         provenance: model, recipe and data (JSON values).
+        coresets: that the models were trained on.
     """
 
     points: tuple[CurvePoint, ...]
     n_train: int
     n_query: int
     provenance: Mapping[str, Any]
+    coresets: tuple[Chosen, ...] = ()
 
     def summary(self) -> list[dict[str, Any]]:
         """One row a method and budget: mean, standard deviation over seeds (ddof 1; NaN for one seed) and count."""
@@ -71,6 +87,31 @@ class Curve:
             rows.append({**row, "std": deviation, "seeds": len(points)})
         return rows
 
+    def mean(self, method: str, budget: float) -> float:
+        """The mean accuracy of a method at a budget.
+
+        Raises:
+            InputError: no such point.
+        """
+        found = [point.accuracy for point in self.points if (point.method, point.budget) == (method, budget)]
+        if not found:
+            raise InputError(f"The curve has no point {method!r} at {budget:g}.{did_you_mean(method, self.methods)}")
+        return float(np.mean(found))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, without the full data."""
+        return tuple(dict.fromkeys(point.method for point in self.points if point.method != FULL))
+
+    def smallest_budget(self, method: str, tolerance: float = 0.01) -> float | None:
+        """The smallest share whose mean accuracy is at most ``tolerance`` below the full data's (paper, D.2).
+
+        ``None`` where no share that was tried reaches it.
+        """
+        target = self.mean(FULL, 1.0) - tolerance
+        shares = sorted({point.budget for point in self.points if point.method == method})
+        return next((share for share in shares if self.mean(method, share) >= target), None)
+
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with one row a trained model."""
         import pandas as pd
@@ -85,12 +126,6 @@ class Curve:
         return "\n".join([f"Curve(accuracy on {self.n_query:,} queries):", *lines])
 
 
-class _Job(NamedTuple):
-    method: str
-    budget: float
-    seed: int
-
-
 def coreset_curve(
     source: SourceLike | Sequence[SourceLike],
     methods: Sequence[str | Selector],
@@ -103,6 +138,8 @@ def coreset_curve(
     recipe: Recipe | str | Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
+    coresets: str | os.PathLike[str] | None = None,
+    executor: Executor | str = "local",
     device: str | torch.device = "auto",
     progress: bool = False,
 ) -> Curve:
@@ -110,7 +147,7 @@ def coreset_curve(
 
     Selection reads training and validation examples only; accuracy is measured on the query split, which no selector
     sees. A selector with a ``seed`` is seeded anew for each model: its own seed, that plus 1, ...; full-data models are
-    always trained.
+    always trained. Weights that a method gives its examples (``craig``) are not used in training.
 
     Args:
         source: the run(s) to select with.
@@ -122,13 +159,17 @@ def coreset_curve(
         target_model: by default the run's own model.
         recipe: by default the run's own recipe for its own model, else the target model's default.
         model_options: options of ``target_model``.
-        out: a folder that keeps each result, so that an interrupted curve goes on; ``None`` keeps none.
-        device: where to train.
+        out: a folder that keeps coresets and models' results, so that an interrupted curve goes on and a larger one
+            uses them; ``None`` keeps none.
+        coresets: a folder to keep the coresets in instead of ``out``, shared by curves of several target models.
+        executor: where to train; as for :meth:`RetrainingBank.run`.
+        device: of the workers.
         progress: show a bar.
 
     Raises:
         InputError: bad arguments, as :func:`comove.coreset.select`; runs without validation examples of their own.
         FingerprintError: ``out`` holds another curve, or ``dataset`` is not what the runs were trained on.
+        LockedError: another process is working on the curve in ``out``.
     """
     sources = as_sources(source, frozenset({"trace"}), "coreset_curve")
     runs = [source.run for source in sources if source.run is not None]
@@ -137,14 +178,7 @@ def coreset_curve(
     run = runs[0]
     splits = dataset or run.data()
     _check_data(sources, splits)
-    named = [selector(item) if isinstance(item, str) else item for item in methods]
-    chosen = {item.label: item for item in named}
-    if not chosen or not budgets or seeds < 1:
-        raise InputError("A coreset curve needs at least one method, one budget and one seed.")
-    shares = list(dict.fromkeys(map(float, budgets)))
-    for method in chosen.values():
-        for share in shares:  # what cannot be selected must not wait for the first training
-            resolve_budget(share, splits.train.labels, len(splits.train), method.balanced, method.name)
+    chosen = _selectors(methods, budgets, seeds, splits)
     spec, recipe = _target(run, splits, target_model, recipe, model_options)
     factory = target_model if callable(target_model) else (run.factory if target_model is None else None)
     content = {
@@ -154,37 +188,68 @@ def coreset_curve(
         "recipe": recipe.to_json(),
         "seed": seed,
     }
+    shares = list(dict.fromkeys(map(float, budgets)))
     with tempfile.TemporaryDirectory(prefix="comove-curve-") as temporary:
         folder = new_folder(temporary if out is None else out)
         claim_folder(folder, "curve", CURVE_FORMAT, content)
-        new_folder(folder / "results")
-        where = resolve_device(device)
-        query = Resident(splits.query, where)
+        selected = new_folder(folder / "coresets" if coresets is None else coresets)
+        claim_folder(selected, "coresets", CURVE_FORMAT, {key: content[key] for key in ("dataset", "sources")})
+        kept = [
+            _select(selected, name, share, number, method, sources)
+            for name, method in chosen.items()
+            for share in shares
+            for number in range(seeds if hasattr(method, "seed") else 1)
+        ]
 
-        def file(job: _Job) -> Path:
-            slug = "".join(c if c.isalnum() else "-" for c in job.method)
-            return folder / "results" / f"{slug}-{digest(job.method)[:8]}-{job.budget!r}-{job.seed}.json"
+        def trained(sets: list[Ids], number: int) -> list[list[float]]:
+            """Accuracies (C, R) of models trained on each set; an empty list stands for the full data."""
+            bank = RetrainingBank.create(
+                folder / "bank",
+                splits,
+                factory or spec.name,
+                recipe,
+                subsets=only(sets) if sets else everything(),
+                seeds=number,
+                seed=seed,
+                model_options=dict(spec.options),
+            )
+            correct = bank.run(executor=executor, device=device, progress=progress).outputs("correct")
+            return [[float(accuracy) for accuracy in row] for row in correct.mean(-1)]
 
-        def kept(job: _Job) -> Ids:
-            if job.method == FULL:
-                return splits.train.ids
-            return _seeded(chosen[job.method], job.seed).select(sources, job.budget).ids
+        points = [CurvePoint(FULL, 1.0, len(splits.train), s, a) for s, a in enumerate(trained([], seeds)[0])]
+        for seeded in (False, True):
+            group = [one for one in kept if hasattr(chosen[one.method], "seed") is seeded]
+            found = trained([one.coreset.ids for one in group], 1 if seeded else seeds) if group else []
+            points += [
+                CurvePoint(one.method, one.budget, len(one.coreset), one.number + number, accuracy)
+                for one, row in zip(group, found, strict=True)
+                for number, accuracy in enumerate(row)
+            ]
+    return Curve(tuple(points), len(splits.train), len(splits.query), content, tuple(kept))
 
-        def work(job: _Job) -> None:
-            ids = kept(job)
-            model_seed = derived_seed(seed, "curve", job.seed)
-            model = spec.build(model_seed, factory=factory).to(where)
-            fit(model, splits.train.subset(ids), recipe, seed=model_seed, device=where)
-            predicted = predict(model, query).argmax(1).numpy()
-            accuracy = float((predicted == splits.query.labels).mean())
-            write_json(file(job), {"size": int(ids.size), "accuracy": accuracy, "ids": digest(np.sort(ids))})
 
-        jobs = [_Job(name, share, s) for s in range(seeds) for share in shares for name in chosen]
-        jobs = [_Job(FULL, 1.0, s) for s in range(seeds)] + jobs
-        run_pending(jobs, file, work, description="training on coresets", progress=progress)
-        results = [(job, read_json(file(job))) for job in jobs]
-    points = [CurvePoint(job.method, job.budget, r["size"], job.seed, r["accuracy"]) for job, r in results]
-    return Curve(tuple(points), len(splits.train), len(splits.query), content)
+def _selectors(
+    methods: Sequence[str | Selector], budgets: Sequence[float], seeds: int, splits: Splits
+) -> dict[str, Selector]:
+    """The selectors by label, checked against every budget: what cannot be selected must not wait for a training."""
+    named = [selector(item) if isinstance(item, str) else item for item in methods]
+    chosen = {item.label: item for item in named}
+    if not chosen or not budgets or seeds < 1:
+        raise InputError("A coreset curve needs at least one method, one budget and one seed.")
+    for method in chosen.values():
+        for share in budgets:
+            resolve_budget(float(share), splits.train.labels, len(splits.train), method.balanced, method.name)
+    return chosen
+
+
+def _select(folder: Path, name: str, share: float, number: int, method: Selector, sources: Sequence[Source]) -> Chosen:
+    """A coreset: read where an earlier sitting has selected it, else selected and kept."""
+    slug = "".join(c if c.isalnum() else "-" for c in name)
+    file = folder / f"{slug}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
+    if not file.exists():
+        changes = {"seed": method.seed + number} if hasattr(method, "seed") else {}
+        replace(method, **changes).select(sources, share).save(file)
+    return Chosen(name, share, number, Coreset.load(file))
 
 
 def _target(
@@ -214,8 +279,3 @@ def _check_data(sources: Sequence[Source], splits: Splits) -> None:
                 f"{source.run.path} has no validation examples of its own, so selectors would aim at the very queries "
                 "that accuracy is measured on: train on splits that have some (split(..., validation=0.1))."
             )
-
-
-def _seeded(method: Selector, number: int) -> Selector:
-    changes = {"seed": method.seed + number} if hasattr(method, "seed") else {}
-    return replace(method, **changes)

@@ -14,7 +14,7 @@ from comove.attribution import Scores
 from comove.coreset import Coreset
 from comove.data import ExampleSet, Splits, positions_of
 from comove.errors import InputError
-from comove.evaluation import LDS, Curve
+from comove.evaluation import Curve
 from comove.store import new_folder, write_bytes
 from comove.trace import Trace
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["coreset_gallery", "curve_figure", "influence_grid", "lds_bars", "save_figure", "thumbnail", "trajectories"]
+__all__ = ["coreset_gallery", "curve_figure", "influence_grid", "save_figure", "thumbnail", "trajectories"]
 
 HELP, HURT, NEUTRAL = "#0072b2", "#d55e00", "#555555"  # distinguishable with every kind of colour blindness
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -130,33 +130,6 @@ def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure
     axes.set(xlabel="epoch", ylabel="loss (nats)", title=_literal(title))
     axes.set_yscale("log")
     axes.legend(frameon=False)
-    return figure
-
-
-def lds_bars(results: Sequence[LDS]) -> Figure:
-    """LDS of each method with its interval, the noise ceiling dashed.
-
-    Raises:
-        InputError: no result.
-    """
-    if not results:
-        raise InputError("There is no LDS to draw.")
-    figure = _figure(7.2, 0.9 + 0.42 * len(results))
-    axes = figure.subplots()
-    means = np.array([result.mean for result in results])
-    spans = [result.interval if result.interval is not None else (result.mean, result.mean) for result in results]
-    places = np.arange(len(results))[::-1]
-    colours = [NEUTRAL if "control" in str(result.method) else HELP for result in results]
-    axes.barh(places, means, color=colours, height=0.65)
-    low, high = np.array(spans).T
-    axes.errorbar(means, places, xerr=np.maximum([means - low, high - means], 0), fmt="none", ecolor="black", capsize=3)
-    ceiling = results[0].noise_ceiling
-    if ceiling is not None and np.isfinite(ceiling):
-        axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
-        axes.text(ceiling, places[-1], "noise ceiling ", ha="right", va="center", fontsize=8)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(places, [_literal(result.method).replace("(", "\n(") for result in results], fontsize=8)
-    axes.set_xlabel(f"linear datamodeling score, mean over {results[0].per_query.size} queries", fontsize=9)
     return figure
 
 

@@ -1,18 +1,24 @@
 """The one training loop, recipes, and recorded runs."""
 
+from comove.training.engine import Engine, Trained, choose_engine, train_many
 from comove.training.loop import Resident, evaluate, fit, predict, resolve_device
 from comove.training.recipe import RECIPES, Recipe, as_recipe, default_recipe
 from comove.training.run import Checkpoint, Run
+from comove.training.stacked import Member
 from comove.training.train import Recording, default_model, train
 
 __all__ = [
     "RECIPES",
     "Checkpoint",
+    "Engine",
+    "Member",
     "Recipe",
     "Recording",
     "Resident",
     "Run",
+    "Trained",
     "as_recipe",
+    "choose_engine",
     "default_model",
     "default_recipe",
     "evaluate",
@@ -20,4 +26,5 @@ __all__ = [
     "predict",
     "resolve_device",
     "train",
+    "train_many",
 ]

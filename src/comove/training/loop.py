@@ -5,6 +5,7 @@ Everything that trains a model in comove (recorded runs, retraining banks, cores
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +24,18 @@ from comove.training.randomness import generator_for, seeded
 from comove.training.recipe import Recipe
 from comove.training.sgd import SGD
 
-__all__ = ["Hooks", "OptimizerState", "Resident", "batch_bounds", "evaluate", "fit", "predict", "resolve_device"]
+__all__ = [
+    "Hooks",
+    "OptimizerState",
+    "Resident",
+    "batch_bounds",
+    "epoch_plan",
+    "evaluate",
+    "fit",
+    "one_thread",
+    "predict",
+    "resolve_device",
+]
 
 SMALL_WORK = 10_000_000
 """Multiply-adds a step (batch size times parameters) below which a fully connected network trains on one thread."""
@@ -68,9 +80,21 @@ class Resident:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def part(self, positions: npt.NDArray[np.int64]) -> Resident:
+        """Return the examples at ``positions``, in this order, on the same device; nothing is normalised again."""
+        made = copy.copy(self)
+        made.examples = self.examples.subset(self.examples.ids[positions])
+        where = torch.from_numpy(np.array(positions)).to(self.device)
+        made.labels = self.labels[where]
+        made._prepared = None if self._prepared is None else self._prepared[where]
+        made._raw = None if self._raw is None or self._prepared is not None else self._raw[where]
+        return made
+
     def inputs(self, positions: torch.Tensor | slice) -> torch.Tensor:
         """Return normalised inputs at ``positions`` (an int64 tensor, or a slice for a view)."""
         if self._prepared is not None:
+            if isinstance(positions, torch.Tensor) and self._prepared.is_contiguous():
+                return self._prepared.index_select(0, positions)  # the same, whole rows copied at once
             return self._prepared[positions]
         if self._raw is not None:
             return self.examples.prepare(self._raw[positions])
@@ -142,7 +166,7 @@ def fit(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     stepper = _Stepper(model, recipe, device, state)
-    with _threads(model, recipe, device):
+    with one_thread(_gains_nothing_by_threads(model, recipe, device)):
         _epochs(stepper, data, seed, state, hooks)
     model.eval()
 
@@ -156,7 +180,7 @@ def _epochs(stepper: _Stepper, data: Resident, seed: int, state: OptimizerState,
     for epoch in range(state.epoch, recipe.epochs):
         if hooks is not None:
             hooks.on_epoch_start(epoch)
-        order, draws = _plan(len(data), recipe, seed, epoch)
+        order, draws = epoch_plan(len(data), recipe, seed, epoch)
         with seeded(seed, "dropout", epoch, device=data.device):
             for index, (start, stop) in enumerate(batches):
                 lr = recipe.lr_at(epoch + (index + 0.5) / len(batches))
@@ -174,13 +198,18 @@ def _epochs(stepper: _Stepper, data: Resident, seed: int, state: OptimizerState,
             hooks.on_epoch_end(state)
 
 
-@contextmanager
-def _threads(model: nn.Module, recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Train a small fully connected network on one thread: sharing its tiny products costs more than it saves."""
+def _gains_nothing_by_threads(model: nn.Module, recipe: Recipe, device: torch.device) -> bool:
+    """A small fully connected network: sharing its tiny products costs more than it saves."""
     work = recipe.batch_size * sum(parameter.numel() for parameter in model.parameters())
     convolves = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in model.modules())
+    return device.type == "cpu" and not convolves and work < SMALL_WORK
+
+
+@contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """Compute on one CPU thread within the block, if ``wanted``; the caller's number of threads comes back."""
     before = torch.get_num_threads()
-    if device.type == "cpu" and not convolves and work < SMALL_WORK:
+    if wanted:
         torch.set_num_threads(1)
     try:
         yield
@@ -229,8 +258,8 @@ def batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], size], strict=True))
 
 
-def _plan(size: int, recipe: Recipe, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Draw the epoch's order, and each example's flip and shift."""
+def epoch_plan(size: int, recipe: Recipe, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Draw the epoch's order (N,), and each example's flip and shift (N, 3), row i for example i."""
     order = torch.randperm(size, generator=generator_for(seed, "order", epoch))
     if recipe.augment == "none":
         return order, None

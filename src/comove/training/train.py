@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 import weakref
@@ -20,6 +21,7 @@ from torch import nn
 from comove.data import ExampleSet, MapDataset, Splits
 from comove.datasets import as_splits
 from comove.errors import CorruptFileError, InputError
+from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec, penultimate
 from comove.progress import Advance, progress_bar
 from comove.recording import Recorder
@@ -116,6 +118,7 @@ def train(
     Raises:
         InputError: bad arguments; a folder that holds something else.
         FingerprintError: ``out`` holds a run with other data, model, recipe, seed or recording; both are shown.
+        LockedError: another process is training this run.
         NonFiniteError: a loss became NaN or infinite; the rows before are kept.
         StorageError: the folder cannot be written.
     """
@@ -139,7 +142,9 @@ def train(
     if out is None:
         weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
     if not run.finished:
-        _Session(run, network, recipe, recording, checkpoints, where, progress).go()
+        with driver_lock(folder):
+            if not run.finished:  # another process may have ended it just now
+                _Session(run, network, recipe, recording, checkpoints, where, progress).go()
     return run
 
 
@@ -352,6 +357,7 @@ class _Session:
             "seconds_of_last_sitting": round(time.monotonic() - self.started, 3),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "peak_memory_bytes": _peak_memory(self.device),
             "machine": platform.processor() or platform.machine(),
             "train_loss": float(trace.read("train", rows=last).mean()),
         }
@@ -362,3 +368,15 @@ class _Session:
             result["query_accuracy"] = float((correct if is_validation is None else correct[~is_validation]).mean())
         write_json(self.run.path / "result.json", result)
         self.resume_file.unlink(missing_ok=True)
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """The most memory used so far: of the GPU, or of this process (where the system tells)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used if sys.platform == "darwin" else used * 1024)

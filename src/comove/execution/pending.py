@@ -1,7 +1,7 @@
-"""Where many independent jobs run: so far here, one after another.
+"""Jobs whose results are files: a job is done when its file is there.
 
-A job's result is a file that is written beside its name and renamed. The files are the only book: a job is done when
-its file is there, so whatever was interrupted goes on with the jobs that have none.
+A job's result is a file that is written beside its name and renamed. The files are the only book, so whatever was
+interrupted goes on with the jobs that have none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def run_pending(
     description: str,
     progress: bool = False,
 ) -> int:
-    """Run the jobs whose result file does not exist, and return how many were run.
+    """Run the jobs whose result file does not exist in this process, and return how many were run.
 
     Args:
         jobs: all jobs, in the order to run them.

@@ -1,0 +1,177 @@
+"""``comove brittleness``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comove.cli.app import command, say, table
+from comove.cli.options import Machines, MethodList, Task, parse_methods
+from comove.cli.train import recording_of
+from comove.errors import InputError
+
+if TYPE_CHECKING:
+    from comove.attribution import Scores
+    from comove.data import Splits
+    from comove.evaluation import Brittleness, Counterfactual
+
+__all__ = ["brittleness"]
+
+
+@command
+def brittleness(
+    out: Annotated[Path, typer.Option(help="Folder for runs, scores, bank, tables and figures.")],
+    task: Task,
+    machines: Machines,
+    methods: MethodList = None,
+    k: Annotated[list[int] | None, typer.Option(min=0, help="Examples removed, as 10 50 100.")] = None,
+    queries: Annotated[int, typer.Option(min=1, help="How many queries, spread over classes.")] = 40,
+    seeds: Annotated[int, typer.Option(min=1, help="R, models trained for each query, method and k.")] = 5,
+    base_seeds: Annotated[
+        int, typer.Option(min=1, help="Models of all data that vote on the prediction; as many others tell the noise.")
+    ] = 11,
+    runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3,
+    fit_subsets: Annotated[
+        int, typer.Option(min=4, help="Random halves that fz and datamodels are fitted on (one model each).")
+    ] = 200,
+    controls: Annotated[bool, typer.Option(help="Show random and same-class removal too.")] = True,
+    counterfactual: Annotated[
+        bool, typer.Option("--counterfactual", help="Also find the smallest removal that flips each query (bisection).")
+    ] = False,
+    max_k: Annotated[
+        int | None, typer.Option(min=1, help="The largest removal of --counterfactual; by default the largest k.")
+    ] = None,
+    record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
+) -> None:
+    """Remove the training examples said to matter most for a prediction, retrain, and count how many predictions flip.
+
+    Runs and the bank of random halves may be those of comove lds: give both the same folder.
+
+    Example: comove brittleness --dataset digits --methods cld trak --k 10 50 100 --out brittleness/
+    """
+    from comove.evaluation import brittleness as measure
+    from comove.evaluation import counterfactual_sizes
+    from comove.evaluation.prediction_brittleness import checked_ks
+    from comove.evaluation.removal import check_k
+
+    chosen = parse_methods(methods, ["cld"], controls=False)
+    splits = task.splits()
+    counts = checked_ks(k or [10, 50, 100])
+    for largest in (counts[-1], max_k or 1):  # what cannot be done must not wait for the runs
+        check_k(largest, len(splits.train))
+    executor = machines.executor_of()
+    scores = _scores(
+        chosen, splits, task, queries, runs, fit_subsets, recording_of("sweep", record_every), executor, out
+    )
+    options: dict[str, Any] = {
+        "dataset": splits,
+        "out": out,
+        "model": task.model_for(splits),
+        "recipe": task.recipe_for(splits),
+        "model_options": task.model_options,
+        "seeds": seeds,
+        "base_seeds": base_seeds,
+        "controls": controls,
+        "seed": task.seed,
+        "executor": executor,
+        "device": task.device,
+        "progress": not task.quiet,
+    }
+    with _warnings_told():
+        found = measure(scores, counts, **options)
+    _show(found, out)
+    if counterfactual:
+        _show_sizes(counterfactual_sizes(scores, max_k or counts[-1], **options), out)
+
+
+def _scores(
+    methods: list[Any],
+    splits: Splits,
+    task: Task,
+    queries: int,
+    runs: int,
+    fit_subsets: int,
+    recording: Any,
+    executor: Any,
+    out: Path,
+) -> list[Scores]:
+    """Train the runs (and the bank of random halves where a method needs one), and score the queries."""
+    from comove.demo import choose_queries
+    from comove.evaluation import RetrainingBank, attribution_runs, score_methods, subsets
+    from comove.evaluation.benchmark import needs_bank
+
+    if any(method.name == "leave-one-out" for method in methods):
+        raise InputError("leave-one-out needs a bank of its own kind: see comove.evaluation.brittleness in Python.")
+    model, recipe = task.model_for(splits), task.recipe_for(splits)
+    trained = attribution_runs(
+        splits,
+        model,
+        recipe,
+        count=runs,
+        seed=task.seed,
+        out=out / "runs",
+        recording=recording,
+        model_options=task.model_options,
+        device=task.device,
+        progress=not task.quiet,
+    )
+    bank = None
+    if any(map(needs_bank, methods)):
+        halves = subsets.random(0.5, fit_subsets, task.seed + 1)
+        planned = RetrainingBank.create(
+            out / "fit-bank",
+            splits,
+            model,
+            recipe,
+            subsets=halves,
+            seed=task.seed + 1,
+            model_options=task.model_options,
+        )
+        bank = planned.run(executor=executor, device=task.device, progress=not task.quiet)
+    wanted = choose_queries(trained[0].trace, queries)
+    return score_methods(methods, trained, splits.query.subset(wanted).ids, out / "removal-scores", fit_bank=bank)
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Tell warnings in a line, when they come: what follows them takes long."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, message="Removing leaves")
+        warnings.showwarning = lambda message, *_: say(str(message), "Warning:", "yellow")
+        yield
+
+
+def _show(found: Brittleness, out: Path) -> None:
+    from comove.report import brittleness_figure, save_figure
+
+    rows = [[name, *(_percent(found.rate(name, k)) for k in found.ks)] for name in found.methods]
+    rows.insert(0, ["nothing removed", _percent(found.noise)] + [""] * (len(found.ks) - 1))
+    level = f"{found.confidence:.0%} intervals over queries"
+    table(f"Predictions flipped (%), with {level}", ["method", *(f"k = {k:,}" for k in found.ks)], rows)
+    save_figure(brittleness_figure(found), out / "brittleness.png")
+    say("\n".join(found.notes()))
+    say(f"Written to {out}/: brittleness.csv, .png and .safetensors, runs, removal-scores, removal-bank")
+
+
+def _show_sizes(found: Counterfactual, out: Path) -> None:
+    from comove.report import counterfactual_figure, save_figure
+
+    largest = int(found.grid[-1])
+    rows = [
+        [name, f"{found.median(name):g}", _percent(found.share(name, largest)), str(found.not_flipped[name])]
+        for name in found.methods
+    ]
+    columns = ["method", "half flip by k =", f"flipped by {largest:,} (%)", "not flipped"]
+    table(f"\nSmallest removal that flips a query, up to {largest:,}", columns, rows)
+    save_figure(counterfactual_figure(found), out / "counterfactual.png")
+    say("\n".join(found.notes()))
+    say(f"Written to {out}/: counterfactual.csv, .png and .safetensors")
+
+
+def _percent(found: Any) -> str:
+    return f"{100 * found.value:.1f} [{100 * found.low:.0f}, {100 * found.high:.0f}]"

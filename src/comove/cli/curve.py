@@ -1,0 +1,142 @@
+"""``comove curve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comove.cli.app import command, say, table
+from comove.cli.options import BudgetList, Machines, MethodList, Task, importable, open_runs, width_option
+from comove.errors import InputError
+
+if TYPE_CHECKING:
+    from comove.evaluation import Curve
+    from comove.training import Run
+
+__all__ = ["curve"]
+
+
+@command
+def curve(
+    out: Annotated[Path, typer.Option(help="Folder for coresets, models' results, tables and figures.")],
+    task: Task,
+    machines: Machines,
+    run: Annotated[
+        Path | None, typer.Argument(help="The recorded run to select with; by default one is trained, as comove train.")
+    ] = None,
+    methods: MethodList = None,
+    budgets: BudgetList = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Models trained a point.")] = 3,
+    target_model: Annotated[
+        list[str] | None, typer.Option(help="Train these from scratch on the coresets, instead of the run's model.")
+    ] = None,
+    target_width: Annotated[float | None, typer.Option(help="Width of the target model.")] = None,
+    target_recipe: Annotated[str | None, typer.Option(help="Recipe of the target model.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="How far below the full data is near enough.")] = 0.01,
+) -> None:
+    """Train from scratch on coresets of several sizes, and compare accuracies with random and with the full data.
+
+    Interrupted, it goes on where it was; more methods, budgets or seeds use what is there.
+
+    Example: comove curve runs/a --methods cld random --budgets 0.1 0.3 --seeds 3 --out curve/
+
+    Example: comove curve --methods all --budgets 0.05 0.1 0.3 --flip-labels 0.2 --out noisy/
+    """
+    from comove.coreset import selectors
+    from comove.evaluation import coreset_curve
+
+    named = methods or ["cld", "random"]
+    names = [name for name in selectors() if name != "per_class"] if named == ["all"] else named
+    proxy = _proxy(run, task, out)
+    found = {}
+    targets: list[str | None] = list(target_model or [None])  # type: ignore[list-item]
+    for target in targets:
+        folder = out if len(targets) == 1 else out / str(target).replace(":", "-")
+        found[target or proxy.model_spec.name] = coreset_curve(
+            proxy,
+            names,
+            budgets or [0.1, 0.3, 0.5],
+            seeds=seeds,
+            seed=task.seed,
+            target_model=importable(target),
+            recipe=target_recipe,
+            model_options=width_option(target_width) if target else None,
+            out=folder / "trained",
+            coresets=out / "coresets",
+            executor=machines.executor_of(),
+            device=task.device,
+            progress=not task.quiet,
+        )
+        _print(target or proxy.model_spec.name, found[target or proxy.model_spec.name], tolerance, folder)
+    _write(found, out)
+    _print_noise(proxy, found)
+    say(f"Written to {out}/: curve.csv, {'curve.png' if len(targets) == 1 else 'a curve.png for each target'}")
+
+
+def _proxy(run: Path | None, task: Task, out: Path) -> Run:
+    """The run to select with: the one named, or a new one that records what every method reads."""
+    from comove.training import Recording, Run, train
+
+    if run is not None:
+        (source,) = open_runs([run])
+        if not isinstance(source, Run):
+            raise InputError("A coreset curve trains models: pass a run made by comove.train, not a bare trace.")
+        return source
+    splits = task.splits()
+    recipe = task.recipe_for(splits)
+    return train(
+        splits,
+        task.model_for(splits),
+        recipe,
+        task.seed,
+        out / "proxy",
+        recording=Recording(anchors=tuple(sorted({min(recipe.epochs, 10), recipe.epochs}))),
+        device=task.device,
+        model_options=task.model_options,
+        progress=not task.quiet,
+    )
+
+
+def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
+    from comove.demo import curve_rows
+    from comove.report import curve_figure, save_figure
+
+    save_figure(curve_figure(curve), folder / "curve.png")
+    table(
+        f"\nAccuracy of {target} on {curve.n_query:,} held-out queries",
+        ["method", "share", "examples", "accuracy", "deviation"],
+        curve_rows(curve),
+    )
+    enough = {method: curve.smallest_budget(method, tolerance) for method in curve.methods}
+    told = ", ".join(f"{method} {share:.1%}" for method, share in enough.items() if share is not None)
+    say(f"Smallest share within {tolerance:g} of the full data: {told or 'none of those tried'}")
+
+
+def _write(found: dict[str, Curve], out: Path) -> None:
+    import pandas as pd
+
+    parts = []
+    for target, curve in found.items():
+        part = curve.to_pandas()
+        part.insert(0, "target", target)
+        parts.append(part)
+    pd.concat(parts).to_csv(out / "curve.csv", index=False)
+
+
+def _print_noise(proxy: Run, found: dict[str, Curve]) -> None:
+    """How many of the wrong labels that were put in on purpose each coreset keeps."""
+    from comove.evaluation.noise import noise_kept
+    from comove.label_noise import known_flips
+
+    flipped = known_flips(proxy.data())
+    if flipped is None:
+        return
+    rows: list[list[str]] = []
+    for choice in next(iter(found.values())).coresets:
+        if choice.number == 0:
+            kept: Any = noise_kept(choice.coreset, flipped)
+            rows.append([choice.method, f"{choice.budget:.1%}", f"{kept.share:.1%}", f"{kept.ratio:.2f}"])
+    title = f"\nWrong labels kept ({flipped.size:,} of {len(proxy.data().train):,} are wrong)"
+    table(title, ["method", "share", "of them wrong", "against chance"], rows)

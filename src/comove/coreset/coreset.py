@@ -1,0 +1,157 @@
+"""The result of every coreset method: which examples to keep, in which order and with which weights."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.data import Ids
+from comove.errors import CorruptFileError, InputError
+from comove.store import as_ids, check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Coreset"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Coreset:
+    """The examples worth keeping.
+
+    Attributes:
+        ids: (k,) int64, the best first (greedy methods: in order of choice).
+        scores: (k,) float32, in the same order; higher was kept first.
+        weights: (k,) float32; all 1 unless the method weighs examples.
+        labels: (k,) class indices, where known.
+        method: the selector's name.
+        n_candidates: how many examples there were to choose from.
+        classes: class names, where known.
+        info: options of the method and what it counted (JSON values).
+    """
+
+    ids: Ids
+    scores: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+    labels: Ids | None
+    method: str
+    n_candidates: int
+    classes: tuple[str, ...] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids = as_ids(self.ids, "coreset ids")
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "ids": ids,
+            "scores": np.asarray(self.scores, np.float32),
+            "weights": np.asarray(self.weights, np.float32),
+        }
+        if self.labels is not None:
+            arrays["labels"] = np.asarray(self.labels, np.int64)
+        for name, array in arrays.items():
+            if array.shape != ids.shape:
+                raise InputError(f"The {name} of a coreset of {ids.size} must have its size, got {array.shape}.")
+            own = array.view()
+            own.flags.writeable = False
+            object.__setattr__(self, name, own)
+
+    def __len__(self) -> int:
+        return int(self.ids.size)
+
+    @property
+    def per_class(self) -> dict[int, int]:
+        """How many examples of each class were kept (empty where labels are unknown)."""
+        if self.labels is None:
+            return {}
+        labels, counts = np.unique(self.labels, return_counts=True)
+        return dict(zip(labels.tolist(), counts.tolist(), strict=True))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with columns id, score, weight and, where known, label."""
+        import pandas as pd
+
+        columns = {"id": self.ids, "score": self.scores, "weight": self.weights}
+        return pd.DataFrame({**columns, **({} if self.labels is None else {"label": self.labels})})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the coreset atomically: a table when the name ends in ``.csv``, else one safetensors file.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        target = Path(path)
+        new_folder(target.parent)
+        if target.suffix == ".csv":
+            write_bytes(target, self._csv().encode())
+            return
+        arrays: dict[str, npt.NDArray[Any]] = {"ids": self.ids, "scores": self.scores, "weights": self.weights}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        head = {"kind": "comove/coreset", "format_version": FORMAT_VERSION, "method": self.method}
+        rest = {"n_candidates": self.n_candidates, "classes": self.classes, "info": dict(self.info)}
+        write_arrays(target, arrays, {**head, **rest})
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["id", "score", "weight", "label", "class"])
+        for position, id_ in enumerate(self.ids.tolist()):
+            label = "" if self.labels is None else int(self.labels[position])
+            name = self.classes[label] if self.classes is not None and isinstance(label, int) else ""
+            writer.writerow([id_, float(self.scores[position]), float(self.weights[position]), label, name])
+        return text.getvalue()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Coreset:
+        """Read what :meth:`save` wrote (from a ``.csv`` the method's name and options are not known).
+
+        Raises:
+            CorruptFileError: the file is missing, truncated or no coreset.
+        """
+        file = Path(path)
+        if file.suffix == ".csv":
+            return cls._from_csv(file)
+        _, header = read_header(file)
+        check_kind(header, "coreset", FORMAT_VERSION, file)
+        classes = None if header["classes"] is None else tuple(header["classes"])
+        arrays = read_arrays(file)
+        return cls(
+            arrays["ids"],
+            arrays["scores"],
+            arrays["weights"],
+            arrays.get("labels"),
+            header["method"],
+            header["n_candidates"],
+            classes,
+            header["info"],
+        )
+
+    @classmethod
+    def _from_csv(cls, file: Path) -> Coreset:
+        try:
+            with file.open(newline="", encoding="utf-8") as text:
+                rows = list(csv.DictReader(text))
+            ids = np.array([int(row["id"]) for row in rows], dtype=np.int64)
+            scores, weights = ([float(row[name]) for row in rows] for name in ("score", "weight"))
+            labels = [int(row["label"]) for row in rows if row["label"] != ""]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise CorruptFileError(
+                f"{file} is not a coreset table (columns id, score, weight, label): {error}"
+            ) from error
+        known = np.array(labels, dtype=np.int64) if len(labels) == len(rows) else None
+        return cls(ids, np.array(scores), np.array(weights), known, file.stem, len(rows))
+
+    def __repr__(self) -> str:
+        counts = list(self.per_class.values())
+        spread = f", {min(counts)} to {max(counts)} a class over {len(counts)} classes" if counts else ""
+        return f"Coreset({self.method}: {len(self):,} of {self.n_candidates:,}{spread})"

@@ -1,0 +1,122 @@
+"""grad_x l(x) = (grad_x z)' (softmax(z) - onehot(y)): gradients of the loss in the input, for a run's trained network.
+
+The cross-entropy is written as softplus(logsumexp_{c != y} z_c - z_y): equal to it, and exact in float32 for examples
+the network is sure of, whose 1 - P_y is below what float32 can tell from 0.
+
+Shape legend: B examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from comove.data import ExampleSet
+from comove.errors import InputError
+from comove.sources import Source
+from comove.training import resolve_device
+
+__all__ = ["BATCH", "PixelSpace", "input_gradients", "loss_and_margin", "trained_network", "training_examples"]
+
+BATCH = 256
+"""Examples a batch: of bounded memory, and large enough to be fast."""
+
+
+def loss_and_margin(logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (B,) cross-entropies, and (B,) margins logsumexp_{c != y} z_c - z_y.
+
+    The gradient of the cross-entropy is 1 - P_y times that of the margin: parallel, and the margin's never vanishes.
+    """
+    target = F.one_hot(labels_B, logits_BC.shape[1]).bool()
+    others_B = logits_BC.masked_fill(target, -torch.inf).logsumexp(1)
+    margin_B = others_B - logits_BC.gather(1, labels_B[:, None])[:, 0]
+    return F.softplus(margin_B), margin_B
+
+
+def input_gradients(
+    network: Callable[[Tensor], Tensor], inputs_B: Tensor, labels_B: Tensor, *, of_margin: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return each example's loss gradient (B, ...) in its input, and the logits (B, C).
+
+    Args:
+        network: maps inputs to logits; in evaluation mode, lest the examples of a batch mix.
+        inputs_B: (B, ...) floats.
+        labels_B: (B,) int64.
+        of_margin: the gradient of the margin instead, of the same direction.
+    """
+    with torch.enable_grad():
+        inputs = inputs_B.detach().requires_grad_()
+        logits_BC = network(inputs)
+        values_B = loss_and_margin(logits_BC, labels_B)[int(of_margin)]
+        (gradients_B,) = torch.autograd.grad(values_B.sum(), inputs)
+    return gradients_B, logits_BC.detach()
+
+
+def trained_network(source: Source, device: torch.device | str = "auto") -> nn.Module:
+    """Return the run's network with its last weights, in evaluation mode, its parameters not to be differentiated.
+
+    Raises:
+        InputError: no checkpoint was kept, or the user's own factory must be passed to ``Run.load`` again.
+        CorruptFileError: a truncated file.
+    """
+    assert source.run is not None
+    network = source.run.load_model(device=resolve_device(device)).requires_grad_(False)
+    return network.to(memory_format=torch.channels_last)  # convolutions run fastest on this
+
+
+def training_examples(source: Source, who: str) -> ExampleSet:
+    """Return the run's training examples in the order of the trace's ids.
+
+    Raises:
+        InputError: the run's data is not at hand (pass it to ``Run.load``); inputs that cannot be moved by small steps.
+    """
+    assert source.run is not None
+    examples = source.run.data().train.subset(source.trace.train_ids)
+    kind = examples.raw(np.array([0])).dtype
+    if kind != torch.uint8 and not kind.is_floating_point:
+        raise InputError(f"{who} moves inputs by small steps and needs images or real numbers, got {kind} inputs.")
+    return examples
+
+
+@dataclass(frozen=True)
+class PixelSpace:
+    """Examples before normalisation: 8-bit images in [0, 1], other inputs in the range they have.
+
+    Attributes:
+        examples: whose inputs.
+        low: the least an input may be.
+        high: the most.
+    """
+
+    examples: ExampleSet
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, examples: ExampleSet) -> PixelSpace:
+        """Find the range of the inputs.
+
+        Raises:
+            InputError: inputs that are all the same number.
+        """
+        if examples.raw(np.array([0])).dtype == torch.uint8:
+            return cls(examples, 0.0, 1.0)
+        parts = (
+            examples.raw(places) for places in np.array_split(np.arange(len(examples)), -(-len(examples) // BATCH))
+        )
+        bounds = torch.stack([torch.stack([part.min(), part.max()]) for part in parts])
+        low, high = float(bounds[:, 0].min()), float(bounds[:, 1].max())
+        if not low < high:
+            raise InputError(f"Small steps in the input need inputs that differ; all are {low:g}.")
+        return cls(examples, low, high)
+
+    def at(self, positions: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+        """Return inputs (B, ...) as floats within the range."""
+        raw = self.examples.raw(positions).to(device)
+        return raw.to(torch.float32) / 255 if raw.dtype == torch.uint8 else raw.to(torch.float32)

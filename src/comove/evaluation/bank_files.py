@@ -1,0 +1,288 @@
+"""What a retraining bank is on disk, and reading it without trusting it.
+
+A result is named by what was trained: the fingerprint of the subset's sorted ids, and the number of the seed. So
+subsets that coincide are trained once, whichever plan asks for them, and banks made apart are joined by copying files.
+
+Shape legend: C subsets, N train, Q queries, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.errors import CorruptFileError, FingerprintError
+from comove.evaluation.subsets import SubsetPlan
+from comove.lock import lives
+from comove.store import TEMPORARY, open_manifest, read_checked, read_header, write_checked
+
+__all__ = [
+    "BANK_FORMAT",
+    "Key",
+    "Logits",
+    "ResultFiles",
+    "Results",
+    "StoredPlan",
+    "complete_examples",
+    "open_bank",
+    "plan_files",
+    "planned",
+    "read_plan",
+    "set_aside",
+    "store_plan",
+]
+
+BANK_FORMAT = 2
+EXAMPLES, PLANS, RESULTS, WEIGHTS = "examples.safetensors", "plans", "results", "weights"
+SUFFIX = ".safetensors"
+DAMAGED = ".damaged"
+_WRITER = re.compile(rf"\.(\d+)-[0-9a-f]+{re.escape(TEMPORARY)}$")
+_NAME = re.compile(r"([0-9a-f]{32})-(\d{3,})\.safetensors")
+
+Logits = npt.NDArray[np.float32]
+
+
+class Key(NamedTuple):
+    """What one model was trained on: the fingerprint of a subset's ids, and which of its seeds (0, 1, ...)."""
+
+    subset: str
+    number: int
+
+    @property
+    def file(self) -> str:
+        """The name of its result file."""
+        return f"{self.subset}-{self.number:03d}{SUFFIX}"
+
+    @classmethod
+    def of_file(cls, name: str) -> Key | None:
+        """The key that a result file's name stands for, ``None`` for any other file."""
+        found = _NAME.fullmatch(name)
+        return None if found is None else cls(found[1], int(found[2]))
+
+
+class Results(Protocol):
+    """Where a bank's logits come from: a folder of small files, or one compact file."""
+
+    def done(self) -> set[Key]:
+        """The models whose logits are there, and whole."""
+
+    def damaged(self) -> list[str]:
+        """Names of result files that are not what they should be."""
+
+    def logits(self, key: Key) -> Logits | None:
+        """(Q, K) of one model; ``None`` where they are missing or damaged."""
+
+    def has_weights(self, key: Key) -> bool:
+        """Whether the model's weights are there."""
+
+
+# --- manifest and examples ------------------------------------------------------------------------------------------
+
+
+def open_bank(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a bank.
+
+    Raises:
+        CorruptFileError: not a bank, or one of an earlier format.
+    """
+    manifest = open_manifest(folder, "bank", BANK_FORMAT)
+    if manifest["format_version"] < BANK_FORMAT:
+        raise CorruptFileError(
+            f"{folder} is a bank made by an older comove (format {manifest['format_version']}, now {BANK_FORMAT}), "
+            "whose results are named otherwise and cannot be used: make it again in a new folder."
+        )
+    return manifest
+
+
+def complete_examples(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write the file of ids and labels, unless it is there and whole."""
+    file = folder / EXAMPLES
+    try:
+        found, _ = read_checked(file)
+    except CorruptFileError:
+        found = {}
+    if found.keys() != arrays.keys() or any(not np.array_equal(found[name], arrays[name]) for name in arrays):
+        write_checked(file, arrays)
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+
+
+class StoredPlan(NamedTuple):
+    """A plan as a bank keeps it: masks (C, N), how many seeds each subset was asked for (C,), and where it is from."""
+
+    name: str
+    masks: npt.NDArray[np.bool_]
+    seeds: npt.NDArray[np.int64]
+    keep_weights: bool
+    plan: Mapping[str, Any]
+
+
+def plan_files(folder: Path) -> list[Path]:
+    """The files of all plans, by name."""
+    return sorted(file for file in (folder / PLANS).glob(f"*{SUFFIX}") if not file.name.startswith("."))
+
+
+def read_plan(file: Path, n_train: int) -> StoredPlan:
+    """Read a plan.
+
+    Raises:
+        CorruptFileError: truncated, foreign or changed; or of another number of examples.
+    """
+    arrays, header = read_checked(file, ["masks", "seeds"])
+    packed = arrays["masks"]
+    if header.get("n_train") != n_train or packed.shape[1] != (n_train + 7) // 8:
+        raise CorruptFileError(f"{file} is a plan for {header.get('n_train')} examples; this bank has {n_train}.")
+    masks_CN = np.unpackbits(packed, axis=1, count=n_train).view(np.bool_)
+    return StoredPlan(file.stem, masks_CN, arrays["seeds"], bool(header["keep_weights"]), header["plan"])
+
+
+def store_plan(folder: Path, asked: StoredPlan) -> None:
+    """Write a plan, or extend what is there by it: subsets and seeds are added, never taken away.
+
+    Raises:
+        FingerprintError: the plan of that name has other subsets.
+        CorruptFileError: the file there is damaged.
+    """
+    file = folder / PLANS / f"{asked.name}{SUFFIX}"
+    wanted = asked
+    if file.exists():
+        found = read_plan(file, asked.masks.shape[1])
+        both = min(len(found.masks), len(asked.masks))
+        if not np.array_equal(found.masks[:both], asked.masks[:both]):
+            raise FingerprintError(f"{file} holds other subsets than this plan of the same name: make a new bank.")
+        longer, shorter = (asked, found) if len(asked.masks) > both else (found, asked)
+        seeds = longer.seeds.copy()
+        seeds[:both] = np.maximum(seeds[:both], shorter.seeds[:both])
+        wanted = StoredPlan(asked.name, longer.masks, seeds, asked.keep_weights or found.keep_weights, longer.plan)
+        if np.array_equal(seeds, found.seeds) and wanted.keep_weights == found.keep_weights:
+            return
+    header = {"plan": wanted.plan, "keep_weights": wanted.keep_weights, "n_train": wanted.masks.shape[1]}
+    arrays: dict[str, npt.NDArray[Any]] = {"masks": np.packbits(wanted.masks, axis=1), "seeds": wanted.seeds}
+    write_checked(file, arrays, {**header, "count": len(wanted.masks), "seeds": int(wanted.seeds.max())})
+
+
+def planned(plan: SubsetPlan, masks_CN: npt.NDArray[np.bool_], seeds: int, keep_weights: bool) -> StoredPlan:
+    """A plan with ``seeds`` models a subset."""
+    return StoredPlan(plan.name, masks_CN, np.full(len(masks_CN), seeds), keep_weights, plan.to_json())
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+def set_aside(file: Path) -> Path:
+    """Rename a damaged file, so that it is in nobody's way and can still be looked at."""
+    aside = file.with_name(file.name + DAMAGED)
+    file.replace(aside)
+    return aside
+
+
+class ResultFiles:
+    """The result files of a bank. Each is read and checked once, and again when it changes.
+
+    Args:
+        folder: the bank's.
+        fingerprint: the bank's; results carry it, so that a file from another bank is known.
+        shape: (Q, K).
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, shape: tuple[int, int]) -> None:
+        self.folder, self.fingerprint, self.shape = folder, fingerprint, shape
+        self._checked: dict[str, tuple[tuple[int, int, int], bool]] = {}
+
+    def file(self, key: Key) -> Path:
+        """Where a result is."""
+        return self.folder / RESULTS / key.file
+
+    def weights_file(self, key: Key) -> Path:
+        """Where a model's weights are, if kept."""
+        return self.folder / WEIGHTS / key.file
+
+    def has_weights(self, key: Key) -> bool:
+        """Whether a model's weights are there."""
+        return self.weights_file(key).exists()
+
+    def done(self) -> set[Key]:
+        """The models whose result files are there, and whole."""
+        return {key for key, whole in self._scan() if whole}
+
+    def damaged(self) -> list[str]:
+        """Names of the files that are truncated, foreign or changed."""
+        return sorted(key.file for key, whole in self._scan() if not whole)
+
+    def logits(self, key: Key) -> Logits | None:
+        """(Q, K) of one model; ``None`` where they are missing or damaged."""
+        file = self.file(key)
+        try:
+            signature = _signature(file.stat())
+        except FileNotFoundError:
+            return None
+        logits = self._read(key)
+        self._checked[key.file] = signature, logits is not None
+        return logits
+
+    def header(self, key: Key) -> Mapping[str, Any]:
+        """When, where and how a finished model was trained."""
+        return read_header(self.file(key))[1]
+
+    def write(self, key: Key, logits: Logits, notes: Mapping[str, Any]) -> None:
+        """Write a result atomically."""
+        head = {"bank": self.fingerprint, "subset": key.subset, "number": key.number}
+        write_checked(self.file(key), {"logits": logits}, {**head, **notes})
+
+    def set_aside_damaged(self) -> list[str]:
+        """Rename the damaged files; returns their names."""
+        names = self.damaged()
+        for name in names:
+            set_aside(self.folder / RESULTS / name)
+        return names
+
+    def clean(self) -> None:
+        """Remove what killed writes left behind; for the driver, who alone writes results."""
+        for folder in (RESULTS, WEIGHTS):
+            for file in (self.folder / folder).glob(f".*{TEMPORARY}"):
+                file.unlink(missing_ok=True)
+        for folder in (".", PLANS):  # where another process may just be planning more
+            for file in (self.folder / folder).glob(f".*{TEMPORARY}"):
+                writer = _WRITER.search(file.name)
+                if writer is None or int(writer[1]) == os.getpid() or not lives(int(writer[1])):
+                    file.unlink(missing_ok=True)
+
+    def _scan(self) -> Iterator[tuple[Key, bool]]:
+        try:
+            entries = list(os.scandir(self.folder / RESULTS))
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            key = Key.of_file(entry.name)
+            if key is None:
+                continue
+            try:
+                signature = _signature(entry.stat())
+            except FileNotFoundError:  # set aside in this moment
+                continue
+            known = self._checked.get(entry.name)
+            if known is None or known[0] != signature:
+                known = self._checked[entry.name] = signature, self._read(key) is not None
+            yield key, known[1]
+
+    def _read(self, key: Key) -> Logits | None:
+        try:
+            arrays, header = read_checked(self.file(key), ["logits"])
+        except CorruptFileError:
+            return None
+        own = (self.fingerprint, key.subset, key.number)
+        if (header.get("bank"), header.get("subset"), header.get("number")) != own:
+            return None
+        logits = arrays["logits"]
+        return logits if logits.shape == self.shape and logits.dtype == np.float32 else None
+
+
+def _signature(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino

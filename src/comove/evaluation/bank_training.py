@@ -1,0 +1,249 @@
+"""Training what a bank lacks: jobs of many models each, done by workers, written by the driver.
+
+A model's seed is derived from the bank's seed, its subset and its number: derived_seed(bank seed, "bank", the first 15
+hexadecimal digits of the subset's fingerprint as a number, number). So the same model comes out whichever plan asks for
+it, whatever was trained before and wherever.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save
+
+from comove.data import ExampleSet
+from comove.errors import CorruptFileError, InputError, NonFiniteError
+from comove.evaluation.bank_files import Key, ResultFiles
+from comove.execution import Executor, Local, run_jobs
+from comove.models import Factory, ModelSpec
+from comove.store import as_header, read_json, write_bytes, write_json
+from comove.training import Engine, Member, Recipe, Resident, choose_engine, resolve_device, train_many
+from comove.training.engine import FEW
+from comove.training.randomness import derived_seed
+
+__all__ = ["Material", "Wanted", "model_seed", "train_wanted"]
+
+ENGINE = "engine.json"
+
+Job = tuple[tuple[int, int], ...]
+"""One (subset, number) a model; subsets are rows of the payload's masks."""
+
+
+class Material(NamedTuple):
+    """What models are made of."""
+
+    train: ExampleSet
+    query: ExampleSet
+    spec: ModelSpec
+    recipe: Recipe
+    seed: int
+    factory: str | Factory | None
+    device: str | torch.device
+
+
+class Wanted(NamedTuple):
+    """Models to train: (U,) fingerprints and (U, N) masks of different subsets, and (subset, number) pairs of them."""
+
+    subsets: tuple[str, ...]
+    masks: npt.NDArray[np.bool_]
+    models: list[tuple[int, int]]
+    keep_weights: npt.NDArray[np.bool_]
+
+    def key(self, model: tuple[int, int]) -> Key:
+        """What a (subset, number) pair is called on disk."""
+        return Key(self.subsets[model[0]], model[1])
+
+
+class _Payload(NamedTuple):
+    material: Material
+    subsets: tuple[str, ...]
+    packed: npt.NDArray[np.uint8]
+    keep_weights: npt.NDArray[np.bool_]
+    engine: Engine | None
+
+
+class _Result(NamedTuple):
+    logits: list[npt.NDArray[np.float32]]
+    weights: list[bytes | None]
+    seconds: float
+
+
+def model_seed(bank_seed: int, key: Key) -> int:
+    """The seed of a model's weights, order, augmentation and dropout."""
+    return derived_seed(bank_seed, "bank", int(key.subset[:15], 16), key.number)
+
+
+def train_wanted(
+    files: ResultFiles,
+    material: Material,
+    wanted: Wanted,
+    *,
+    name_of: Callable[[Key], str],
+    executor: Executor | str,
+    engine: Engine | None,
+    progress: bool,
+) -> None:
+    """Train the models and write their results as they arrive; for the driver, who holds the bank's lock.
+
+    Args:
+        files: where results go.
+        material: data, model and recipe.
+        wanted: the models, in the order to train them.
+        name_of: a model's name for messages.
+        executor: where they are trained.
+        engine: how; ``None`` for the bank's own, chosen by a short timing when it has none yet.
+        progress: show a bar.
+
+    Raises:
+        InputError: another engine than the bank's.
+        NonFiniteError: a model diverged.
+        StorageError: a result cannot be written.
+    """
+    payload = _Payload(material, wanted.subsets, np.packbits(wanted.masks, axis=1), wanted.keep_weights, None)
+    engine = _engine(files.folder / ENGINE, engine) or _choose(files.folder / ENGINE, payload, wanted, executor)
+    sitting = round(time.time(), 3)
+    host = socket.gethostname()
+
+    def deliver(job: Job, result: _Result) -> None:
+        now = {"finished": round(time.time(), 3), "sitting": sitting, "host": host}
+        notes = {**now, "seconds": round(result.seconds / len(job), 4), "engine": [engine.kind, engine.group]}
+        diverged = []
+        for model, logits, weights in zip(job, result.logits, result.weights, strict=True):
+            key = wanted.key(model)
+            if not np.isfinite(logits).all():
+                diverged.append(key)
+                continue
+            if weights is not None:
+                write_bytes(files.weights_file(key), weights)  # first: a result says that all of it is there
+            files.write(key, logits, {**notes, "seed": model_seed(material.seed, key)})
+        if diverged:
+            raise NonFiniteError(
+                f"The model of {name_of(diverged[0])} diverged (logits are NaN or infinite): lower the learning rate "
+                "and make the bank in a new folder. What was finished is kept."
+            )
+
+    run_jobs(
+        _jobs(wanted.models, wanted.masks.sum(1), engine.group),
+        _setup,
+        payload._replace(engine=engine),
+        deliver,
+        executor=executor,
+        description="retraining (models)",
+        progress=progress,
+        size=len,
+    )
+
+
+def _jobs(models: Iterable[tuple[int, int]], sizes: npt.NDArray[np.int64], group: int) -> list[Job]:
+    """Cut the models into groups of equal subset size, each begun in the order in which its first model stands."""
+    filling: dict[int, list[tuple[int, int]]] = {}
+    jobs: list[list[tuple[int, int]]] = []
+    for model in models:
+        size = int(sizes[model[0]])
+        if len(filling.get(size, ())) in (0, group):
+            filling[size] = []
+            jobs.append(filling[size])
+        filling[size].append(model)
+    return [tuple(job) for job in jobs]
+
+
+# --- the engine: chosen once a bank, since bits depend on it ---------------------------------------------------------
+
+
+def _engine(file: Path, asked: Engine | None) -> Engine | None:
+    """The bank's engine, or the one asked for when it has none yet."""
+    if not file.exists():
+        if asked is not None:
+            write_json(file, asked.to_json())
+        return asked
+    try:
+        found = Engine.from_json(read_json(file))
+    except (CorruptFileError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(
+            f"{file} is damaged ({error}). Delete it and run again: it is chosen anew, and what is trained stays."
+        ) from error
+    if asked is not None and (asked.kind, asked.group) != (found.kind, found.group):
+        raise InputError(
+            f"{file} says that this bank's models are trained {found.kind}, {found.group} at a time; leave out "
+            f"engine=, or make the bank in a new folder to train them {asked.kind}, {asked.group} at a time."
+        )
+    return found
+
+
+def _choose(file: Path, payload: _Payload, wanted: Wanted, executor: Executor | str) -> Engine:
+    """Time engines where the models will be trained, on the size that most of them have, and note the choice.
+
+    A few models are trained one by one and settle nothing for the many that may follow.
+    """
+    if len(wanted.models) < FEW:
+        return Engine("one-by-one", 1, f"{len(wanted.models)} models")
+    sizes, counts = np.unique([int(wanted.masks[subset].sum()) for subset, _ in wanted.models], return_counts=True)
+    found: list[Engine] = []
+    run_jobs(
+        [(int(sizes[counts.argmax()]), len(wanted.models))],
+        _setup_choice,
+        payload,
+        lambda job, engine: found.append(engine),
+        executor="serial" if executor == "local" or isinstance(executor, Local) else executor,  # no start for one job
+        description="choosing an engine",
+    )
+    write_json(file, found[0].to_json())
+    return found[0]
+
+
+def _setup_choice(payload: _Payload) -> Callable[[tuple[int, int]], Engine]:
+    material = payload.material
+    train = Resident(material.train, resolve_device(material.device))
+
+    def choose(job: tuple[int, int]) -> Engine:
+        size, models = job
+        return choose_engine(material.spec, train, material.recipe, size, models=models, factory=material.factory)
+
+    return choose
+
+
+# --- in the workers --------------------------------------------------------------------------------------------------
+
+
+def _setup(payload: _Payload) -> Callable[[Job], _Result]:
+    """Put the data on the device; what it returns trains the models of one job."""
+    material, engine = payload.material, payload.engine
+    assert engine is not None
+    device = resolve_device(material.device)
+    train, query = Resident(material.train, device), Resident(material.query, device)
+
+    def members(job: Job) -> list[Member]:
+        rows = np.unpackbits(payload.packed[[subset for subset, _ in job]], axis=1, count=len(train))
+        seeds = [model_seed(material.seed, Key(payload.subsets[subset], number)) for subset, number in job]
+        return [Member(np.flatnonzero(row), seed) for row, seed in zip(rows, seeds, strict=True)]
+
+    def work(job: Job) -> _Result:
+        started = time.perf_counter()
+        keep = [bool(payload.keep_weights[subset]) for subset, _ in job]
+        trained = train_many(
+            material.spec,
+            train,
+            query,
+            members(job),
+            material.recipe,
+            engine=engine,
+            factory=material.factory,
+            keep_weights=any(keep),
+        )
+        weights = [_as_bytes(one.weights) if kept else None for one, kept in zip(trained, keep, strict=True)]
+        return _Result([one.logits for one in trained], weights, time.perf_counter() - started)
+
+    return work
+
+
+def _as_bytes(weights: dict[str, torch.Tensor] | None) -> bytes:
+    assert weights is not None
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+    return bytes(save(plain, as_header({})))

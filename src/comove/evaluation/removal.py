@@ -1,0 +1,170 @@
+"""Which examples are removed for which query.
+
+A method removes the examples with the highest scores for a query. Two controls remove as many: random ones, and random
+ones of the query's class (when that is used up, random others). A control's order depends on the seed and the query's
+id only, so it is the same whichever methods it stands beside, and its first k examples are among its first k + 1.
+
+Shape suffixes: N training examples, M methods and controls, Q queries, k examples removed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.attribution import Scores
+from comove.data import ExampleSet, Ids, Splits
+from comove.discovery import check_seed
+from comove.errors import InputError, InputTypeError, some
+from comove.store import as_ids
+
+__all__ = ["CONTROLS", "Removal", "SomeScores", "check_k", "named_scores", "plan_removal", "warn_of_emptied_classes"]
+
+CONTROLS = ("random removal", "same-class removal")
+SomeScores = Scores | Sequence[Scores] | Mapping[str, Scores]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """In which order each method and control removes examples for each query.
+
+    Attributes:
+        names: of the M methods, then the controls.
+        controls: those of the names that are controls.
+        orders: (M, Q, max_k) ids, the first to go first.
+        in_class: (M, Q, max_k) how many of the query's class are among the first k.
+        class_sizes: (Q,) how many training examples the query's class has.
+        query_ids: (Q,) int64.
+        query_labels: (Q,) int64.
+    """
+
+    names: tuple[str, ...]
+    controls: tuple[str, ...]
+    orders: Ids
+    in_class: Ids
+    class_sizes: Ids
+    query_ids: Ids
+    query_labels: Ids
+
+    def empties_class(self, k: int) -> npt.NDArray[np.bool_]:
+        """(M, Q) whether the first k are every example of the query's class."""
+        return np.asarray((self.in_class[:, :, k - 1] == self.class_sizes) & (self.class_sizes > 0))
+
+
+def named_scores(scores: SomeScores) -> dict[str, Scores]:
+    """Scores by name: their method's, or the keys of a mapping.
+
+    Raises:
+        InputError: none, or two of one name.
+        InputTypeError: something else than scores.
+    """
+    if isinstance(scores, Mapping):
+        named = [(str(name), item) for name, item in scores.items()]
+    else:
+        several = [scores] if isinstance(scores, Scores) else list(scores)
+        named = [(getattr(item, "method", ""), item) for item in several]
+    wrong = [type(item).__name__ for _, item in named if not isinstance(item, Scores)]
+    if wrong:
+        raise InputTypeError(
+            f"scores must be Scores, a sequence or a mapping of them, got {some(wrong)}; "
+            "Scores(values, train_ids, query_ids, method) makes them from arrays."
+        )
+    names = [name for name, _ in named]
+    if not names or len(set(names)) < len(names) or set(names) & set(CONTROLS):
+        raise InputError(
+            f"Scores must have names of their own, other than {' and '.join(CONTROLS)}; got {some(names) or 'none'}. "
+            "A mapping {name: scores} names them."
+        )
+    return dict(named)
+
+
+def check_k(k: int, n_train: int) -> None:
+    """Check that k of N training examples can be removed.
+
+    Raises:
+        InputError: none, or fewer than two would stay.
+    """
+    if not 1 <= k <= n_train - 2:
+        raise InputError(
+            f"k must be from 1 to N - 2 = {n_train - 2}, so that 2 of the {n_train} training examples stay; got {k}."
+        )
+
+
+def plan_removal(
+    scores: Mapping[str, Scores], splits: Splits, max_k: int, *, queries: object, controls: bool, seed: int
+) -> Removal:
+    """Order the training examples of every query by every method, as far as ``max_k``.
+
+    Args:
+        scores: by name, each of all training examples.
+        splits: the data.
+        max_k: most examples removed.
+        queries: ids; by default all that the first scores know.
+        controls: whether random and same-class removal stand beside the methods.
+        seed: of the controls.
+
+    Raises:
+        InputError: unknown queries, scores that lack examples, a ``max_k`` that leaves fewer than two examples.
+    """
+    check_seed(seed, "brittleness")
+    train = splits.train
+    check_k(max_k, len(train))
+    query_ids = next(iter(scores.values())).query_ids if queries is None else as_ids(queries, "queries")
+    if not query_ids.size:
+        raise InputError("At least one query is needed.")
+    query = splits.query.subset(query_ids)
+    orders: dict[str, Ids] = {}
+    for name, item in scores.items():
+        if item.train_ids.size != len(train):
+            raise InputError(f"{name}: scores of {item.train_ids.size} examples, but {len(train)} are trained on.")
+        matched = item.subset(train_ids=np.sort(train.ids), query_ids=query_ids)
+        orders[name] = _highest(matched, max_k)
+    if controls:
+        drawn = [_drawn(train, int(id_), int(label), max_k, seed) for id_, label in zip(query_ids, query.labels, strict=True)]
+        orders |= {name: np.stack([pair[i] for pair in drawn]) for i, name in enumerate(CONTROLS)}
+    orders_MQk = np.stack(list(orders.values()))
+    labels_MQk = train.labels[train.positions(orders_MQk.ravel())].reshape(orders_MQk.shape)
+    return Removal(
+        names=tuple(orders),
+        controls=CONTROLS if controls else (),
+        orders=orders_MQk,
+        in_class=(labels_MQk == query.labels[:, None]).cumsum(axis=2),
+        class_sizes=np.bincount(train.labels, minlength=len(splits.classes))[query.labels],
+        query_ids=query_ids,
+        query_labels=query.labels,
+    )
+
+
+def _highest(scores: Scores, count: int) -> Ids:
+    """(Q, count) ids with the highest scores, ties to the lower id; ``scores`` have ascending ids."""
+    best = [np.argsort(-column_N, kind="stable")[:count] for column_N in scores.values.T]
+    return scores.train_ids[np.stack(best)]
+
+
+def _drawn(train: ExampleSet, query: int, label: int, count: int, seed: int) -> tuple[Ids, Ids]:
+    """The first ``count`` ids at random, and those of the class before all others."""
+    by_id = np.argsort(train.ids)
+    ids, labels = train.ids[by_id], train.labels[by_id]
+    anyhow, within = np.random.default_rng([seed, 0xB217, int(np.int64(query).view(np.uint64))]).spawn(2)
+    own, other = within.permutation(ids[labels == label]), within.permutation(ids[labels != label])
+    return anyhow.permutation(ids)[:count], np.concatenate([own, other])[:count]
+
+
+def warn_of_emptied_classes(removal: Removal, ks: Iterable[int]) -> None:
+    """Warn, before anything is trained, where removal leaves no example of a query's class."""
+    emptied = {
+        name: k
+        for k in sorted(ks, reverse=True)
+        for name, hit in zip(removal.names, removal.empties_class(k), strict=True)
+        if hit.any()
+    }
+    if emptied:
+        told = ", ".join(f"{name} from k = {k}" for name, k in emptied.items())
+        warnings.warn(
+            f"Removing leaves no training example of some query's class, so that its prediction must flip: {told}.",
+            stacklevel=3,
+        )

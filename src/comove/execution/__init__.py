@@ -1,0 +1,14 @@
+"""Where many independent jobs run: in this process, in worker processes, or on a Ray cluster.
+
+:func:`run_jobs` hands every result to one function in the calling process, the driver, which alone writes. All
+executors give the same bits: a job runs with torch on one CPU thread wherever it is done.
+"""
+
+from comove.execution.base import Executor, JobLostError
+from comove.execution.local import Local
+from comove.execution.pending import run_pending
+from comove.execution.ray_cluster import RayCluster
+from comove.execution.run import as_executor, run_jobs
+from comove.execution.serial import Serial
+
+__all__ = ["Executor", "JobLostError", "Local", "RayCluster", "Serial", "as_executor", "run_jobs", "run_pending"]

@@ -1,0 +1,75 @@
+"""What an executor is: it turns a list of jobs into a stream of results, in whatever order they come."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from comove.errors import ComoveError, InputError
+
+__all__ = ["Executor", "JobLostError", "Results", "Work", "check_retries", "job_lost", "one_torch_thread"]
+
+Results = Generator[tuple[int, Any], None, None]
+"""Yields (index of the job, its result); closing it ends the workers."""
+
+
+class JobLostError(ComoveError, RuntimeError):
+    """A job was given up: every process that ran it died."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The jobs and what is needed to do them.
+
+    Args:
+        jobs: small picklable values, each independent of the others.
+        setup: called once in every process that works, with ``payload``; returns the function that does one job.
+        payload: whatever all jobs share (data, recipe); sent once to every process that works.
+    """
+
+    jobs: Sequence[Any]
+    setup: Callable[[Any], Callable[[Any], Any]]
+    payload: Any
+
+
+class Executor(ABC):
+    """Where jobs run. Build one with :func:`as_executor`, or as ``Serial()``, ``Local()``, ``RayCluster()``."""
+
+    @abstractmethod
+    def results(self, work: Work) -> Results:
+        """Yield (index, result) of every job once, in the order they are done.
+
+        When a job raises, the results that had arrived are yielded first, then the error goes up. However the
+        generator ends (exhausted, closed, an error, an interrupt), no process of its own outlives it.
+        """
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Run the block with torch on one CPU thread: sums are split alike everywhere, so bits are equal everywhere."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_retries(retries: int) -> None:
+    """Refuse a negative number of retries with an :class:`InputError`."""
+    if retries < 0:
+        raise InputError(f"retries must be 0 or more, not {retries}: how often a lost job is begun again.")
+
+
+def job_lost(job: object, deaths: int, last: str) -> JobLostError:
+    """Return the error for a job whose process died again and again; ``last`` says how it died last."""
+    return JobLostError(
+        f"Gave up {str(job)[:200]} after {deaths} worker processes had died of it, the last one {last}. "
+        "Memory running out is the likely cause: use fewer workers or smaller jobs, or find the fault with "
+        "executor='serial'. Results that had arrived are kept."
+    )

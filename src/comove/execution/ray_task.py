@@ -1,0 +1,37 @@
+"""What runs in a worker process of a Ray cluster: one job a task, the set-up once a process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comove.execution.outcome import Outcome, attempt, packed
+from comove.execution.wire import from_bytes, to_bytes
+
+__all__ = ["do_job"]
+
+# Ray hands task after task to the same process; what the tasks of a run share is made once and lives here.
+_prepared: dict[str, Outcome] = {}
+
+
+def do_job(run: str, shared: Any, job: bytes) -> bytes:
+    """Do one job and return its packed outcome.
+
+    Args:
+        run: names the run; the set-up of another run is dropped.
+        shared: (n,) uint8, the packed (setup, payload).
+        job: the packed job.
+    """
+    if run not in _prepared:
+        _prepared.clear()
+        _prepared[run] = attempt(lambda: _set_up(shared))
+    ready = _prepared[run]
+    if ready.error is not None:
+        return to_bytes(packed(ready))
+    outcome = attempt(lambda: ready.result(from_bytes(job)))
+    outcome.warnings[:0] = ready.warnings
+    return to_bytes(packed(outcome))
+
+
+def _set_up(shared: Any) -> Any:
+    setup, payload = from_bytes(shared)
+    return setup(payload)

@@ -1,0 +1,30 @@
+"""How the lines of several methods are told apart: by colour, by mark and by dashes, so that grey print does too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+from comove.report.figures import COLOURS, NEUTRAL
+
+__all__ = ["is_control", "line_styles"]
+
+MARKERS = "osD^vP*"
+CONTROL_STYLES = ("--", ":", "-.")
+
+
+def is_control(method: object) -> bool:
+    """Whether a method is there to be surpassed."""
+    return "control" in str(method)
+
+
+def line_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How each method's line is drawn, in the order of the legend: coloured ones first, then grey, dashed controls."""
+    styles: dict[str, dict[str, Any]] = {}
+    real, controls = ([name for name in methods if is_control(name) == wanted] for wanted in (False, True))
+    for name, colour, marker in zip(real, cycle(COLOURS[:-1]), cycle(MARKERS), strict=False):  # black is for levels
+        styles[name] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
+    for name, dashes in zip(controls, cycle(CONTROL_STYLES), strict=False):
+        styles[name] = {"color": NEUTRAL, "linestyle": dashes, "marker": ".", "linewidth": 1.5}
+    return styles
