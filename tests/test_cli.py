@@ -197,6 +197,39 @@ def test_lds_writes_table_json_and_figure_and_goes_on_where_it_was(
     assert comove_(*words).out == first.out
 
 
+def test_lds_at_several_ratios_and_outputs_has_a_column_each_and_its_bank_serves_again(tmp_path: Path) -> None:
+    ratios = ("--alpha", "0.5", "0.3,loo", "--output", "margin", "correct")
+    counts = ("--subsets", 4, "--seeds", 2, "--runs", 1, "--executor", "serial", "--quiet")
+    first = comove_("lds", *SMALL, "--methods", "cld", *ratios, *counts, "--out", tmp_path / "a")
+    assert first.code == 0, first.err
+    heads = [line.split() for line in first.out.splitlines() if line.startswith("method")]
+    assert heads == [["method", "alpha", "0.3", "alpha", "0.5", "alpha", "1-1/200"]] * 2
+    assert first.out.count("noise ceiling") == 2
+    assert "24 trained now, 0 reused" in first.err
+    with (tmp_path / "a/lds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["alpha"], row["output"]) for row in rows} == {
+        (alpha, output) for alpha in ("0.3", "0.5", "0.995") for output in ("margin", "correct")
+    }
+    assert not_blank(tmp_path / "a/lds.png")
+    again = comove_(
+        "lds", *SMALL[:-2], "--methods", "cld", *ratios, "--runs", 1, "--bank", tmp_path / "a/bank", "--quiet",
+        "--out", tmp_path / "b",
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    assert "0 trained now, 24 reused" in again.err
+    assert again.out == first.out
+
+
+def test_lds_refuses_options_that_an_existing_bank_has_decided(tmp_path: Path) -> None:
+    words = ("lds", "--bank", tmp_path, "--out", tmp_path / "x")
+    told = "With --bank, how models are trained, and on what, is given: leave out --batch-size --subsets"
+    refused(comove_(*words, "--subsets", 4, "--batch-size", 8), told)
+    refused(comove_(*words), "manifest.json")
+    refused(comove_("lds", *SMALL, "--alpha", "half", "--out", tmp_path / "x"), "or loo; got 'half'")
+    assert not (tmp_path / "x").exists()
+
+
 def _never(*args: Any, **kwargs: Any) -> None:
     raise AssertionError("trained again")
 

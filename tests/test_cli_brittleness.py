@@ -17,6 +17,7 @@ from comove.evaluation import Brittleness, Counterfactual, RetrainingBank
 from comove.evaluation.bank_files import ResultFiles
 
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4", "--executor", "serial", "-q")
+SPEARMAN = "cld:correlation=spearman"
 FEW = (*SMALL, "--queries", "3", "--seeds", "2", "--base-seeds", "2", "--runs", "1")
 
 
@@ -35,7 +36,7 @@ def results(folder: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     out = tmp_path_factory.mktemp("brittleness") / "out"
-    return out, comove_("brittleness", *FEW, "--methods", "cld", "tracin", "--k", "5", "12", "--out", out)
+    return out, comove_("brittleness", *FEW, "--methods", "cld", SPEARMAN, "--k", "5", "12", "--out", out)
 
 
 def test_it_prints_a_table_of_flips_and_writes_tables_and_a_figure(finished: tuple[Path, Any]) -> None:
@@ -46,7 +47,7 @@ def test_it_prints_a_table_of_flips_and_writes_tables_and_a_figure(finished: tup
     assert lines[1].split() == ["method", "k", "=", "5", "k", "=", "12"]
     kept = Brittleness.load(out / "brittleness.safetensors")
     found = {" ".join(cells[:-2]): cells[-2:] for cells in (re.split(r"\s{2,}", line.strip()) for line in lines[3:])}
-    assert list(found) == ["cld", "tracin", "random removal", "same-class removal"]
+    assert list(found) == ["cld", "cld(correlation=spearman)", "random removal", "same-class removal"]
     for name, cells in found.items():
         for cell, k in zip(cells, (5, 12), strict=True):
             rate = kept.rate(name, k)
@@ -56,7 +57,10 @@ def test_it_prints_a_table_of_flips_and_writes_tables_and_a_figure(finished: tup
     table = pd.read_csv(out / "brittleness.csv")
     np.testing.assert_allclose(table["flipped"], [row["flipped"] for row in kept.rows()])
     assert (out / "brittleness.png").stat().st_size > 5000
-    assert Scores.load(out / "removal-scores" / "tracin.safetensors").query_ids.tolist() == kept.query_ids.tolist()
+    assert (
+        Scores.load(out / "removal-scores" / "cld-correlation-spearman.safetensors").query_ids.tolist()
+        == kept.query_ids.tolist()
+    )
     assert len(set(kept.query_labels.tolist())) == 3  # spread over classes
     assert kept.info["recipe"]["epochs"] == 4
 
@@ -64,7 +68,7 @@ def test_it_prints_a_table_of_flips_and_writes_tables_and_a_figure(finished: tup
 def test_the_same_command_trains_nothing_and_one_with_more_trains_what_is_missing(finished: tuple[Path, Any]) -> None:
     out, first = finished
     before = results(out)
-    again = comove_("brittleness", *FEW, "--methods", "cld", "tracin", "--k", "5", "12", "--out", out)
+    again = comove_("brittleness", *FEW, "--methods", "cld", SPEARMAN, "--k", "5", "12", "--out", out)
     assert again.stdout == first.stdout
     assert results(out) == before
     more = comove_("brittleness", *FEW, "--methods", "cld", "--k", "5,12", "--k", "8", "--out", out)
@@ -77,14 +81,14 @@ def test_the_same_command_trains_nothing_and_one_with_more_trains_what_is_missin
 def test_interrupted_it_ends_with_130_and_the_same_command_finishes_it(
     finished: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = ResultFiles.write, []
+    write, written = ResultFiles.write, list[None]()
 
     def interrupted(self: ResultFiles, *args: Any, **kwargs: Any) -> None:
         if len(written) == 9:
             raise KeyboardInterrupt
         written.append(write(self, *args, **kwargs))
 
-    words = ("brittleness", *FEW, "--methods", "cld", "tracin", "--k", "5", "12", "--out", tmp_path)
+    words = ("brittleness", *FEW, "--methods", "cld", SPEARMAN, "--k", "5", "12", "--out", tmp_path)
     monkeypatch.setattr(ResultFiles, "write", interrupted)
     stopped = comove_(*words)
     assert stopped.exit_code == 130
@@ -100,7 +104,7 @@ def test_emptied_classes_are_told_before_and_after_and_counterfactuals_on_reques
     result = comove_(*words, "--out", tmp_path)
     assert result.exit_code == 0, result.stderr
     assert result.stderr.startswith("Warning: Removing leaves no training example of some query's class")
-    assert "same-class removal removes every example of the query's class at k = 30 (3) queries." in result.stderr
+    assert "same-class removal removes every example of the query's class at k = 30 for 3 queries." in result.stderr
     found = Counterfactual.load(tmp_path / "counterfactual.safetensors")
     row = next(line for line in result.stdout.split("Smallest removal")[1].splitlines() if line.startswith("cld"))
     cells = re.split(r"\s{2,}", row)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import comove
+from comove.data import Splits
 from comove.errors import LockedError, StorageError
 from comove.lock import Owner, driver_lock, owner_of
 
@@ -125,3 +127,16 @@ def test_what_is_no_folder_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"Cannot lock .*is it a writable folder"), driver_lock(tmp_path / "file"):
         pass
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(small_digits: Splits, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recipe = {"epochs": 1}
+    run = comove.train(small_digits, "mlp", recipe, out=tmp_path / "other")
+    (tmp_path / "run" / "manifest.json").write_bytes((run.path / "manifest.json").read_bytes())
+    with driver_lock(folder), pytest.raises(LockedError, match=f"is being worked on by process {os.getpid()} on"):
+        comove.train(small_digits, "mlp", recipe, out=folder)
+    assert comove.train(small_digits, "mlp", recipe, out=folder).finished
+    with driver_lock(folder):
+        assert comove.train(small_digits, "mlp", recipe, out=folder).finished  # opening it is free

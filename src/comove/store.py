@@ -352,8 +352,11 @@ def check_kind(manifest: Mapping[str, Any], kind: str, format_version: int, wher
 
 
 def as_array(values: Any) -> npt.NDArray[Any]:
-    """Return ``values`` as an array; a tensor is detached and taken to the CPU first."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    """Return ``values`` as an array; a tensor is detached and taken to the CPU first, bfloat16 to float32."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values  # NumPy has none
+    return np.asarray(values)
 
 
 def as_ids(ids: object, what: str) -> npt.NDArray[np.int64]:

@@ -22,7 +22,7 @@ Recorded = Callable[..., Trace]
 
 def scores_of(p_TN: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
     parts = [p_TN[start : start + window] for start in range(len(p_TN) - window + 1)]
-    return np.mean([(1 - part.mean(0)) * part.std(0, ddof=1) for part in parts], axis=0)
+    return np.asarray(np.mean([(1 - part.mean(0)) * part.std(0, ddof=1) for part in parts], axis=0))
 
 
 def test_the_example_of_the_specification_comes_out(recorded: Recorded) -> None:

@@ -43,8 +43,9 @@ def test_the_official_variant_never_reads_the_last_epoch(recorded: Recorded) -> 
     moved = p.copy()
     moved[-1] = 0.5
     official = DynUnc(4, variant="official")
-    np.testing.assert_array_equal(*(official.scores(recorded(target_probability=values)) for values in (p, moved)))
-    assert not np.array_equal(*(DynUnc(4).scores(recorded(target_probability=values)) for values in (p, moved)))
+    before, after = (recorded(target_probability=values) for values in (p, moved))
+    np.testing.assert_array_equal(official.scores(before), official.scores(after))
+    assert not np.array_equal(DynUnc(4).scores(before), DynUnc(4).scores(after))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 1 / 3, 0.999999, 1.0])

@@ -1,4 +1,4 @@
-"""Gradient norms: the last layer's in closed form against autograd, the full one against one backward pass an example."""
+"""Gradient norms: the last layer's in closed form, and the full one, against one backward pass an example."""
 
 from __future__ import annotations
 

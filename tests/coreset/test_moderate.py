@@ -78,7 +78,7 @@ def test_the_released_code_looks_at_all_classes_at_once(anchored: Anchored) -> N
 def test_all_at_one_place_tie_to_the_lower_id(anchored: Anchored) -> None:
     trace = placed(anchored, np.ones((4, 2)), [0] * 4, [9, 3, 7, 5])
     for variant in ("paper", "released"):
-        assert Moderate(variant=variant).select(trace, 4).ids.tolist() == [3, 5, 7, 9]  # type: ignore[arg-type]
+        assert Moderate(variant=variant).select(trace, 4).ids.tolist() == [3, 5, 7, 9]
     assert Moderate().select(trace, 2).ids.tolist() == [3, 5]
 
 

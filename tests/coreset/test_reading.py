@@ -33,7 +33,7 @@ Recorded = Callable[..., Trace]
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    """Epochs 0 to 3, features kept after epochs 1 and 3; train ids 5 to 8, queries 20 to 22, of which 22, 20 validate."""
+    """Epochs 0 to 3, features kept after 1 and 3; train ids 5 to 8, query ids 20 to 22, of which 22 and 20 validate."""
     recorder = comove.Recorder(
         tmp_path_factory.mktemp("kept") / "trace",
         train_ids=[5, 6, 7, 8],

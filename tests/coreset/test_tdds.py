@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ Recorded = Callable[..., Trace]
 def moves(p_TN: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """kd of two classes, (T - 1, N)."""
     both = torch.tensor(np.stack([p_TN, 1 - p_TN], -1))
-    return np.stack([kd(now, before).numpy() for before, now in zip(both[:-1], both[1:], strict=True)])
+    return np.stack([kd(now, before).numpy() for before, now in itertools.pairwise(both)])
 
 
 def written_out(kd_rows: list[list[float]], window: int, decay: float) -> list[float]:
@@ -51,9 +52,8 @@ def test_the_example_of_the_specification_comes_out(recorded: Recorded) -> None:
 
 
 def test_the_absolute_value_stands_inside_the_sum_over_classes() -> None:
-    signed = [
-        now * np.log(now / before) + (1 - now) * np.log((1 - now) / (1 - before)) for before, now in zip(P, P[1:])
-    ]  # noqa: B905
+    before, now = P[:-1], P[1:]
+    signed = now * np.log(now / before) + (1 - now) * np.log((1 - now) / (1 - before))
     np.testing.assert_allclose(signed, [0.020136, 0.091516, 0.036690], atol=1e-6)
     assert (moves(P[:, None])[:, 0] > signed).all()
 
@@ -87,7 +87,7 @@ def test_runs_are_averaged_and_the_highest_kept(recorded: Recorded) -> None:
 
 def test_rows_within_epochs_are_refused(recorded: Recorded) -> None:
     trace = recorded(kd=np.ones((5, 3)), epochs=[0.5, 1, 1.5, 2, 2.5, 3])
-    with pytest.raises(InputError, match="tdds reads how far predictions moved from epoch to epoch.*without every="):
+    with pytest.raises(InputError, match=r"tdds reads how far predictions moved from epoch to epoch.*without every="):
         TDDS(window=3).select(trace, 1)
 
 

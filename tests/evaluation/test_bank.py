@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -367,9 +368,11 @@ def test_a_bank_of_the_older_format_is_refused(small_digits: Splits, tmp_path: P
     made = create(tmp_path, small_digits)
     content = json.loads((made.path / "manifest.json").read_text())
     (made.path / "manifest.json").write_text(json.dumps({**content, "format_version": 1}))
-    for attempt in (lambda: RetrainingBank.load(tmp_path), lambda: create(tmp_path, small_digits)):
-        with pytest.raises(CorruptFileError, match=r"made by an older comove \(format 1, now 2\).*make it again"):
-            attempt()
+    older = r"made by an older comove \(format 1, now 2\).*make it again"
+    with pytest.raises(CorruptFileError, match=older):
+        RetrainingBank.load(tmp_path)
+    with pytest.raises(CorruptFileError, match=older):
+        create(tmp_path, small_digits)
 
 
 def test_a_plan_that_names_other_subsets_is_refused(small_digits: Splits, tmp_path: Path) -> None:
@@ -482,3 +485,35 @@ def test_a_predicted_class_is_nothing_to_hold_scores_to(bank: RetrainingBank) ->
 def test_other_queries_make_another_bank(bank: RetrainingBank, small_digits: Splits) -> None:
     with pytest.raises(FingerprintError, match=r"query_ids was \[.*\], now \["):
         create(bank.path, small_digits, queries=small_digits.query.ids[:3])
+
+
+def test_workers_are_sent_all_they_need(bank: RetrainingBank, small_digits: Splits, tmp_path: Path) -> None:
+    class Posting(Executor):
+        """Sends everything through the post, as to another machine."""
+
+        def results(self, work: Work) -> Any:
+            setup, payload = pickle.loads(pickle.dumps((work.setup, work.payload)))  # noqa: S301  # our own
+            do = setup(payload)
+            for index, job in enumerate(work.jobs):
+                yield index, pickle.loads(pickle.dumps(do(pickle.loads(pickle.dumps(job)))))  # noqa: S301
+
+    posted = create(tmp_path, small_digits, keep_weights=True).run(executor=Posting(), engine=ONE)
+    np.testing.assert_array_equal(posted.logits(), bank.logits())
+    assert posted.weights(4, 1).keys() == ModelSpec.from_json(bank.manifest["model"]).build(0).state_dict().keys()
+
+
+def test_a_few_models_settle_no_engine_for_the_many_that_follow(small_digits: Splits, tmp_path: Path) -> None:
+    create(tmp_path, small_digits, subsets=subsets.everything(), seeds=3).run()
+    assert not (tmp_path / "engine.json").exists()
+    create(tmp_path, small_digits, seeds=1).run()
+    assert (tmp_path / "engine.json").exists()
+
+
+def test_subsets_that_coincide_may_be_asked_for_different_numbers_of_seeds(
+    small_digits: Splits, tmp_path: Path
+) -> None:
+    create(tmp_path, small_digits, subsets=subsets.without([[]]), seeds=1)
+    create(tmp_path, small_digits, subsets=subsets.everything(), seeds=3)
+    found = RetrainingBank.load(tmp_path).run()
+    assert (found.jobs, found.pending) == ([(0, 0), (1, 0), (0, 1), (0, 2)], [])
+    assert len(results_of(tmp_path)) == 3

@@ -1,7 +1,7 @@
-"""Prediction brittleness where the truth is planted: models that flip at known removals, and a network whose vote counts.
+"""Prediction brittleness where the truth is planted: models that flip at known removals, a network that counts votes.
 
-Planted models know for each query a class and a need: model r predicts another class as soon as need + r of that query's
-class are gone.
+Planted models know for each query a class and a need: model r predicts another class as soon as need + r examples of
+that class are gone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from comove.attribution import Scores
 from comove.data import ExampleSet, Ids, Splits
 from comove.errors import CorruptFileError, FingerprintError, InputError
 from comove.evaluation import Brittleness, RetrainingBank, brittleness
-from comove.evaluation.prediction_brittleness import measure_brittleness, warn_of_emptied_classes
-from comove.evaluation.removal import named_scores, plan_removal
+from comove.evaluation.prediction_brittleness import measure_brittleness
+from comove.evaluation.removal import named_scores, plan_removal, warn_of_emptied_classes
 from comove.training import Recipe
 
 N, Q = 30, 6
@@ -45,7 +45,7 @@ SAME_CLASS = (IDS[:, None] % 3 == QUERIES % 3).astype(np.float32)
 class Planted:
     """Model r without a set predicts the class after a query's own if need + r of its class are gone."""
 
-    def __init__(self, again: object = None, voting: int = 3) -> None:
+    def __init__(self, again: Ids | None = None, voting: int = 3) -> None:
         predicted = np.tile(QUERIES % 3, (2 * voting, 1))
         if again is not None:
             predicted[voting:] = again
@@ -128,7 +128,7 @@ def test_flips_are_counted_from_the_prediction_not_from_the_label() -> None:
     assert right.query_ids.tolist() == QUERIES[:5].tolist()
     np.testing.assert_array_equal(right.flips, found.flips[:, :5])
     assert right.rate("own class last", 8).value == 0
-    assert "6 queries, 1 of them predicted wrongly" in found.notes()[0]
+    assert "6 queries, 1 predicted wrongly before" in found.notes()[0]
 
 
 def test_differences_are_taken_query_by_query() -> None:
@@ -176,7 +176,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
 
 
 def test_unknown_methods_and_ks_are_named() -> None:
-    with pytest.raises(InputError, match="No method 'own class frist' here.*Did you mean 'own class first'"):
+    with pytest.raises(InputError, match=r"No method 'own class frist' here.*Did you mean 'own class first'"):
         measured().rate("own class frist", 4)
     with pytest.raises(InputError, match="No k 3 here, only 1, 2, 4, 8"):
         measured().rate("own class first", 3)
@@ -190,7 +190,7 @@ def test_emptied_classes_are_counted_and_warned_of_before_training() -> None:
     removal = plan_removal(named_scores(own), planted_splits(), 12, queries=None, controls=True, seed=0)
     found = measure_brittleness(removal, [9, 10, 12], Planted(), seeds=1, base_seeds=3)
     assert found.class_emptied.sum(1).tolist() == [[0, 6, 6], [0, 0, 0], [0, 6, 6]]
-    told = "own class first removes every example of the query's class at k = 10 (6), k = 12 (6) queries."
+    told = "own class first removes every example of the query's class at k = 10 for 6 queries, k = 12 for 6 queries."
     assert found.notes()[1] == told
     with pytest.warns(UserWarning, match="own class first from k = 10, same-class removal from k = 10"):
         warn_of_emptied_classes(removal, [9, 10, 12])

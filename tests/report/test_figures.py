@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +129,6 @@ def test_class_names_are_text_and_no_formulas() -> None:
     assert ink(influence_grid(scores, splits, [9], 1)) > 0.05
     coreset = Coreset(splits.train.ids, np.ones(3), np.ones(3), splits.train.labels, "$m$", 3, tuple(names))  # type: ignore[arg-type]
     assert ink(coreset_gallery(coreset, splits.train, 2)) > 0.02
-    assert ink(lds_bars([lds(method=r"$\frac{$"), lds(method="a$b$")])) > 0.02
     assert ink(curve_figure(curve_of(0.5, 0.6, methods=(r"$\frac{$",)))) > 0.01
 
 
@@ -190,46 +188,6 @@ def test_trajectories_refuse_an_unknown_query_and_too_many_lines(trace: Trace, s
         trajectories(trace, scores, -3)
     with pytest.raises(InputError, match="k must be from 1 to 200"):
         trajectories(trace, scores, int(scores.query_ids[0]), 201)
-
-
-# --- LDS ----------------------------------------------------------------------------------------------------------
-
-
-def test_bars_have_the_lengths_of_the_means_and_the_ceiling_is_dashed() -> None:
-    results = [lds(), lds(method="random-control")]
-    figure = lds_bars(results)
-    axes: Any = figure.axes[0]
-    assert [patch.get_width() for patch in axes.patches] == [result.mean for result in results]
-    assert axes.patches[0].get_facecolor() != axes.patches[1].get_facecolor()  # controls stand apart
-    assert "noise ceiling" in texts(figure)
-    assert ink(figure) > 0.02
-
-
-def test_one_seed_has_no_ceiling_and_no_bootstrap_no_interval() -> None:
-    single = lds(seeds=1, bootstrap=0)
-    assert single.interval is None
-    assert single.noise_ceiling is None
-    figure = lds_bars([single])
-    assert "noise ceiling" not in texts(figure)
-    assert ink(figure) > 0.02
-
-
-def test_an_undefined_lds_leaves_an_empty_row() -> None:
-    undefined = lds(constant=True)
-    assert math.isnan(undefined.mean)
-    assert ink(lds_bars([undefined])) > 0.01
-    assert ink(lds_bars([lds(), undefined])) > 0.02
-
-
-def test_an_interval_beside_its_mean_is_drawn_to_the_mean() -> None:
-    import dataclasses
-
-    assert ink(lds_bars([dataclasses.replace(lds(), mean=0.5, interval=(0.6, 0.7))])) > 0.02
-
-
-def test_no_result_is_refused() -> None:
-    with pytest.raises(InputError, match="no LDS to draw"):
-        lds_bars([])
 
 
 # --- curve --------------------------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from comove.cli.app import app, run
 
 # isort: split
-from comove.cli import demo, train, attribute, coreset, curve, lds, brittleness, cost, diagnose, tools  # isort: skip  # in the order of --help
+from comove.cli import demo, train, attribute, coreset, curve, lds, brittleness, bank, cost, diagnose, tools  # isort: skip  # in the order of --help
 
 __all__ = [
     "app",
     "attribute",
+    "bank",
     "brittleness",
     "coreset",
     "cost",

@@ -128,9 +128,11 @@ def _print_table(benchmark: Benchmark, output: str) -> None:
     rows.append(["noise ceiling", *(_number(column[0].noise_ceiling) for column in columns)])
     if any(column[0].undefined for column in columns):
         rows.append(["undefined queries", *(str(column[0].undefined) for column in columns)])
-    counts = " or ".join(dict.fromkeys(f"{column[0].subsets} subsets x {column[0].seeds} seeds" for column in columns))
+    counts = " or ".join(
+        dict.fromkeys(f"{column[0].subsets} subsets x {_count(column[0].seeds, 'seed')}" for column in columns)
+    )
     table(
-        f"LDS ({output}) of {first.per_query.size} queries, {counts}, {len(benchmark.runs)} runs a method, "
+        f"LDS ({output}) of {first.per_query.size} queries, {counts}, {_count(len(benchmark.runs), 'run')} a method, "
         f"{first.confidence:.0%} intervals",
         ["method", *(f"alpha {alpha_name(alpha)}" for alpha in benchmark.alphas)],
         rows,
@@ -147,6 +149,10 @@ def _cell(result: LDS, column: Sequence[LDS]) -> str:
     star = " " if paired_difference(best, result).decided else "*"
     low, high = result.interval or (None, None)
     return f"{_number(result.mean)} [{_number(low)}, {_number(high)}]{star}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,25 +39,22 @@ from comove.evaluation.bank_files import (
     PLANS,
     RESULTS,
     WEIGHTS,
-    Key,
-    Logits,
     ResultFiles,
     Results,
-    StoredPlan,
     complete_examples,
+    keep_plan,
     open_bank,
     plan_files,
     planned,
     read_plan,
-    set_aside,
-    store_plan,
 )
 from comove.evaluation.bank_merge import merge_folders
+from comove.evaluation.bank_reading import all_logits, all_outputs
 from comove.evaluation.bank_rows import Rows
 from comove.evaluation.bank_status import BankStatus, bank_status
-from comove.evaluation.bank_training import Material, Wanted, train_wanted
+from comove.evaluation.bank_training import Material, train_wanted, wanted_models
 from comove.evaluation.lds import LDS, linear_datamodeling_score
-from comove.evaluation.outputs import check_measurable, output_of
+from comove.evaluation.outputs import check_measurable
 from comove.evaluation.subsets import SubsetPlan
 from comove.execution import Executor
 from comove.lock import driver_lock
@@ -97,6 +94,7 @@ class RetrainingBank:
         self.path, self._identity, self._examples = path, identity, examples
         self._rows, self._results = rows, results
         self._dataset, self._factory = dataset, factory
+        self._n_classes = int(identity["model"]["num_classes"])
         self.train_ids: Ids = examples["train_ids"]
         self.train_labels: Ids | None = examples["train_labels"]
         self.query_ids: Ids = examples["query_ids"]
@@ -148,10 +146,8 @@ class RetrainingBank:
         shape = splits.train.input_shape
         spec = ModelSpec.of(model, num_classes=len(splits.classes), input_shape=shape, **dict(model_options or {}))
         recipe = as_recipe(recipe, model=spec.name, n_train=len(splits.train))
-        if seeds < 1:
-            raise InputError(f"seeds must be at least 1, got {seeds}.")
         query = splits.query if queries is None else splits.query.subset(queries)
-        plans = _plans(subsets, splits.train.ids, seeds, keep_weights)
+        plans = planned(subsets, splits.train.ids, seeds, keep_weights)
         identity = {
             "dataset": splits.describe(),
             "model": spec.to_json(),
@@ -170,11 +166,10 @@ class RetrainingBank:
         for name in (PLANS, RESULTS, WEIGHTS) if keep_weights else (PLANS, RESULTS):
             new_folder(folder / name)
         for plan in plans:
-            _store(folder, plan)
-        rows, results = Rows.of(plans, splits.train.ids), _result_files(folder, identity, query.ids)
-        return cls(
-            folder, identity, examples, rows, results, splits, model if callable(model) or ":" in model else None
-        )
+            keep_plan(folder, plan)
+        rows, results = Rows.of(plans, splits.train.ids), ResultFiles.of(folder, identity)
+        factory = model if callable(model) or ":" in model else None
+        return cls(folder, identity, examples, rows, results, splits, factory)
 
     @classmethod
     def load(
@@ -206,8 +201,7 @@ class RetrainingBank:
                 f"{folder} is a bank without plans: it was interrupted while it was made; make the same call again."
             )
         rows = Rows.of(plans, examples["train_ids"])
-        results = _result_files(folder, identity, examples["query_ids"])
-        return cls(folder, identity, examples, rows, results, dataset, model)
+        return cls(folder, identity, examples, rows, ResultFiles.of(folder, identity), dataset, model)
 
     # --- what it is about ---
 
@@ -304,7 +298,7 @@ class RetrainingBank:
                     "set aside as *.damaged and trained again.",
                     stacklevel=2,
                 )
-            wanted = self._wanted()
+            wanted = wanted_models(self._rows, self.pending)
             if wanted.models:
                 name_of = self._rows.name_of
                 train_wanted(
@@ -316,18 +310,6 @@ class RetrainingBank:
         if not isinstance(self._results, ResultFiles):
             raise InputError(f"{self.path} is a compact bank, to be read only; train in the folder it was made from.")
         return self._results
-
-    def _wanted(self) -> Wanted:
-        """The pending models, each once."""
-        rows = self._rows
-        pending = {Key(rows.subsets[row], seed): (row, seed) for row, seed in reversed(self.pending)}
-        models = sorted(pending.values(), key=lambda model: (model[1], model[0]))
-        chosen = list(dict.fromkeys(row for row, _ in models))
-        place = {row: i for i, row in enumerate(chosen)}
-        kept = {rows.subsets[row] for row in range(len(rows)) if rows.plans[rows.plan_of[row]].keep_weights}
-        keep = np.array([rows.subsets[row] in kept for row in chosen], np.bool_)
-        names = tuple(rows.subsets[row] for row in chosen)
-        return Wanted(names, rows.masks[chosen], [(place[row], seed) for row, seed in models], keep)
 
     def merge(self, other: str | os.PathLike[str] | RetrainingBank) -> int:
         """Copy what a bank made elsewhere has trained into this one's folder, and the plans it has.
@@ -408,40 +390,11 @@ class RetrainingBank:
 
     def logits(self) -> npt.NDArray[np.float32]:
         """(C, R, Q, K) float32; NaN where pending."""
-        classes = int(self._identity["model"]["num_classes"])
-        logits = np.full((len(self.masks), self.seeds, self.query_ids.size, classes), np.nan, np.float32)
-        for places, one in self._read():
-            for row, seed in places:
-                logits[row, seed] = one
-        return logits
+        return all_logits(self._rows, self._results, (self.query_ids.size, self._n_classes), self.path)
 
     def outputs(self, kind: str = "margin") -> npt.NDArray[np.float64]:
         """(C, R, Q) of one of :data:`comove.evaluation.OUTPUTS`; NaN where pending."""
-        outputs = np.full((len(self.masks), self.seeds, self.query_ids.size), np.nan)
-        output_of(np.zeros((0, self.query_ids.size, 2), np.float32), self.query_labels * 0, kind)  # a wrong kind
-        for places, one in self._read():
-            for row, seed in places:
-                outputs[row, seed] = output_of(one, self.query_labels, kind)
-        return outputs
-
-    def _read(self) -> Iterator[tuple[list[tuple[int, int]], Logits]]:
-        """Yield the logits of every finished model once, and where they belong; say how many are damaged."""
-        belonging: dict[Key, list[tuple[int, int]]] = {}
-        for place, key in self._rows.keys().items():
-            belonging.setdefault(key, []).append(place)
-        missing = set()
-        for key, places in belonging.items():
-            one = self._results.logits(key)
-            if one is None:
-                missing.add(key.file)
-            else:
-                yield places, one
-        if missing and (damaged := missing & set(self._results.damaged())):
-            warnings.warn(
-                f"{len(damaged)} results of {self.path} are damaged ({some(sorted(damaged), 3)}) and count as pending; "
-                "run the bank again to have them set aside and trained again.",
-                stacklevel=3,
-            )
+        return all_outputs(self._rows, self._results, self.query_labels, kind, self.path)
 
     def weights(self, subset: int, seed: int) -> dict[str, torch.Tensor]:
         """The weights of one model of a bank made with ``keep_weights=True``.
@@ -509,30 +462,3 @@ class RetrainingBank:
             f"RetrainingBank({self.path}: {len(self.masks)} subsets x {self.seeds} seeds, {self.query_ids.size} "
             f"queries, {total - len(self.pending)} of {total} models trained)"
         )
-
-
-def _plans(
-    given: SubsetPlan | Sequence[SubsetPlan], train_ids: Ids, seeds: int, keep_weights: bool
-) -> list[StoredPlan]:
-    several = list(given) if isinstance(given, Sequence) else [given]
-    if not several:
-        raise InputError("A bank needs at least one plan of subsets.")
-    unique = {plan.name: plan for plan in several}
-    return [planned(plan, plan.masks_for(train_ids), seeds, keep_weights) for plan in unique.values()]
-
-
-def _store(folder: Path, plan: StoredPlan) -> None:
-    try:
-        store_plan(folder, plan)
-    except CorruptFileError:
-        file = set_aside(folder / PLANS / f"{plan.name}.safetensors")
-        warnings.warn(
-            f"The plan {plan.name} in {folder} was damaged: it is set aside as {file.name} and written again as it was "
-            "asked for here. If it had more subsets or seeds before, ask for those again; no result is lost.",
-            stacklevel=3,
-        )
-        store_plan(folder, plan)
-
-
-def _result_files(folder: Path, identity: Mapping[str, Any], query_ids: Ids) -> ResultFiles:
-    return ResultFiles(folder, str(identity["fingerprint"]), (query_ids.size, int(identity["model"]["num_classes"])))

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from comove.errors import CorruptFileError, FingerprintError
+from comove.data import Ids
+from comove.errors import CorruptFileError, FingerprintError, InputError
 from comove.evaluation.subsets import SubsetPlan
 from comove.lock import lives
 from comove.store import TEMPORARY, open_manifest, read_checked, read_header, write_checked
@@ -30,6 +32,7 @@ __all__ = [
     "Results",
     "StoredPlan",
     "complete_examples",
+    "keep_plan",
     "open_bank",
     "plan_files",
     "planned",
@@ -168,9 +171,38 @@ def store_plan(folder: Path, asked: StoredPlan) -> None:
     write_checked(file, arrays, {**header, "count": len(wanted.masks), "seeds": int(wanted.seeds.max())})
 
 
-def planned(plan: SubsetPlan, masks_CN: npt.NDArray[np.bool_], seeds: int, keep_weights: bool) -> StoredPlan:
-    """A plan with ``seeds`` models a subset."""
-    return StoredPlan(plan.name, masks_CN, np.full(len(masks_CN), seeds), keep_weights, plan.to_json())
+def keep_plan(folder: Path, plan: StoredPlan) -> None:
+    """As :func:`store_plan`, but a damaged plan is set aside, with a warning, and written anew."""
+    try:
+        store_plan(folder, plan)
+    except CorruptFileError:
+        aside = set_aside(folder / PLANS / f"{plan.name}{SUFFIX}")
+        warnings.warn(
+            f"The plan {plan.name} in {folder} was damaged: it is set aside as {aside.name} and written again as it "
+            "was asked for here. If it had more subsets or seeds before, ask for those again; no result is lost.",
+            stacklevel=3,
+        )
+        store_plan(folder, plan)
+
+
+def planned(
+    given: SubsetPlan | Sequence[SubsetPlan], train_ids: Ids, seeds: int, keep_weights: bool
+) -> list[StoredPlan]:
+    """Work out the subsets of one plan or several, with ``seeds`` models each.
+
+    Raises:
+        InputError: no plan, no seed, or what a plan cannot do with these examples.
+    """
+    several = list(given) if isinstance(given, Sequence) else [given]
+    if not several or seeds < 1:
+        raise InputError(
+            f"A bank needs at least one plan of subsets, got {len(several)}; seeds must be at least 1, got {seeds}."
+        )
+    found = []
+    for plan in {plan.name: plan for plan in several}.values():
+        masks_CN = plan.masks_for(train_ids)
+        found.append(StoredPlan(plan.name, masks_CN, np.full(len(masks_CN), seeds), keep_weights, plan.to_json()))
+    return found
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -195,6 +227,12 @@ class ResultFiles:
     def __init__(self, folder: Path, fingerprint: str, shape: tuple[int, int]) -> None:
         self.folder, self.fingerprint, self.shape = folder, fingerprint, shape
         self._checked: dict[str, tuple[tuple[int, int, int], bool]] = {}
+
+    @classmethod
+    def of(cls, folder: Path, identity: Mapping[str, Any]) -> ResultFiles:
+        """Those of the bank with this manifest."""
+        shape = (len(identity["query_ids"]), int(identity["model"]["num_classes"]))
+        return cls(folder, str(identity["fingerprint"]), shape)
 
     def file(self, key: Key) -> Path:
         """Where a result is."""

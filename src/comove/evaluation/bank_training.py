@@ -21,6 +21,7 @@ from safetensors.torch import save
 from comove.data import ExampleSet
 from comove.errors import CorruptFileError, InputError, NonFiniteError
 from comove.evaluation.bank_files import Key, ResultFiles
+from comove.evaluation.bank_rows import Rows
 from comove.execution import Executor, Local, run_jobs
 from comove.models import Factory, ModelSpec
 from comove.store import as_header, read_json, write_bytes, write_json
@@ -28,7 +29,7 @@ from comove.training import Engine, Member, Recipe, Resident, choose_engine, res
 from comove.training.engine import FEW
 from comove.training.randomness import derived_seed
 
-__all__ = ["Material", "Wanted", "model_seed", "train_wanted"]
+__all__ = ["Material", "Wanted", "model_seed", "train_wanted", "wanted_models"]
 
 ENGINE = "engine.json"
 
@@ -59,6 +60,23 @@ class Wanted(NamedTuple):
     def key(self, model: tuple[int, int]) -> Key:
         """What a (subset, number) pair is called on disk."""
         return Key(self.subsets[model[0]], model[1])
+
+
+def wanted_models(rows: Rows, pending: Iterable[tuple[int, int]]) -> Wanted:
+    """The models of these (row, seed) pairs, each once and in order."""
+    keys = list(dict.fromkeys(Key(rows.subsets[row], seed) for row, seed in pending))
+    row_of: dict[str, int] = {}
+    for row, subset in enumerate(rows.subsets):
+        row_of.setdefault(subset, row)
+    kept = {rows.subsets[row] for row, plan in enumerate(rows.plan_of) if rows.plans[plan].keep_weights}
+    subsets = tuple(dict.fromkeys(key.subset for key in keys))
+    place = {subset: i for i, subset in enumerate(subsets)}
+    return Wanted(
+        subsets,
+        rows.masks[[row_of[subset] for subset in subsets]],
+        [(place[key.subset], key.number) for key in keys],
+        np.array([subset in kept for subset in subsets], np.bool_),
+    )
 
 
 class _Payload(NamedTuple):

@@ -42,10 +42,13 @@ def plans_of(alphas: Sequence[float | str], count: int, train_ids: Ids, seed: in
     There each subset lacks one training example; the ``count`` examples are chosen at random, and more of them are the
     same ones and further ones, so that a bank is extended by them.
 
+    A ratio given twice counts once.
+
     Raises:
         InputError: a ratio that is neither above 0 and at most 1 nor ``"loo"``, more subsets than training examples.
     """
-    return [_plan_of(alpha, count, train_ids, seed) for alpha in alphas]
+    plans = [_plan_of(alpha, count, train_ids, seed) for alpha in alphas]
+    return list({plan.name: plan for plan in plans}.values())
 
 
 def _ratio(alpha: float | str) -> float:
@@ -131,7 +134,7 @@ def fit_plan(bank: RetrainingBank, count: int, alpha: float | None) -> RandomSub
     """Other subsets than the bank's, at the sampling ratio that tells most about single examples."""
     plans = listed(bank.manifest["subsets"])
     if alpha is None:
-        alpha = min(bank.alphas, key=lambda ratio: abs(ratio - 0.5), default=0.5)
+        alpha = min(bank.alphas, key=lambda ratio: (round(abs(ratio - 0.5), 9), ratio), default=0.5)
     return RandomSubsets(alpha, count, 1 + max(int(plan.get("seed", 0)) for plan in plans))
 
 
@@ -150,18 +153,15 @@ def check_bank(
         raise InputError(f"The models of {where} are made by {spec.name}: give that factory again, as model.")
     shape, options = splits.train.input_shape, dict(spec.options) if model_options is None else dict(model_options)
     asked = ModelSpec.of(model or spec.name, num_classes=len(splits.classes), input_shape=shape, **options)
-    ours, theirs = asked.to_json(), spec.to_json()
+    ours, theirs = {"model": asked.to_json()}, {"model": spec.to_json()}
     if recipe is not None:
         ours["recipe"] = as_recipe(recipe, model=spec.name, n_train=len(splits.train)).to_json()
-        theirs["recipe"] = bank.manifest["recipe"]
-    if ours != theirs:
-        raise InputError(f"The models of {where} were made with {_unlike(theirs, ours)}: leave that out.")
-
-
-def _unlike(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """Name what differs."""
-    return ", ".join(
-        f"{key} {theirs.get(key)!r}, not {value!r}" if not isinstance(value, Mapping) else _unlike(theirs[key], value)
-        for key, value in ours.items()
-        if theirs.get(key) != value
-    )
+        theirs["recipe"] = dict(bank.manifest["recipe"])
+    unlike = [
+        f"{part}.{key} {theirs[part].get(key)!r}, not {value!r}"
+        for part, wanted in ours.items()
+        for key, value in wanted.items()
+        if theirs[part].get(key) != value
+    ]
+    if unlike:
+        raise InputError(f"The models of {where} were made with {', '.join(unlike)}: leave that out.")

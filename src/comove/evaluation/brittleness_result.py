@@ -60,6 +60,12 @@ class Brittleness:
     confidence: float = 0.95
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ARRAYS:
+            own = getattr(self, name).view()
+            own.flags.writeable = False
+            object.__setattr__(self, name, own)
+
     @property
     def prediction(self) -> Ids:
         """(Q,) the class that most of the voting models predict; ties to the smallest."""
@@ -143,16 +149,16 @@ class Brittleness:
     def notes(self) -> list[str]:
         """What a reader of the rates should know, a sentence each."""
         number, seeds = len(self.query_ids), self.predicted.shape[-1]
-        said = [
-            f"{number} {'query' if number == 1 else 'queries'}, {int(self.wrong.sum())} of them predicted wrongly before "
-            f"anything is removed; {seeds} models a removed set, {len(self.full.voting)} vote on the prediction, "
+        models = (
+            f"{seeds} models a removed set; {len(self.full.voting)} models of all examples vote on the prediction, "
             f"{len(self.full.again)} others tell the noise of retraining."
-        ]
+        )
+        said = [f"{number} queries, {int(self.wrong.sum())} predicted wrongly before anything is removed; {models}"]
         emptied_MK = self.class_emptied.sum(1)
         for m, method in enumerate(self.methods):
-            cells = [f"k = {k} ({n})" for k, n in zip(self.ks, emptied_MK[m], strict=True) if n]
+            cells = [f"k = {k} for {n} queries" for k, n in zip(self.ks, emptied_MK[m], strict=True) if n]
             if cells:
-                said.append(f"{method} removes every example of the query's class at {', '.join(cells)} queries.")
+                said.append(f"{method} removes every example of the query's class at {', '.join(cells)}.")
         return said
 
     def __repr__(self) -> str:
@@ -191,9 +197,9 @@ class Brittleness:
         check_kind(header, "brittleness", FORMAT_VERSION, path)
         arrays = read_arrays(Path(path))
         full = FullData(**{f.name: arrays[f"full.{f.name}"] for f in fields(FullData)})
-        named = {name: tuple(header[name]) for name in ("methods", "controls", "ks")}
-        own = {name: arrays[name] for name in ARRAYS}
-        return cls(**named, **own, full=full, confidence=header["confidence"], info=header["info"])
+        own: dict[str, Any] = {name: tuple(header[name]) for name in ("methods", "controls", "ks")}
+        own |= {name: arrays[name] for name in ARRAYS}
+        return cls(**own, full=full, confidence=header["confidence"], info=header["info"])
 
 
 def _row(method: str, k: int, rate: Estimate, drop: Estimate, emptied: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _ask(
     ask_MQ: npt.NDArray[np.int64],
     book_MQG: npt.NDArray[np.int8],
 ) -> npt.NDArray[np.bool_]:
-    """Retrain at each (method, query)'s place on the grid (-1: none), write down in the book and return what flipped."""
+    """Retrain at each query's and method's place on the grid (-1: none); write down and return what flipped."""
     outcome_MQ = np.zeros(ask_MQ.shape, np.bool_)
     cells = np.argwhere(ask_MQ != UNTRIED)
     if not len(cells):
@@ -110,7 +110,7 @@ def _ask(
 
 
 def _untried(tried_MQG: npt.NDArray[np.int8], query_ids: Ids, seed: int) -> npt.NDArray[np.int64]:
-    """(M, Q) one place of the grid that bisection did not ask, drawn at random for each query; -1 where it asked all."""
+    """(M, Q) a place of the grid that bisection did not ask, drawn at random; -1 where it asked all."""
     words = [[seed, 0xA0D17, word] for word in query_ids.view(np.uint64).tolist()]
     draws_QG = np.stack([np.random.default_rng(word).random(tried_MQG.shape[2]) for word in words])
     free_MQG = np.where(tried_MQG == UNTRIED, draws_QG, -1.0)
@@ -142,8 +142,8 @@ def counterfactual_sizes(
         scores: of one method or of several, each of all training examples; a mapping names them.
         max_k: the largest removal tried; what it does not flip is counted as not flipped.
         dataset: as for :func:`comove.train`.
-        out: a folder: ``removal-bank/`` (shared with :func:`comove.evaluation.brittleness`), ``counterfactual.safetensors``,
-            ``counterfactual.csv``.
+        out: a folder: ``removal-bank/`` (shared with :func:`comove.evaluation.brittleness`),
+            ``counterfactual.safetensors``, ``counterfactual.csv``.
         model: as for :func:`comove.train`.
         recipe: likewise.
         points: sizes of the grid between 1 and ``max_k``.

@@ -61,6 +61,12 @@ class Counterfactual:
     confidence: float = 0.95
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ARRAYS:
+            own = getattr(self, name).view()
+            own.flags.writeable = False
+            object.__setattr__(self, name, own)
+
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
         """(M, Q) the smallest size that flipped; -1 where not even the largest did."""
@@ -132,11 +138,11 @@ class Counterfactual:
     def notes(self) -> list[str]:
         """What a reader of the sizes should know, a sentence each."""
         wrong, asked = self.contradictions
+        assumed = "Sizes are looked for by bisection, which takes for granted that more removals flip what fewer flip"
+        noise = f"Without any removal, {self.noise:.1%} of the {len(self.query_ids)} queries flip"
         return [
-            f"Sizes are looked for by bisection, which takes for granted that more removals flip what fewer flip: of "
-            f"{asked} other sizes tried, {wrong} contradict that.",
-            f"Without any removal, {self.noise:.1%} of the {len(self.query_ids)} queries flip when {self.seeds} models are "
-            "trained again.",
+            f"{assumed}: of {asked} other sizes tried, {wrong} contradict that.",
+            f"{noise} when {self.seeds} models are trained again.",
         ]
 
     def __repr__(self) -> str:
@@ -173,6 +179,7 @@ class Counterfactual:
         check_kind(header, "counterfactual", FORMAT_VERSION, path)
         arrays = read_arrays(Path(path))
         full = FullData(**{f.name: arrays[f"full.{f.name}"] for f in fields(FullData)})
-        named = {name: tuple(header[name]) for name in ("methods", "controls")}
-        rest = {name: header[name] for name in ("seeds", "confidence", "info")}
-        return cls(**named, **{name: arrays[name] for name in ARRAYS}, **rest, full=full)
+        own: dict[str, Any] = {name: tuple(header[name]) for name in ("methods", "controls")}
+        own |= {name: arrays[name] for name in ARRAYS}
+        own |= {name: header[name] for name in ("seeds", "confidence", "info")}
+        return cls(**own, full=full)

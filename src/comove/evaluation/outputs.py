@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from comove.errors import InputError, did_you_mean
 
-__all__ = ["OUTPUTS", "check_measurable", "output_of"]
+__all__ = ["OUTPUTS", "check_measurable", "check_output", "output_of"]
 
 OUTPUTS = {
     "margin": "z_y - logsumexp of the other logits (TRAK's choice)",
@@ -19,6 +19,16 @@ OUTPUTS = {
     "probability": "probability of the label",
     "predicted": "the predicted class",
 }
+
+
+def check_output(kind: str) -> None:
+    """Check that there is such an output.
+
+    Raises:
+        InputError: an unknown kind.
+    """
+    if kind not in OUTPUTS:
+        raise InputError(f"Unknown output {kind!r}.{did_you_mean(kind, OUTPUTS)} Known: {', '.join(OUTPUTS)}.")
 
 
 def check_measurable(kind: str) -> None:
@@ -40,8 +50,7 @@ def output_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], ki
     Raises:
         InputError: an unknown kind.
     """
-    if kind not in OUTPUTS:
-        raise InputError(f"Unknown output {kind!r}.{did_you_mean(kind, OUTPUTS)} Known: {', '.join(OUTPUTS)}.")
+    check_output(kind)
     pending = np.asarray(np.isnan(logits).any(-1))
     z = np.where(pending[..., None], 0.0, logits.astype(np.float64))
     if kind in ("correct", "predicted"):

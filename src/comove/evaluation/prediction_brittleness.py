@@ -100,9 +100,9 @@ def brittleness(
 ) -> Brittleness:
     """Remove each query's k highest-scored training examples, retrain, and count flipped predictions.
 
-    That takes M Q K R models, less where methods remove the same examples. Each is kept in the bank ``out/removal-bank`` as soon
-    as it is trained: an interrupted call goes on, and one with more methods or ks, or :func:`counterfactual_sizes` in
-    the same folder, trains only what is missing.
+    That takes M Q K R models, less where methods remove the same examples. Each is kept in the bank
+    ``out/removal-bank`` as soon as it is trained: an interrupted call goes on, and one with more methods or ks, or
+    :func:`counterfactual_sizes` in the same folder, trains only what is missing.
 
     Args:
         scores: of one method or of several, each of all training examples; a mapping names them.

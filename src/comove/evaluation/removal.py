@@ -124,7 +124,9 @@ def plan_removal(
         matched = item.subset(train_ids=np.sort(train.ids), query_ids=query_ids)
         orders[name] = _highest(matched, max_k)
     if controls:
-        drawn = [_drawn(train, int(id_), int(label), max_k, seed) for id_, label in zip(query_ids, query.labels, strict=True)]
+        drawn = [
+            _drawn(train, int(id_), int(label), max_k, seed) for id_, label in zip(query_ids, query.labels, strict=True)
+        ]
         orders |= {name: np.stack([pair[i] for pair in drawn]) for i, name in enumerate(CONTROLS)}
     orders_MQk = np.stack(list(orders.values()))
     labels_MQk = train.labels[train.positions(orders_MQk.ravel())].reshape(orders_MQk.shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import uuid
 import warnings
@@ -35,6 +36,7 @@ __all__ = ["RayCluster"]
 
 IN_FLIGHT = 1_000
 """Tasks known to Ray at a time: enough for any cluster, few enough for its memory however many jobs there are."""
+_CONNECT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,19 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def _check_reachable(address: str) -> None:
+    """Refuse ``host:port`` where nothing listens; Ray itself would try for nine minutes, then end the process."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"Nothing answers at {address} ({error}); give the address that `ray start --head` printed there."
+        ) from error
+
+
 @contextmanager
 def _session(address: str | None) -> Iterator[bool]:
     """Be connected while the block runs; yields whether the cluster is a private one, which ends with the block."""
@@ -209,6 +224,7 @@ def _session(address: str | None) -> Iterator[bool]:
         yield False
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(where)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

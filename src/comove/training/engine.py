@@ -22,13 +22,13 @@ from comove.training.stacked import Member, Stack, place_matters, why_not_stacke
 __all__ = ["Engine", "Trained", "choose_engine", "train_many"]
 
 GROUPS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
-"""Group sizes that are tried, until one is clearly slower than the best so far."""
+"""Group sizes that are tried, until one is slower than a smaller one."""
 FEW = 4
 """Fewer models than this are not worth a timing."""
 LONG = 2.0
 """Seconds; where one step of one model takes longer, its layers are large enough by themselves."""
-TRIAL = 0.1
-"""Seconds of measuring a group size, after one run to warm up."""
+TRIAL, TRIALS = 0.1, 2.0
+"""Seconds of measuring a group size, after one run to warm up; and after which no further size is tried."""
 MEMORY = 512 << 20
 """Bytes that a group's activations and parameters may take (on a GPU: a quarter of what is free)."""
 
@@ -233,10 +233,11 @@ def _time_groups(trial: _Trial, models: int) -> dict[int, float]:
     """Seconds a model by group size, the repetitions that fill up the last group counted in."""
     found: dict[int, float] = {}
     for group in GROUPS:
-        if group * trial.memory_a_model() > trial.memory() or (found and group >= 2 * models):
+        too_large = group * trial.memory_a_model() > trial.memory() or group >= 2 * models
+        if too_large or trial.spent > TRIALS:
             break
         found[group] = trial.stacked(group) * group * -(-models // group) / models
-        if found[group] > 1.2 * min(found.values()):
+        if found[group] > 1.1 * min(found.values()):
             break
     return found
 
@@ -247,7 +248,7 @@ class _Trial:
     def __init__(
         self, spec: ModelSpec, train: Resident, recipe: Recipe, size: int, factory: str | Factory | None
     ) -> None:
-        self.spec, self.train, self.factory = spec, train, factory
+        self.spec, self.train, self.factory, self.spent = spec, train, factory, 0.0
         self.recipe = recipe.with_changes(epochs=1)
         self.steps_a_model = len(batch_bounds(size, recipe.batch_size)) * recipe.epochs
         self.positions = np.arange(min(size, recipe.batch_size))
@@ -306,4 +307,6 @@ class _Trial:
         work()
         if on_gpu:
             torch.cuda.synchronize(self.train.device)
-        return clock() - started
+        taken = clock() - started
+        self.spent += taken
+        return taken
