@@ -33,7 +33,19 @@ from comove.models import model_names
 from comove.report import Section, write_page
 from comove.training import RECIPES, Run, loop, train
 
-COMMANDS = ("demo", "train", "attribute", "coreset", "curve", "lds", "brittleness", "cost", "diagnose", "methods", "doctor")
+COMMANDS = (
+    "demo",
+    "train",
+    "attribute",
+    "coreset",
+    "curve",
+    "lds",
+    "brittleness",
+    "cost",
+    "diagnose",
+    "methods",
+    "doctor",
+)
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4")
 
 
@@ -88,6 +100,11 @@ def test_train_writes_a_run_that_python_opens(trained: tuple[Path, Path]) -> Non
     assert len(run.trace.rows) == 5
     assert run.recipe.epochs == 4
     assert (len(run.data().train), len(run.data().query)) == (200, 40)
+
+
+def test_anchors_are_kept_at_the_epochs_asked_for(tmp_path: Path) -> None:
+    assert comove_("train", *SMALL, "--anchors", 2, -1, "--out", tmp_path / "a", "--quiet").code == 0
+    assert Run.load(tmp_path / "a").trace.anchors == (2, 4)
 
 
 def test_train_is_python_train(trained: tuple[Path, Path]) -> None:
@@ -184,7 +201,8 @@ def test_curve_without_a_run_trains_a_proxy_and_counts_the_wrong_labels_that_cor
 def test_lds_writes_table_json_and_figure_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("lds", *SMALL, "--methods", "cld", "--subsets", 4, "--seeds", 2, "--runs", 1, "--quiet", "--out", tmp_path)
+    counts = ("--subsets", 4, "--seeds", 2, "--runs", 1, "--executor", "serial")
+    words = ("lds", *SMALL, "--methods", "cld", *counts, "--quiet", "--out", tmp_path)
     first = comove_(*words)
     assert first.code == 0, first.err
     with (tmp_path / "lds.csv").open(newline="") as file:

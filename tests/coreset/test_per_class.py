@@ -12,6 +12,7 @@ import pytest
 
 from comove.coreset import Picks, Selector, select, selector
 from comove.coreset.base import Positions
+from comove.coreset.ccs import CCS
 from comove.coreset.cld import CLDCoreset
 from comove.coreset.el2n import EL2N
 from comove.coreset.grand import GraNd
@@ -127,6 +128,21 @@ def test_it_is_named_after_the_selector_within(ten: Trace) -> None:
 def test_names_and_selectors_are_the_same_thing() -> None:
     assert PerClass() == PerClass("random") == PerClass(RandomCoreset()) == selector("per_class")
     assert PerClass("random:seed=4") == PerClass(RandomCoreset(4)) != PerClass()
+
+
+def test_seeds_are_raised_within_too(ten: Trace) -> None:
+    for made, raised in (
+        (RandomCoreset(2), RandomCoreset(5)),
+        (PerClass("random:seed=2"), PerClass("random:seed=5")),
+        (PerClass("dual"), PerClass("dual:seed=3")),
+        (CCS(score="random", seed=1), CCS(score="random:seed=3", seed=4)),
+    ):
+        assert made.seeded
+        assert made.reseeded(3) == raised
+        assert made.reseeded(0) == made
+    for fixed in (EL2N(), PerClass("el2n")):
+        assert not fixed.seeded
+        assert fixed.reseeded(3) == fixed
 
 
 @pytest.mark.parametrize(

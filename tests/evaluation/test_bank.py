@@ -403,6 +403,13 @@ def test_no_seed_is_refused(small_digits: Splits, tmp_path: Path) -> None:
         create(tmp_path / "bank", small_digits, seeds=0)
 
 
+def test_a_negative_seed_and_an_unknown_device_are_refused(small_digits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="seed must be a whole number"):
+        create(tmp_path / "bank", small_digits, seed=-1)
+    with pytest.raises(InputError, match="Unknown device 'gpu'"):
+        create(tmp_path / "bank", small_digits).run(device="gpu")
+
+
 def linear(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """A user's own factory."""
     return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))

@@ -283,3 +283,18 @@ def test_coresets_of_other_runs_are_refused(runs: tuple[Run, ...], tmp_path: Pat
     coreset_curve(runs[0], ["random"], [0.3], seeds=1, recipe=TARGET, coresets=tmp_path)
     with pytest.raises(FingerprintError, match="sources was"):
         coreset_curve(runs[1], ["random"], [0.3], seeds=1, recipe=TARGET, coresets=tmp_path)
+
+
+def test_methods_that_the_run_did_not_record_for_are_refused_or_left_out_with_the_reason(run: Run) -> None:
+    with pytest.raises(InputError, match="needs features and class probabilities at epoch 10"):
+        coreset_curve(run, ["random", "grand"], [0.3], seeds=1, recipe=TARGET)
+    found = coreset_curve(run, ["random", "grand"], [0.3], seeds=1, recipe=TARGET, skip=True)
+    assert found.methods == ("random",)
+    assert "anchors=(10, -1)" in found.skipped["grand"]
+    with pytest.raises(InputError, match="None of the methods"):
+        coreset_curve(run, ["grand"], [0.3], seeds=1, recipe=TARGET, skip=True)
+
+
+def test_a_random_selector_within_another_is_seeded_anew(run: Run) -> None:
+    found = coreset_curve(run, ["per_class"], [0.3], seeds=2, recipe=TARGET)
+    assert len({one.coreset.ids.tobytes() for one in found.coresets}) == 2

@@ -66,7 +66,7 @@ def test_without_any_flip_the_bound_is_the_exact_binomial_one_over_queries(queri
 
 def _coverage(draw: object, truth: float, *, shared_models: bool) -> float:
     rng = np.random.default_rng(5)
-    found = [flip_rate(draw(rng), shared_models=shared_models, seed=s) for s in range(100)]  # type: ignore[operator]
+    found = [flip_rate(draw(rng), shared_models=shared_models, seed=s) for s in range(60)]  # type: ignore[operator]
     return float(np.mean([e.low <= truth <= e.high for e in found]))
 
 

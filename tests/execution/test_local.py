@@ -95,11 +95,22 @@ def test_jobs_begin_here_and_go_on_in_workers_once_these_are_ready(monkeypatch: 
     ("left", "seconds", "cpus", "workers"),
     [(100, 1.0, 2, 2), (100, 1.0, 64, 64), (10, 1.0, 64, 10), (100, 0.1, 2, 0), (1000, 1.0, 1, 0), (0, 9.0, 2, 0)],
 )
-def test_workers_are_started_when_they_end_sooner(
-    left: int, seconds: float, cpus: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "usable_cpus", lambda: cpus)
-    assert local._paying_workers(left, seconds, start_seconds=6.0) == workers
+def test_workers_are_started_when_they_end_sooner(left: int, seconds: float, cpus: int, workers: int) -> None:
+    assert local._paying_workers(cpus, left, seconds, start_seconds=6.0) == workers
+
+
+def test_jobs_that_fill_the_only_gpu_stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocations = iter(range(1000))
+    monkeypatch.setattr(local, "START_SECONDS", 0.0)
+    monkeypatch.setattr(local, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(local, "_gpus", lambda: 1)
+    monkeypatch.setattr(local, "_gpu_allocations", lambda: next(allocations))
+    monkeypatch.setattr(local, "pack", lambda _: pytest.fail("a worker was started"))
+    done: list[int] = []
+    run_jobs(
+        range(5), lambda _: lambda job: time.sleep(0.05), None, lambda job, _: done.append(job), description="models"
+    )
+    assert done == list(range(5))
 
 
 def test_what_cannot_be_sent_is_done_here_and_the_warning_says_why() -> None:
@@ -171,16 +182,26 @@ def test_a_job_that_kills_its_process_is_given_up_by_name_and_the_others_are_don
     assert set(done) == {"a", "b"}
 
 
-def test_an_error_of_deliver_ends_the_workers() -> None:
-    seen: list[int] = []
+def test_workers_pause_for_a_slow_delivery_and_end_when_it_fails(tmp_path: Path) -> None:
+    def setup(folder: Path) -> Callable[[int], int]:
+        def job(number: int) -> int:
+            (folder / str(number)).touch()
+            return os.getpid()
 
-    def deliver(job: int, process: int) -> None:
-        seen.append(process)
-        raise OSError("disk full")
+        return job
+
+    workers: list[int] = []
+
+    def deliver(_: int, process: int) -> None:
+        time.sleep(0.5)
+        workers.append(process)
+        assert len(list(tmp_path.iterdir())) <= len(workers) + 3
+        if len(workers) == 3:
+            raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        run_jobs([1, 2], lambda payload: lambda job: os.getpid(), None, deliver, executor=Local(1), description="")
-    assert gone(seen, 1)
+        run_jobs(range(50), setup, tmp_path, deliver, executor=Local(1), description="")
+    assert gone(workers, 1)
 
 
 # --- scripts -------------------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def curve(
             model_options=width_option(target_width) if target else None,
             out=folder / "trained",
             coresets=out / "coresets",
+            skip=named == ["all"],
             executor=machines.executor_of(),
             device=task.device,
             progress=not task.quiet,
@@ -109,6 +110,8 @@ def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
         ["method", "share", "examples", "accuracy", "deviation"],
         curve_rows(curve),
     )
+    for method, reason in curve.skipped.items():
+        say(f"{method} is left out: {reason}", "Note:", "yellow")
     enough = {method: curve.smallest_budget(method, tolerance) for method in curve.methods}
     told = ", ".join(f"{method} {share:.1%}" for method, share in enough.items() if share is not None)
     say(f"Smallest share within {tolerance:g} of the full data: {told or 'none of those tried'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,10 @@ def train(
     task: Task,
     mode: Annotated[str, typer.Option(help="sweep: clean passes; in_pass: from the training pass.")] = "sweep",
     record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
+    anchors: Annotated[
+        list[int] | None,
+        typer.Option(help="Epochs after which features are kept, for coreset methods that read them; -1 is the last."),
+    ] = None,
     checkpoints: Annotated[
         str, typer.Option(help="all, last, or a number N: every N epochs. New queries are replayed from them.")
     ] = "all",
@@ -44,7 +49,7 @@ def train(
         task.recipe_for(splits),
         task.seed,
         out,
-        recording=recording_of(mode, record_every),
+        recording=recording_of(mode, record_every, anchors),
         checkpoints=kept,
         device=task.device,
         model_options=task.model_options,
@@ -53,11 +58,11 @@ def train(
     _print_run(finished)
 
 
-def recording_of(mode: str, every: int | None) -> Recording:
+def recording_of(mode: str, every: int | None, anchors: Sequence[int] | None = None) -> Recording:
     """What a run records."""
     from comove.training import Recording
 
-    return Recording(mode=mode, every=every)  # type: ignore[arg-type]  # checked by Recording
+    return Recording(mode=mode, every=every, anchors=tuple(anchors or (-1,)))  # type: ignore[arg-type]  # it checks
 
 
 def _print_run(finished: Run) -> None:

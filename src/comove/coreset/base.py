@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,21 @@ class Selector(ABC):
     def options(self) -> dict[str, Any]:
         """The options as JSON values; a selector among them as its label."""
         return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it draws at random: it has a seed, or a selector among its options has."""
+        return bool(self._seeds(1))
+
+    def reseeded(self, number: int) -> Self:
+        """Return the same method with its seeds, those of selectors among its options too, raised by ``number``."""
+        return replace(self, **self._seeds(number))
+
+    def _seeds(self, number: int) -> dict[str, Any]:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        within = {name: value for name, value in values.items() if isinstance(value, Selector) and value.seeded}
+        changes: dict[str, Any] = {name: value.reseeded(number) for name, value in within.items()}
+        return changes | ({"seed": values["seed"] + number} if "seed" in values else {})
 
     @final
     def select(

@@ -4,6 +4,7 @@ from comove.evaluation import subsets
 from comove.evaluation.alignment import Diagnosis, diagnose
 from comove.evaluation.bank import RetrainingBank
 from comove.evaluation.bank_lds import bank_lds
+from comove.evaluation.bank_status import BankStatus
 from comove.evaluation.benchmark import Benchmark, at_alphas, attribution_runs, lds_benchmark, plans_of, score_methods
 from comove.evaluation.brittleness_result import Brittleness
 from comove.evaluation.costs import PAPER, Cost, Scenario, cost, storage
@@ -19,6 +20,7 @@ __all__ = [
     "LDS",
     "OUTPUTS",
     "PAPER",
+    "BankStatus",
     "Benchmark",
     "Brittleness",
     "Cost",

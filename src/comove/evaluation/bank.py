@@ -31,6 +31,7 @@ import torch
 from comove.attribution import Scores
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits, reload_splits
+from comove.discovery import check_seed
 from comove.errors import CorruptFileError, InputError, some
 from comove.evaluation.bank_compact import read_compact, write_compact
 from comove.evaluation.bank_files import (
@@ -60,7 +61,7 @@ from comove.execution import Executor
 from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec
 from comove.store import check_fingerprint, claim_folder, new_folder, read_checked
-from comove.training import Engine, Recipe, as_recipe, default_model, resolve_device
+from comove.training import Engine, Recipe, as_recipe, default_model
 from comove.training.run import read_weights
 
 __all__ = ["RetrainingBank"]
@@ -141,6 +142,7 @@ class RetrainingBank:
             FingerprintError: the folder holds another bank; the message shows what differs.
             CorruptFileError: it holds a bank of an older comove.
         """
+        check_seed(int(seed) if isinstance(seed, np.integer) else seed, "bank")
         splits = as_splits(dataset)
         model = default_model(splits) if model is None else model
         shape = splits.train.input_shape
@@ -152,7 +154,7 @@ class RetrainingBank:
             "dataset": splits.describe(),
             "model": spec.to_json(),
             "recipe": recipe.to_json(),
-            "seed": seed,
+            "seed": int(seed),
             "query_ids": query.ids.tolist(),
             "classes": list(splits.classes),
         }
@@ -288,7 +290,7 @@ class RetrainingBank:
             Recipe.from_json(self._identity["recipe"]),
             int(self._identity["seed"]),
             self._factory,
-            device if device == "auto" else resolve_device(device),
+            device,
         )
         with driver_lock(self.path):
             files.clean()

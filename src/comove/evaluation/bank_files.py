@@ -66,7 +66,8 @@ class Key(NamedTuple):
     def of_file(cls, name: str) -> Key | None:
         """The key that a result file's name stands for, ``None`` for any other file."""
         found = _NAME.fullmatch(name)
-        return None if found is None else cls(found[1], int(found[2]))
+        key = None if found is None else cls(found[1], int(found[2]))
+        return key if key is not None and key.file == name else None
 
 
 class Results(Protocol):

@@ -32,7 +32,7 @@ from comove.errors import InputError
 from comove.evaluation.counterfactual_result import UNTRIED, Counterfactual
 from comove.evaluation.flips import majority
 from comove.evaluation.removal import Removal, SomeScores, named_scores, plan_removal
-from comove.evaluation.removal_models import BANK_FOLDER, BankRetraining, FullData, Retraining, provenance
+from comove.evaluation.removal_models import BANK_FOLDER, BankRetraining, FullData, Retraining, check_models
 from comove.execution import Executor
 from comove.models import Factory
 from comove.training import Recipe
@@ -61,18 +61,26 @@ def search_counterfactuals(
         seed: of the audited sizes.
         confidence: level of the intervals.
     """
-    full = FullData.train(retraining, removal.query_labels, voting=base_seeds, seeds=seeds)
+    check_models(seeds, base_seeds)
+    full: FullData | None = None
     shape = (len(removal.names), removal.query_ids.size)
     held_MQ, flipped_MQ = np.full(shape, -1), np.full(shape, grid.size)  # the search lies strictly between
     tried_MQG = np.full((*shape, grid.size), UNTRIED, np.int8)
+    audited_MQG = tried_MQG.copy()
     ask_MQ = np.full(shape, grid.size - 1)
     while (open_MQ := (ask_MQ > held_MQ) & (ask_MQ < flipped_MQ)).any():
-        outcome_MQ = _ask(removal, grid, retraining, full, seeds, np.where(open_MQ, ask_MQ, UNTRIED), tried_MQG)
+        asked_MQ = np.where(open_MQ, ask_MQ, UNTRIED)
+        majority_MQ = _majorities(removal, grid, retraining, seeds, asked_MQ)
+        # After the first round: a bank picks its engine for what it trains first, and these models are few.
+        full = full or FullData.train(retraining, removal.query_labels, voting=base_seeds, seeds=seeds)
+        outcome_MQ = majority_MQ != full.prediction
+        _write_down(tried_MQG, asked_MQ, outcome_MQ)
         flipped_MQ = np.where(open_MQ & outcome_MQ, ask_MQ, flipped_MQ)
         held_MQ = np.where(open_MQ & ~outcome_MQ, ask_MQ, held_MQ)
         ask_MQ = (held_MQ + flipped_MQ) // 2
-    audited_MQG = np.full_like(tried_MQG, UNTRIED)
-    _ask(removal, grid, retraining, full, seeds, _untried(tried_MQG, removal.query_ids, seed), audited_MQG)
+    assert full is not None
+    asked_MQ = _untried(tried_MQG, removal.query_ids, seed)
+    _write_down(audited_MQG, asked_MQ, _majorities(removal, grid, retraining, seeds, asked_MQ) != full.prediction)
     return Counterfactual(
         methods=removal.names,
         controls=removal.controls,
@@ -87,26 +95,28 @@ def search_counterfactuals(
     )
 
 
-def _ask(
+def _majorities(
     removal: Removal,
     grid: npt.NDArray[np.int64],
     retraining: Retraining,
-    full: FullData,
     seeds: int,
     ask_MQ: npt.NDArray[np.int64],
-    book_MQG: npt.NDArray[np.int8],
-) -> npt.NDArray[np.bool_]:
-    """Retrain at each query's and method's place on the grid (-1: none); write down and return what flipped."""
-    outcome_MQ = np.zeros(ask_MQ.shape, np.bool_)
+) -> npt.NDArray[np.int64]:
+    """Retrain at each query's and method's place on the grid, and return the majority's class; -1: none asked."""
+    majority_MQ = np.full(ask_MQ.shape, -1)
     cells = np.argwhere(ask_MQ != UNTRIED)
-    if not len(cells):
-        return outcome_MQ
-    removed = [removal.orders[m, q, : grid[ask_MQ[m, q]]] for m, q in cells]
-    predicted_CR = retraining.without(removed, cells[:, 1].tolist(), seeds).argmax(-1)
-    outcome_MQ[tuple(cells.T)] = majority(predicted_CR.T) != full.prediction[cells[:, 1]]
-    for m, q in cells:
+    if len(cells):
+        removed = [removal.orders[m, q, : grid[ask_MQ[m, q]]] for m, q in cells]
+        predicted_CR = retraining.without(removed, cells[:, 1].tolist(), seeds).argmax(-1)
+        majority_MQ[tuple(cells.T)] = majority(predicted_CR.T)
+    return majority_MQ
+
+
+def _write_down(
+    book_MQG: npt.NDArray[np.int8], ask_MQ: npt.NDArray[np.int64], outcome_MQ: npt.NDArray[np.bool_]
+) -> None:
+    for m, q in np.argwhere(ask_MQ != UNTRIED):
         book_MQG[m, q, ask_MQ[m, q]] = outcome_MQ[m, q]
-    return outcome_MQ
 
 
 def _untried(tried_MQG: npt.NDArray[np.int8], query_ids: Ids, seed: int) -> npt.NDArray[np.int64]:
@@ -165,6 +175,7 @@ def counterfactual_sizes(
         Ilyas, Park, Engstrom, Leclerc, Madry, Datamodels: predicting predictions from training data, 2022.
         Park, Georgiev, Ilyas, Leclerc, Madry, TRAK: attributing model behavior at scale, 2023.
     """
+    check_models(seeds, base_seeds)
     if points < 1:
         raise InputError(f"points must be at least 1, got {points}.")
     named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
@@ -183,7 +194,7 @@ def counterfactual_sizes(
         progress=progress,
     )
     found = search_counterfactuals(removal, grid, retraining, seeds=seeds, base_seeds=base_seeds, seed=seed)
-    found = replace(found, info=provenance(folder / BANK_FOLDER))
+    found = replace(found, info=retraining.provenance)
     found.save(folder / "counterfactual.safetensors")
     found.to_csv(folder / "counterfactual.csv")
     return found

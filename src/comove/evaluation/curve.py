@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,6 +65,7 @@ class Curve:
         n_query: number of examples the accuracy is measured on.
         provenance: model, recipe and data (JSON values).
         coresets: that the models were trained on.
+        skipped: methods that were left out, and why.
     """
 
     points: tuple[CurvePoint, ...]
@@ -72,6 +73,7 @@ class Curve:
     n_query: int
     provenance: Mapping[str, Any]
     coresets: tuple[Chosen, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> list[dict[str, Any]]:
         """One row a method and budget: mean, standard deviation over seeds (ddof 1; NaN for one seed) and count."""
@@ -139,6 +141,7 @@ def coreset_curve(
     model_options: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     coresets: str | os.PathLike[str] | None = None,
+    skip: bool = False,
     executor: Executor | str = "local",
     device: str | torch.device = "auto",
     progress: bool = False,
@@ -162,6 +165,7 @@ def coreset_curve(
         out: a folder that keeps coresets and models' results, so that an interrupted curve goes on and a larger one
             uses them; ``None`` keeps none.
         coresets: a folder to keep the coresets in instead of ``out``, shared by curves of several target models.
+        skip: leave out methods that need what the runs did not record, instead of refusing; see ``Curve.skipped``.
         executor: where to train; as for :meth:`RetrainingBank.run`.
         device: of the workers.
         progress: show a bar.
@@ -194,12 +198,7 @@ def coreset_curve(
         claim_folder(folder, "curve", CURVE_FORMAT, content)
         selected = new_folder(folder / "coresets" if coresets is None else coresets)
         claim_folder(selected, "coresets", CURVE_FORMAT, {key: content[key] for key in ("dataset", "sources")})
-        kept = [
-            _select(selected, name, share, number, method, sources)
-            for name, method in chosen.items()
-            for share in shares
-            for number in range(seeds if hasattr(method, "seed") else 1)
-        ]
+        kept, skipped = _select_all(selected, chosen, shares, seeds, sources, skip)
 
         def trained(sets: list[Ids], number: int) -> list[list[float]]:
             """Accuracies (C, R) of models trained on each set; an empty list stands for the full data."""
@@ -218,14 +217,14 @@ def coreset_curve(
 
         points = [CurvePoint(FULL, 1.0, len(splits.train), s, a) for s, a in enumerate(trained([], seeds)[0])]
         for seeded in (False, True):
-            group = [one for one in kept if hasattr(chosen[one.method], "seed") is seeded]
+            group = [one for one in kept if chosen[one.method].seeded is seeded]
             found = trained([one.coreset.ids for one in group], 1 if seeded else seeds) if group else []
             points += [
                 CurvePoint(one.method, one.budget, len(one.coreset), one.number + number, accuracy)
                 for one, row in zip(group, found, strict=True)
                 for number, accuracy in enumerate(row)
             ]
-    return Curve(tuple(points), len(splits.train), len(splits.query), content, tuple(kept))
+    return Curve(tuple(points), len(splits.train), len(splits.query), content, tuple(kept), skipped)
 
 
 def _selectors(
@@ -242,13 +241,36 @@ def _selectors(
     return chosen
 
 
+def _select_all(
+    folder: Path,
+    methods: Mapping[str, Selector],
+    shares: Sequence[float],
+    seeds: int,
+    sources: Sequence[Source],
+    skip: bool,
+) -> tuple[list[Chosen], dict[str, str]]:
+    """All coresets, and why the methods that were left out cannot be had from these runs."""
+    kept: list[Chosen] = []
+    skipped: dict[str, str] = {}
+    for name, method in methods.items():
+        numbers = range(seeds if method.seeded else 1)
+        try:
+            kept += [_select(folder, name, share, i, method, sources) for share in shares for i in numbers]
+        except InputError as error:
+            if not skip:
+                raise
+            skipped[name] = str(error)
+    if not kept:
+        raise InputError(f"None of the methods can be had from these runs: {skipped}")
+    return kept, skipped
+
+
 def _select(folder: Path, name: str, share: float, number: int, method: Selector, sources: Sequence[Source]) -> Chosen:
     """A coreset: read where an earlier sitting has selected it, else selected and kept."""
     slug = "".join(c if c.isalnum() else "-" for c in name)
     file = folder / f"{slug}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
     if not file.exists():
-        changes = {"seed": method.seed + number} if hasattr(method, "seed") else {}
-        replace(method, **changes).select(sources, share).save(file)
+        method.reseeded(number).select(sources, share).save(file)
     return Chosen(name, share, number, Coreset.load(file))
 
 

@@ -30,8 +30,8 @@ from comove.evaluation.removal_models import (
     BankRetraining,
     FullData,
     Retraining,
+    check_models,
     predicted_and_margins,
-    provenance,
 )
 from comove.execution import Executor
 from comove.models import Factory
@@ -59,13 +59,15 @@ def measure_brittleness(
         base_seeds: B.
         confidence: level of the intervals.
     """
-    full = FullData.train(retraining, removal.query_labels, voting=base_seeds, seeds=seeds)
+    check_models(seeds, base_seeds)
     shape = (len(removal.names), removal.query_ids.size, len(ks))
     cells = list(np.ndindex(shape))
     removed = [removal.orders[m, q, : ks[i]] for m, q, i in cells]
     places = [q for _, q, _ in cells]
     logits_CRc = retraining.without(removed, places, seeds)
     predicted_CR, margins_CR = predicted_and_margins(logits_CRc, removal.query_labels[places][:, None])
+    # After the many: a bank picks its engine for what it trains first.
+    full = FullData.train(retraining, removal.query_labels, voting=base_seeds, seeds=seeds)
     return Brittleness(
         methods=removal.names,
         controls=removal.controls,
@@ -133,6 +135,7 @@ def brittleness(
         Park, Georgiev, Ilyas, Leclerc, Madry, TRAK: attributing model behavior at scale, 2023.
         Ilyas, Park, Engstrom, Leclerc, Madry, Datamodels: predicting predictions from training data, 2022.
     """
+    check_models(seeds, base_seeds)
     counts = checked_ks([ks] if isinstance(ks, int | np.integer) else list(ks))
     named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
     removal = plan_removal(named, splits, counts[-1], queries=queries, controls=controls, seed=seed)
@@ -150,7 +153,7 @@ def brittleness(
         progress=progress,
     )
     found = measure_brittleness(removal, counts, retraining, seeds=seeds, base_seeds=base_seeds)
-    found = replace(found, info=provenance(folder / BANK_FOLDER))
+    found = replace(found, info=retraining.provenance)
     found.save(folder / "brittleness.safetensors")
     found.to_csv(folder / "brittleness.csv")
     return found

@@ -24,7 +24,7 @@ from comove.execution import Executor
 from comove.models import Factory
 from comove.training import Recipe
 
-__all__ = ["BANK_FOLDER", "BankRetraining", "FullData", "Retraining", "predicted_and_margins", "provenance"]
+__all__ = ["BANK_FOLDER", "BankRetraining", "FullData", "Retraining", "check_models", "predicted_and_margins"]
 
 Logits = npt.NDArray[np.float32]
 BANK_FOLDER = "removal-bank"
@@ -107,6 +107,12 @@ class BankRetraining:
                     found[user] = logits_RQc[:models, queries[user]]
         return _complete(np.stack(found))
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result says of the bank that it was read from: data, model, recipe, seed and fingerprint."""
+        manifest = self.plan(subsets.everything(), 1).manifest
+        return {name: manifest[name] for name in ("dataset", "model", "recipe", "seed", "fingerprint")}
+
 
 def _complete(logits: Logits) -> Logits:
     if np.isnan(logits).any():  # the class it would predict means nothing
@@ -137,8 +143,7 @@ class FullData:
         Raises:
             InputError: no model.
         """
-        if voting < 1 or seeds < 1:
-            raise InputError(f"seeds and base_seeds must be at least 1, got {seeds} and {voting}.")
+        check_models(seeds, voting)
         predicted, margins = predicted_and_margins(retraining.full(voting + max(voting, seeds)), labels)
         return cls(predicted[:voting], margins[:voting], predicted[voting:], margins[voting:])
 
@@ -148,12 +153,16 @@ class FullData:
         return majority(self.voting)
 
 
+def check_models(seeds: int, base_seeds: int) -> None:
+    """Check the numbers of models.
+
+    Raises:
+        InputError: one is below 1.
+    """
+    if seeds < 1 or base_seeds < 1:
+        raise InputError(f"seeds and base_seeds must be at least 1, got {seeds} and {base_seeds}.")
+
+
 def predicted_and_margins(logits: Logits, labels: Ids) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Predicted classes and margins (..., Q) of logits (..., Q, classes)."""
     return logits.argmax(-1).astype(np.int32), output_of(logits, labels, "margin").astype(np.float32)
-
-
-def provenance(bank: Path) -> dict[str, Any]:
-    """What a result says of the bank that it was read from: data, model, recipe, seed and fingerprint."""
-    manifest = RetrainingBank.load(bank).manifest
-    return {name: manifest[name] for name in ("dataset", "model", "recipe", "seed", "fingerprint")}

@@ -7,6 +7,7 @@ driver's own thread, which an interrupt (Ctrl-C) therefore reaches at once.
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from comove.execution.wire import Parts
 __all__ = ["Crew"]
 
 _JOIN_SECONDS = 5.0
+_RESULTS_A_WORKER = 3
+"""Results in the making or waiting to be delivered; the workers pause above that."""
 
 
 class Crew:
@@ -42,6 +45,7 @@ class Crew:
         self._jobs, self._retries = jobs, retries
         self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._room = threading.Semaphore(0)  # a delivery slower than the workers must not pile up results in memory
         self._deaths: Counter[int | None] = Counter()
         self._warned: set[Any] = set()
         self._parts: Parts = ()
@@ -52,12 +56,13 @@ class Crew:
     def start(self, parts: Parts, workers: int, gpus: int = 0) -> None:
         """Start workers and send each ``parts``, the packed (setup, payload); spread them over ``gpus`` devices."""
         self._parts, self._gpus = parts, gpus
+        self._room.release(_RESULTS_A_WORKER * workers)
         for slot in range(workers):
             self._start_one(slot)
 
     def _start_one(self, slot: int) -> None:
         device = str(slot % self._gpus) if self._gpus > 1 else ""
-        self.workers.append(WorkerProcess(slot, device, self._parts, self._jobs, self._queue, self._events))
+        self.workers.append(WorkerProcess(slot, device, self._parts, self._jobs, self._queue, self._events, self._room))
 
     def take(self) -> int | None:
         """Take the next job off the queue, for the driver to do itself; None when there is none."""
@@ -87,6 +92,7 @@ class Crew:
         """End all workers at once."""
         for worker in self.workers:
             worker.kill()
+            self._room.release()
             self._queue.put(None)
         deadline = time.monotonic() + _JOIN_SECONDS
         for worker in self.workers:
@@ -106,6 +112,7 @@ class Crew:
             self.ready = True
         else:
             self.left -= 1
+            self._room.release()
             yield event.index, result
 
     def _replace(self, event: Event) -> None:
@@ -116,5 +123,6 @@ class Crew:
             job = "the set-up of the workers" if event.index is None else f"job {self._jobs[event.index]}"
             raise job_lost(job, self._deaths[event.index], event.death)
         if event.index is not None:
+            self._room.release()
             self._queue.put(event.index)
         self._start_one(event.worker.slot)

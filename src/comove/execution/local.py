@@ -67,7 +67,7 @@ class Local(Executor):
 
 def _begin_here(work: Work, crew: Crew) -> Results:
     """Do jobs in this process until workers are ready, or to the end when none would pay."""
-    started = time.perf_counter()
+    started, allocations = time.perf_counter(), _gpu_allocations()
     with one_torch_thread():
         do = work.setup(work.payload)
     start_seconds = START_SECONDS + time.perf_counter() - started
@@ -83,20 +83,17 @@ def _begin_here(work: Work, crew: Crew) -> Results:
         seconds = time.perf_counter() - started
         crew.left -= 1
         yield index, result
-        if not tried and (workers := _paying_workers(crew.left, seconds, start_seconds)):
+        most = _gpus() if _gpu_allocations() > allocations else usable_cpus()
+        if not tried and (workers := _paying_workers(most, crew.left, seconds, start_seconds)):
             tried, parts = True, _sendable(work)
             if parts is not None:
                 crew.start(parts, workers, _gpus())
         yield from crew.arrived()
 
 
-def _paying_workers(left: int, seconds: float, start_seconds: float) -> int:
-    """Return how many workers end sooner than this process with ``left`` jobs of ``seconds`` each, or 0."""
-    import torch
-
-    used_cuda: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    # One process keeps a GPU busy; several would only share its memory.
-    workers = min(left, torch.cuda.device_count() if used_cuda else usable_cpus())
+def _paying_workers(most: int, left: int, seconds: float, start_seconds: float) -> int:
+    """Return how many workers end ``left`` jobs of ``seconds`` each sooner than this process alone, or 0."""
+    workers = min(most, left)
     return workers if workers > 1 and left * seconds * (1 - 1 / workers) > start_seconds else 0
 
 
@@ -128,3 +125,15 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def _gpu_allocations() -> int:
+    """Return how often this process has allocated memory on a GPU: when it grows, the jobs compute there.
+
+    One process keeps a GPU busy; several would only share its memory. So such jobs get a process a GPU, not a core.
+    """
+    import torch
+
+    used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count() if used else 0)
+    return sum(torch.cuda.memory_stats(device).get("allocation.all.allocated", 0) for device in devices)

@@ -51,6 +51,7 @@ class WorkerProcess:
         jobs: all jobs.
         queue: indices of jobs to do, shared by all workers.
         events: where to say what became of them.
+        room: acquired before a job is taken, released by whoever handles its event.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class WorkerProcess:
         jobs: Sequence[Any],
         queue: SimpleQueue[int | None],
         events: SimpleQueue[Event],
+        room: threading.Semaphore,
     ) -> None:
         self.slot = slot
-        self._parts, self._jobs, self._queue, self._events = parts, jobs, queue, events
+        self._parts, self._jobs, self._queue, self._events, self._room = parts, jobs, queue, events, room
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
         self._process = subprocess.Popen(
@@ -94,7 +96,7 @@ class WorkerProcess:
             outcome = self._ask(self._parts)
             self._parts = ()
             self._events.put(Event(self, index, outcome))
-            while outcome.error is None and (index := self._queue.get()) is not None:
+            while outcome.error is None and (index := self._next()) is not None:
                 outcome = self._ask(pack(self._jobs[index]))
                 self._events.put(Event(self, index, outcome))
         except (EOFError, OSError):
@@ -104,6 +106,10 @@ class WorkerProcess:
             self._events.put(Event(self, index, Outcome(error=error, traceback=text)))
         finally:
             self._close()
+
+    def _next(self) -> int | None:
+        self._room.acquire()
+        return self._queue.get()
 
     def _ask(self, parts: Parts) -> Outcome:
         assert self._process.stdin is not None

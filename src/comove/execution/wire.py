@@ -1,8 +1,8 @@
 """How a value travels between processes: a pickle, and beside it the raw memory of its arrays.
 
 Arrays and CPU tensors are not copied into the pickle (PEP 574); they arrive writable and aligned to 64 bytes, as
-torch's own memory is, because matrix products may round differently on memory that is aligned otherwise. Functions and
-classes of the user's script or notebook travel by value (cloudpickle), so nobody imports the script again.
+torch's own memory is, because MKL promises the same bits only for memory that is aligned alike. Functions and classes
+of the user's script or notebook travel by value (cloudpickle), so nobody imports the script again.
 
 Nothing of this is ever written to a file: both ends are processes of one run.
 """

@@ -1,6 +1,7 @@
 """The one training loop, recipes, and recorded runs."""
 
-from comove.training.engine import Engine, Trained, choose_engine, train_many
+from comove.training.choice import choose_engine
+from comove.training.engine import Engine, Trained, train_many
 from comove.training.loop import Resident, evaluate, fit, predict, resolve_device
 from comove.training.recipe import RECIPES, Recipe, as_recipe, default_recipe
 from comove.training.run import Checkpoint, Run

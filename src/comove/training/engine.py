@@ -1,9 +1,8 @@
-"""Training many models: side by side in groups, or one by one, whichever a short timing finds faster."""
+"""Training many models: side by side in groups, or one by one; see :mod:`comove.training.choice` for which."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -11,30 +10,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from comove.errors import InputError
 from comove.models import Factory, ModelSpec
-from comove.training.loop import Resident, batch_bounds, fit, one_thread, predict
+from comove.training.loop import Resident, fit, one_thread, predict
 from comove.training.recipe import Recipe
 from comove.training.stacked import Member, Stack, place_matters, why_not_stacked
 
-__all__ = ["Engine", "Trained", "choose_engine", "train_many"]
+__all__ = ["FEW", "Engine", "Trained", "train_many"]
 
-GROUPS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
-"""Group sizes that are tried, until one is slower than a smaller one."""
 FEW = 4
-"""Fewer models than this are not worth a timing."""
-LONG = 2.0
-"""Seconds; where one step of one model takes longer, its layers are large enough by themselves."""
-TRIAL, TRIALS = 0.1, 2.0
-"""Seconds of measuring a group size, after one run to warm up; and after which no further size is tried."""
-MEMORY = 512 << 20
-"""Bytes that a group's activations and parameters may take (on a GPU: a quarter of what is free)."""
+"""Fewer models than this are trained one by one, without a timing."""
 
 
 class Trained(NamedTuple):
-    """One trained model: (Q, K) float32 logits on the queries in evaluation mode; its weights if they were asked for."""
+    """A trained model: its (Q, K) float32 logits on the queries in evaluation mode, and its weights if asked for."""
 
     logits: npt.NDArray[np.float32]
     weights: dict[str, torch.Tensor] | None
@@ -103,7 +93,7 @@ def train_many(
         query: the examples to predict, on the same device.
         members: positions in ``train`` and a seed for each model.
         recipe: how to train.
-        engine: from :func:`choose_engine`.
+        engine: from :func:`comove.training.choose_engine`.
         factory: the user's own factory, as for :meth:`ModelSpec.build`.
         keep_weights: whether to return each model's parameters and buffers.
 
@@ -115,21 +105,18 @@ def train_many(
     """
     for member in members:
         _check(member, len(train))
+    task = _Task(spec, train, query, recipe, factory, keep_weights)
     found: dict[int, Trained] = {}
     with one_thread(train.device.type == "cpu"):
         if engine.kind == "stacked" and members and (obstacle := why_not_stacked(spec, train, recipe, factory)):
             raise InputError(f"These models cannot be trained stacked: {obstacle}. Use Engine('one-by-one', 1, '').")
         for size, places in _by_size(members).items():
             group = engine.group
-            if engine.kind == "one-by-one" or place_matters(spec, train, recipe, group, size, factory):
-                for place in places:
-                    found[place] = _alone(spec, train, query, members[place], recipe, factory, keep_weights)
-                continue
+            alone = engine.kind == "one-by-one" or place_matters(spec, train, recipe, group, size, factory)
             for first in range(0, len(places), group):
-                here = places[first : first + group]
-                chosen = [members[place] for place in here]
-                made = _stacked(spec, train, query, chosen, recipe, group, factory, keep_weights)
-                found.update(zip(here, made, strict=True))
+                here = [members[place] for place in places[first : first + group]]
+                made = [_alone(task, member) for member in here] if alone else _stacked(task, here, group)
+                found.update(zip(places[first:], made, strict=False))
     return [found[place] for place in range(len(members))]
 
 
@@ -149,164 +136,30 @@ def _by_size(members: Sequence[Member]) -> dict[int, list[int]]:
     return places
 
 
-def _stacked(
-    spec: ModelSpec,
-    train: Resident,
-    query: Resident,
-    members: Sequence[Member],
-    recipe: Recipe,
-    group: int,
-    factory: str | Factory | None,
-    keep_weights: bool,
-) -> list[Trained]:
+class _Task(NamedTuple):
+    """What all members share."""
+
+    spec: ModelSpec
+    train: Resident
+    query: Resident
+    recipe: Recipe
+    factory: str | Factory | None
+    keep_weights: bool
+
+
+def _stacked(task: _Task, members: Sequence[Member], group: int) -> list[Trained]:
     padded = [*members, *[members[-1]] * (group - len(members))]
-    stack = Stack([spec.build(member.seed, factory) for member in padded], recipe, train.device)
-    stack.train(train, padded)
+    networks = [task.spec.build(member.seed, task.factory) for member in padded]
+    stack = Stack(networks, task.recipe, task.train.device)
+    stack.train(task.train, padded)
     return [
-        Trained(logits_QK.numpy().copy(), stack.weights(place) if keep_weights else None)
-        for place, logits_QK in islice(enumerate(stack.predict(query)), len(members))
+        Trained(logits_QK.numpy().copy(), stack.weights(place) if task.keep_weights else None)
+        for place, logits_QK in islice(enumerate(stack.predict(task.query)), len(members))
     ]
 
 
-def _alone(
-    spec: ModelSpec,
-    train: Resident,
-    query: Resident,
-    member: Member,
-    recipe: Recipe,
-    factory: str | Factory | None,
-    keep_weights: bool,
-) -> Trained:
-    model = spec.build(member.seed, factory).to(train.device)
-    fit(model, train.part(member.positions), recipe, seed=member.seed, device=train.device)
+def _alone(task: _Task, member: Member) -> Trained:
+    model = task.spec.build(member.seed, task.factory).to(task.train.device)
+    fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=task.train.device)
     weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
-    return Trained(predict(model, query).numpy(), weights if keep_weights else None)
-
-
-# --- the choice ----------------------------------------------------------------------------------------------------
-
-
-def choose_engine(
-    spec: ModelSpec, train: Resident, recipe: Recipe, size: int, *, models: int, factory: str | Factory | None = None
-) -> Engine:
-    """Time a few steps of one model alone and of groups side by side, and return the faster way.
-
-    Of group sizes within a tenth of the best the smallest is taken: shorter jobs, less memory, fewer repetitions in the
-    last group.
-
-    Args:
-        spec: the architecture.
-        train: the training examples, on the device to train on.
-        recipe: how the models will be trained.
-        size: training examples of one model.
-        models: how many models there will be.
-        factory: the user's own factory, as for :meth:`ModelSpec.build`.
-
-    Raises:
-        InputError: a size below 2 or above the number of examples.
-    """
-    if not 2 <= size <= len(train):
-        raise InputError(f"size must be from 2 to {len(train)}, the number of training examples; got {size}.")
-    if models < FEW:
-        return Engine("one-by-one", 1, f"{models} models are too few to time")
-    with one_thread(train.device.type == "cpu"):
-        obstacle = why_not_stacked(spec, train, recipe, factory)
-        if obstacle:
-            return Engine("one-by-one", 1, obstacle)
-        trial = _Trial(spec, train, recipe, size, factory)
-        if trial.first > LONG:
-            return Engine("one-by-one", 1, f"one step of one model takes {trial.first:.1f} s: nothing to gain")
-        alone, grouped = trial.alone(), _time_groups(trial, models)
-        best = min(grouped.values(), default=float("inf"))
-        group = min((group for group, seconds in grouped.items() if seconds <= 1.1 * best), default=1)
-        if not grouped:
-            return Engine("one-by-one", 1, "two models side by side would take too much memory")
-        timed = f"stacked {grouped[group]:.3g} s a model in groups of {group}, one by one {alone:.3g} s (timed)"
-        if grouped[group] > alone:
-            return Engine("one-by-one", 1, timed)
-        if place_matters(spec, train, recipe, group, size, factory):
-            return Engine("one-by-one", 1, f"a model's bits would depend on its place in a group; {timed}")
-        return Engine("stacked", group, timed)
-
-
-def _time_groups(trial: _Trial, models: int) -> dict[int, float]:
-    """Seconds a model by group size, the repetitions that fill up the last group counted in."""
-    found: dict[int, float] = {}
-    for group in GROUPS:
-        too_large = group * trial.memory_a_model() > trial.memory() or group >= 2 * models
-        if too_large or trial.spent > TRIALS:
-            break
-        found[group] = trial.stacked(group) * group * -(-models // group) / models
-        if found[group] > 1.1 * min(found.values()):
-            break
-    return found
-
-
-class _Trial:
-    """A few steps of training, timed."""
-
-    def __init__(
-        self, spec: ModelSpec, train: Resident, recipe: Recipe, size: int, factory: str | Factory | None
-    ) -> None:
-        self.spec, self.train, self.factory, self.spent = spec, train, factory, 0.0
-        self.recipe = recipe.with_changes(epochs=1)
-        self.steps_a_model = len(batch_bounds(size, recipe.batch_size)) * recipe.epochs
-        self.positions = np.arange(min(size, recipe.batch_size))
-        self.first = self._once(self._fitting())
-        if self.first < TRIAL / 10:
-            self.positions = np.arange(min(size, 8 * recipe.batch_size))
-
-    def alone(self) -> float:
-        """Seconds to train one model by itself."""
-        return self._seconds(self._fitting())
-
-    def stacked(self, group: int) -> float:
-        """Seconds a model to train ``group`` side by side."""
-        members = [Member(self.positions, seed) for seed in range(group)]
-        stack = Stack([self.network(seed) for seed in range(group)], self.recipe, self.train.device)
-        return self._seconds(lambda: stack.train(self.train, members)) / group
-
-    def memory_a_model(self) -> int:
-        """Bytes of one model in a step: what its forward pass keeps, and its parameters with gradient and momentum."""
-        network, kept = self.network(0).to(self.train.device), {}
-        rows = min(2, len(self.positions))
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            network(self.train.inputs(torch.arange(rows, device=self.train.device)))
-        parameters = sum(parameter.nbytes for parameter in network.parameters())
-        return sum(kept.values()) * self.recipe.batch_size // rows + 4 * parameters
-
-    def memory(self) -> int:
-        """Bytes that a group may take."""
-        return torch.cuda.mem_get_info(self.train.device)[0] // 4 if self.train.device.type == "cuda" else MEMORY
-
-    def network(self, seed: int) -> nn.Module:
-        return self.spec.build(seed, self.factory)
-
-    def _fitting(self) -> Callable[[], None]:
-        model, part = self.network(0).to(self.train.device), self.train.part(self.positions)
-        return lambda: fit(model, part, self.recipe, seed=0, device=self.train.device)
-
-    def _seconds(self, work: Callable[[], None]) -> float:
-        """The fastest of several runs, as seconds of a whole training."""
-        self._once(work)
-        taken = [self._once(work)]
-        while sum(taken) < TRIAL:
-            taken.append(self._once(work))
-        steps = len(batch_bounds(len(self.positions), self.recipe.batch_size))
-        return min(taken) / steps * self.steps_a_model
-
-    def _once(self, work: Callable[[], None]) -> float:
-        on_gpu = self.train.device.type == "cuda"
-        clock = time.perf_counter if on_gpu else time.process_time  # which a busy machine lengthens less
-        started = clock()
-        work()
-        if on_gpu:
-            torch.cuda.synchronize(self.train.device)
-        taken = clock() - started
-        self.spent += taken
-        return taken
+    return Trained(predict(model, task.query).numpy(), weights if task.keep_weights else None)

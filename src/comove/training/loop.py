@@ -84,7 +84,7 @@ class Resident:
         """Return the examples at ``positions``, in this order, on the same device; nothing is normalised again."""
         made = copy.copy(self)
         made.examples = self.examples.subset(self.examples.ids[positions])
-        where = torch.from_numpy(np.array(positions)).to(self.device)
+        where = torch.from_numpy(np.array(positions, np.int64)).to(self.device)
         made.labels = self.labels[where]
         made._prepared = None if self._prepared is None else self._prepared[where]
         made._raw = None if self._raw is None or self._prepared is not None else self._raw[where]

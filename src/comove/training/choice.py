@@ -1,0 +1,154 @@
+"""Which way of training many models is faster here, found by a short timing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from comove.errors import InputError
+from comove.models import Factory, ModelSpec
+from comove.training.engine import FEW, Engine
+from comove.training.loop import Resident, batch_bounds, fit, one_thread
+from comove.training.recipe import Recipe
+from comove.training.stacked import Member, Stack, place_matters, why_not_stacked
+
+__all__ = ["choose_engine"]
+
+GROUPS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
+"""Group sizes that are tried, until one is slower than a smaller one."""
+LONG = 2.0
+"""Seconds; where one step of one model takes longer, its layers are large enough by themselves."""
+TRIAL, TRIALS = 0.1, 2.0
+"""Seconds of measuring a group size, after one run to warm up; and after which no further size is tried."""
+MEMORY = 512 << 20
+"""Bytes that a group's activations and parameters may take (on a GPU: a quarter of what is free)."""
+
+
+def choose_engine(
+    spec: ModelSpec, train: Resident, recipe: Recipe, size: int, *, models: int, factory: str | Factory | None = None
+) -> Engine:
+    """Time a few steps of one model alone and of groups side by side, and return the faster way.
+
+    Of group sizes within a tenth of the best the smallest is taken: shorter jobs, less memory, fewer repetitions in the
+    last group.
+
+    Args:
+        spec: the architecture.
+        train: the training examples, on the device to train on.
+        recipe: how the models will be trained.
+        size: training examples of one model.
+        models: how many models there will be.
+        factory: the user's own factory, as for :meth:`ModelSpec.build`.
+
+    Raises:
+        InputError: a size below 2 or above the number of examples.
+    """
+    if not 2 <= size <= len(train):
+        raise InputError(f"size must be from 2 to {len(train)}, the number of training examples; got {size}.")
+    if models < FEW:
+        return Engine("one-by-one", 1, f"{models} models are too few to time")
+    with one_thread(train.device.type == "cpu"):
+        obstacle = why_not_stacked(spec, train, recipe, factory)
+        if obstacle:
+            return Engine("one-by-one", 1, obstacle)
+        trial = _Trial(spec, train, recipe, size, factory)
+        if trial.first > LONG:
+            return Engine("one-by-one", 1, f"one step of one model takes {trial.first:.1f} s: nothing to gain")
+        alone, grouped = trial.alone(), _time_groups(trial, models)
+        best = min(grouped.values(), default=float("inf"))
+        group = min((group for group, seconds in grouped.items() if seconds <= 1.1 * best), default=1)
+        if not grouped:
+            return Engine("one-by-one", 1, "two models side by side would take too much memory")
+        timed = f"stacked {grouped[group]:.3g} s a model in groups of {group}, one by one {alone:.3g} s (timed)"
+        if grouped[group] > alone:
+            return Engine("one-by-one", 1, timed)
+        if place_matters(spec, train, recipe, group, size, factory):
+            return Engine("one-by-one", 1, f"a model's bits would depend on its place in a group; {timed}")
+        return Engine("stacked", group, timed)
+
+
+def _time_groups(trial: _Trial, models: int) -> dict[int, float]:
+    """Seconds a model by group size, the repetitions that fill up the last group counted in."""
+    found: dict[int, float] = {}
+    largest = min(trial.memory() // trial.memory_a_model(), 2 * models - 1)
+    for group in GROUPS:
+        if group > largest or trial.spent > TRIALS:
+            break
+        found[group] = trial.stacked(group) * group * -(-models // group) / models
+        if found[group] > 1.1 * min(found.values()):
+            break
+    return found
+
+
+class _Trial:
+    """A few steps of training, timed."""
+
+    def __init__(
+        self, spec: ModelSpec, train: Resident, recipe: Recipe, size: int, factory: str | Factory | None
+    ) -> None:
+        self.spec, self.train, self.factory, self.spent = spec, train, factory, 0.0
+        self.recipe = recipe.with_changes(epochs=1)
+        self.steps_a_model = len(batch_bounds(size, recipe.batch_size)) * recipe.epochs
+        self.positions = np.arange(min(size, recipe.batch_size))
+        self.first = self._once(self._fitting())
+        if self.first < TRIAL / 10:
+            self.positions = np.arange(min(size, 8 * recipe.batch_size))
+
+    def alone(self) -> float:
+        """Seconds to train one model by itself."""
+        return self._seconds(self._fitting())
+
+    def stacked(self, group: int) -> float:
+        """Seconds a model to train ``group`` side by side."""
+        members = [Member(self.positions, seed) for seed in range(group)]
+        stack = Stack([self.network(seed) for seed in range(group)], self.recipe, self.train.device)
+        return self._seconds(lambda: stack.train(self.train, members)) / group
+
+    def memory_a_model(self) -> int:
+        """Bytes of one model in a step: what its forward pass keeps, and its parameters with gradient and momentum."""
+        network, kept = self.network(0).to(self.train.device), {}
+        rows = min(2, len(self.positions))
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(self.train.inputs(torch.arange(rows, device=self.train.device)))
+        parameters = sum(parameter.nbytes for parameter in network.parameters())
+        return sum(kept.values()) * self.recipe.batch_size // rows + 4 * parameters
+
+    def memory(self) -> int:
+        """Bytes that a group may take."""
+        return torch.cuda.mem_get_info(self.train.device)[0] // 4 if self.train.device.type == "cuda" else MEMORY
+
+    def network(self, seed: int) -> nn.Module:
+        return self.spec.build(seed, self.factory)
+
+    def _fitting(self) -> Callable[[], None]:
+        model, part = self.network(0).to(self.train.device), self.train.part(self.positions)
+        return lambda: fit(model, part, self.recipe, seed=0, device=self.train.device)
+
+    def _seconds(self, work: Callable[[], None]) -> float:
+        """The fastest of several runs, as seconds of a whole training."""
+        self._once(work)
+        taken = [self._once(work)]
+        while sum(taken) < TRIAL:
+            taken.append(self._once(work))
+        steps = len(batch_bounds(len(self.positions), self.recipe.batch_size))
+        return min(taken) / steps * self.steps_a_model
+
+    def _once(self, work: Callable[[], None]) -> float:
+        on_gpu = self.train.device.type == "cuda"
+        clock = time.perf_counter if on_gpu else time.process_time  # which a busy machine lengthens less
+        started = clock()
+        work()
+        if on_gpu:
+            torch.cuda.synchronize(self.train.device)
+        taken = clock() - started
+        self.spent += taken
+        return taken
