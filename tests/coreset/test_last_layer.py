@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from comove.coreset.last_layer import LastLayerGradients
-from comove.errors import InputError
+from comove.coreset import select
+from comove.coreset.last_layer import LastLayerGradients, by_id
+from comove.errors import InputError, NonFiniteError
+from comove.trace import Trace
 
 EXAMPLE = LastLayerGradients(np.array([[-0.3, 0.2, 0.1], [0.4, -0.6, 0.2]]), np.array([[1.0, 2.0], [0.0, -1.0]]))
 
@@ -74,3 +78,32 @@ def test_shapes_and_labels_that_do_not_fit_are_refused() -> None:
         LastLayerGradients.of(np.ones((2, 2)), [0], np.ones((2, 3)))
     with pytest.raises(InputError, match=r"Labels must be in 0 \.\.\. 1, got 0 \.\.\. 2"):
         LastLayerGradients.of(np.ones((2, 2)), [0, 2], np.ones((2, 3)))
+
+
+def test_candidates_come_in_order_of_their_ids() -> None:
+    assert by_id(np.array([0, 2, 3]), np.array([40, 10, 30, 20])).tolist() == [3, 2, 0]
+
+
+@pytest.mark.parametrize("method", ["herding", "cal", "craig", "graphcut", "glister"])
+def test_the_choice_moves_with_the_ids_whatever_the_order_of_the_trace(
+    method: str, anchored: Callable[..., Trace]
+) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.integers(0, 3, (40, 2)).astype(float)  # duplicates, so that ties are decided too
+    probabilities, labels, ids = rng.dirichlet(np.ones(2), 4)[np.arange(40) % 4], np.arange(40) % 2, np.arange(40) * 3
+    held_out = (features[:9], probabilities[:9], labels[:9])
+    found = []
+    for order in (np.arange(40), rng.permutation(40)):
+        parts = (values[order] for values in (features, probabilities, labels, ids))
+        found.append(select(method, anchored(*parts, validation=held_out), 20).ids.tolist())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("method", ["craig", "graphcut", "glister", "cal"])
+def test_a_prediction_that_is_nan_is_an_error_that_names_the_example(
+    method: str, anchored: Callable[..., Trace]
+) -> None:
+    probabilities = np.full((3, 2), 0.5)
+    probabilities[1] = np.nan
+    with pytest.raises(NonFiniteError, match=f"{method}: the features or probabilities of 1 examples .* of id 20"):
+        select(method, anchored(np.ones((3, 2)), probabilities, [0, 0, 0], [10, 20, 30]), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ class Watching(Executor):
     def results(self, work: Work) -> Any:
         self.jobs += list(work.jobs)
         yield from Serial().results(work)
+
+    def session(self) -> Any:
+        return nullcontext()
 
 
 @pytest.fixture(scope="module")
@@ -503,6 +507,9 @@ def test_workers_are_sent_all_they_need(bank: RetrainingBank, small_digits: Spli
             do = setup(payload)
             for index, job in enumerate(work.jobs):
                 yield index, pickle.loads(pickle.dumps(do(pickle.loads(pickle.dumps(job)))))  # noqa: S301
+
+        def session(self) -> Any:
+            return nullcontext()
 
     posted = create(tmp_path, small_digits, keep_weights=True).run(executor=Posting(), engine=ONE)
     np.testing.assert_array_equal(posted.logits(), bank.logits())

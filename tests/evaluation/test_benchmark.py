@@ -273,6 +273,12 @@ def test_comparing_two_methods_pairs_them_at_every_ratio_and_output(wide: Benchm
         wide.compare("cld", "random-contrl")
 
 
+def test_it_prints_a_line_a_result(wide: Benchmark) -> None:
+    lines = str(wide).splitlines()
+    assert lines[0] == "Benchmark of 3 methods, 2 runs each:"
+    assert [line.strip() for line in lines[1:]] == [str(result) for result in wide.results]
+
+
 def test_a_result_is_found_by_its_ratio_and_output_or_what_there_is_is_told(wide: Benchmark) -> None:
     assert wide.of("fz", alpha=0.7) is wide.results[7]
     with pytest.raises(InputError, match=r"Say which alpha: one of 0\.3, 0\.7"):

@@ -44,22 +44,44 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head and two more nodes with a core each, and all that Ray writes in a folder that is removed."""
+def ray_folder() -> Iterator[None]:
+    """All that Ray writes goes to a folder that is removed."""
     pytest.importorskip("ray", reason="the extra comove[ray] is not installed")
-    from ray.cluster_utils import Cluster
-
     # Not tmp_path: Ray's sockets lie there, and a socket's path may have 107 characters at most.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", folder)  # where ray.init writes a token
         patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # ray.init sets it for the whole process where it is not
         patch.delenv("RAY_ADDRESS", raising=False)
-        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": {"health_check_period_ms": 1000}}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        cluster.add_node(num_cpus=1, resources={"doomed": 1})
-        cluster.add_node(num_cpus=1)
-        yield cluster
-        cluster.shutdown()
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_folder: None) -> Iterator[Any]:
+    """A head and two more nodes with a core each."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": {"health_check_period_ms": 1000}}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=1, resources={"doomed": 1})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_private_cluster_is_kept_for_a_session_and_ends_with_it(ray_folder: None, training: Training) -> None:
+    import ray
+
+    executor = RayCluster()
+    with executor.session():
+        for seed in (0, 10):  # the second time, the workers are there but must be set up anew
+            training.run([(seed + more, 0.0) for more in range(4)], executor)
+            assert len({result.setups for result in training.done.values()}) == 1  # none was set up twice
+            assert training.equals_one_process()
+        assert ray.is_initialized()
+        with pytest.raises(InputError, match=r"No node .* 1 CPUs and 99 GPUs .* this machine is all of it"):
+            RayCluster(num_gpus=99)._check_room(private=True)
+    assert not ray.is_initialized()
 
 
 def test_a_cluster_that_loses_a_worker_and_a_node_trains_the_same_bits_as_one_process(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +106,18 @@ def test_controls_are_grey_and_dashed_and_methods_differ_in_colour_and_mark() ->
     assert len({line.get_linestyle() for line in controls} | {"-"}) == 3
     methods = [line for name, line in found.items() if "control" not in name and "nothing" not in name]
     assert len({line.get_color() for line in methods}) == len({line.get_marker() for line in methods}) == 2
+
+
+def test_marks_are_hollow_where_a_class_was_removed_whole() -> None:
+    plain = brittle()
+    assert "hollow" not in " ".join(lines(brittleness_figure(plain)))
+    emptied_MQK = plain.class_emptied.copy()
+    emptied_MQK[1, 3, 2:] = emptied_MQK[3, 0, 3] = True
+    axes = brittleness_figure(replace(plain, class_emptied=emptied_MQK)).axes[0]
+    hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+    own = {(k, 100 * plain.rate(plain.methods[m], k).value) for m, k in ((1, 100), (1, 400), (3, 400))}
+    assert {(x, y) for line in hollow for x, y in points(line)} == own
+    assert sum("hollow" in str(line.get_label()) for line in hollow) == 1
 
 
 def test_the_legend_has_the_order_of_the_lines_on_the_right() -> None:

@@ -216,7 +216,7 @@ def test_after_an_epoch_other_networks_have_the_weights_and_running_statistics_o
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_gradients_by_hand_equal_automatic_differentiation(train: Resident, smoothing: float) -> None:
-    spec, recipe = spec_of("mlp", train, hidden=(12, 7)), Recipe(label_smoothing=smoothing)
+    spec, recipe = spec_of("mlp", train, hidden=(32, 16)), Recipe(label_smoothing=smoothing)
     by_hand, automatic = (Stack([spec.build(seed).double() for seed in range(3)], recipe, CPU) for _ in range(2))
     assert by_hand.layers is not None
     automatic.layers = None

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import ScoreSelector
-from comove.coreset.last_layer import check_features
+from comove.coreset.last_layer import by_id, check_features
 from comove.coreset.neighbours import nearest_neighbours, unit_rows
 from comove.coreset.options import check_whole
 from comove.coreset.reading import needs_anchor
@@ -94,7 +94,7 @@ class Cal(ScoreSelector):
         groups_N = source.labels(self.name) if by_class else np.zeros(len(features_NF), np.int64)
         scores_N = np.zeros(len(features_NF))
         for group in np.unique(groups_N):
-            members = np.flatnonzero(groups_N == group)
+            members = by_id(np.flatnonzero(groups_N == group), source.train_ids)  # ties between neighbours too
             features = features_NF[members] if deepcore else unit_rows(features_NF[members].astype(np.float64))
             near = nearest_neighbours(features, self.neighbours)
             scores_N[members] = contrast(probabilities_NC[members], near.index_Nk, symmetric=deepcore)

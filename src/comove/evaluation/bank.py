@@ -49,13 +49,13 @@ from comove.evaluation.bank_files import (
     planned,
     read_plan,
 )
+from comove.evaluation.bank_lds import bank_lds
 from comove.evaluation.bank_merge import merge_folders
 from comove.evaluation.bank_reading import all_logits, all_outputs
 from comove.evaluation.bank_rows import Rows
 from comove.evaluation.bank_status import BankStatus, bank_status
 from comove.evaluation.bank_training import Material, train_wanted, wanted_models
-from comove.evaluation.lds import LDS, linear_datamodeling_score
-from comove.evaluation.outputs import check_measurable
+from comove.evaluation.lds import LDS
 from comove.evaluation.subsets import SubsetPlan
 from comove.execution import Executor
 from comove.lock import driver_lock
@@ -445,18 +445,7 @@ class RetrainingBank:
             InputError: scores without some of the ids, scores fitted on some of the bank's own subsets, models still
             pending, an output without better and worse.
         """
-        check_measurable(output)
-        shared = set(scores.info.get("fitted_on", ())) & set(self.digests)
-        if shared:
-            raise InputError(
-                f"{scores.method} was fitted on {len(shared)} of the {len(self.masks)} subsets it would be measured "
-                "on; fit it on one part of the bank and measure it on another: fit_on, test_on = bank.halves()."
-            )
-        matched = scores.subset(train_ids=self.train_ids, query_ids=self.query_ids)
-        if scores.train_ids.size != self.train_ids.size:
-            raise InputError(f"The scores have {scores.train_ids.size} training ids, the bank {self.train_ids.size}.")
-        measured = self.outputs(output)
-        return linear_datamodeling_score(matched, self.masks, -measured if output == "loss" else measured, **options)
+        return bank_lds([self], [scores], [output], **options)[0]
 
     def __repr__(self) -> str:
         total = len(self.jobs)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.attribution import Scores
-from comove.data import Ids
+from comove.data import Ids, positions_of
 from comove.errors import InputError
 from comove.evaluation.lds import LDS, GroundTruth
 from comove.evaluation.outputs import check_measurable
@@ -65,7 +65,7 @@ def bank_lds(
         check_measurable(output)
     for part in parts:
         for method in scores:
-            _check_apart(part, method)
+            _check(part, method)
     return [result for part in parts for result in _of_part(part, scores, outputs, options)]
 
 
@@ -84,13 +84,16 @@ def _of_part(
     return results
 
 
-def _check_apart(part: Retrained, scores: Scores) -> None:
+def _check(part: Retrained, scores: Scores) -> None:
+    """Refuse scores of other examples, and those fitted on subsets that they would be measured on."""
     shared = set(scores.info.get("fitted_on", ())) & set(part.digests)
     if shared:
         raise InputError(
             f"{scores.method} was fitted on {len(shared)} of the {len(part.masks)} subsets it would be measured "
             "on; fit it on one part of the bank and measure it on another: fit_on, test_on = bank.halves()."
         )
+    positions_of(part.train_ids, scores.train_ids, "train ids")
+    positions_of(part.query_ids, scores.query_ids, "query ids")
     if scores.train_ids.size != part.train_ids.size:
         raise InputError(f"The scores have {scores.train_ids.size} training ids, the bank {part.train_ids.size}.")
 

@@ -22,7 +22,7 @@ from comove.data import ExampleSet
 from comove.errors import CorruptFileError, InputError, NonFiniteError
 from comove.evaluation.bank_files import Key, ResultFiles
 from comove.evaluation.bank_rows import Rows
-from comove.execution import Executor, Local, run_jobs
+from comove.execution import Executor, Local, as_executor, run_jobs
 from comove.models import Factory, ModelSpec
 from comove.store import as_header, read_json, write_bytes, write_json
 from comove.training import Engine, Member, Recipe, Resident, choose_engine, resolve_device, train_many
@@ -125,38 +125,52 @@ def train_wanted(
         StorageError: a result cannot be written.
     """
     payload = _Payload(material, wanted.subsets, np.packbits(wanted.masks, axis=1), wanted.keep_weights, None)
-    engine = _engine(files.folder / ENGINE, engine) or _choose(files.folder / ENGINE, payload, wanted, executor)
-    sitting = round(time.time(), 3)
-    host = socket.gethostname()
+    where = as_executor(executor) if isinstance(executor, str) else executor
+    note = files.folder / ENGINE
+    with where.session():
+        engine = _engine(note, engine) or _choose(note, payload, wanted, where)
+        run_jobs(
+            _jobs(wanted.models, wanted.masks.sum(1), engine.group),
+            _setup,
+            payload._replace(engine=engine),
+            _Delivery(files, wanted, material.seed, engine, name_of),
+            executor=where,
+            description="retraining (models)",
+            progress=progress,
+            size=len,
+        )
 
-    def deliver(job: Job, result: _Result) -> None:
-        now = {"finished": round(time.time(), 3), "sitting": sitting, "host": host}
-        notes = {**now, "seconds": round(result.seconds / len(job), 4), "engine": [engine.kind, engine.group]}
+
+class _Delivery:
+    """Writes the results of a sitting as they arrive."""
+
+    def __init__(
+        self, files: ResultFiles, wanted: Wanted, seed: int, engine: Engine, name_of: Callable[[Key], str]
+    ) -> None:
+        self.files, self.wanted, self.seed, self.name_of = files, wanted, seed, name_of
+        self.notes = {
+            "sitting": round(time.time(), 3),
+            "host": socket.gethostname(),
+            "engine": [engine.kind, engine.group],
+        }
+
+    def __call__(self, job: Job, result: _Result) -> None:
+        """Write the models of one job, and refuse those that diverged when the others are written."""
+        timed = {"finished": round(time.time(), 3), "seconds": round(result.seconds / len(job), 4)}
         diverged = []
         for model, logits, weights in zip(job, result.logits, result.weights, strict=True):
-            key = wanted.key(model)
+            key = self.wanted.key(model)
             if not np.isfinite(logits).all():
                 diverged.append(key)
                 continue
             if weights is not None:
-                write_bytes(files.weights_file(key), weights)  # first: a result says that all of it is there
-            files.write(key, logits, {**notes, "seed": model_seed(material.seed, key)})
+                write_bytes(self.files.weights_file(key), weights)  # first: a result says that all of it is there
+            self.files.write(key, logits, {**self.notes, **timed, "seed": model_seed(self.seed, key)})
         if diverged:
             raise NonFiniteError(
-                f"The model of {name_of(diverged[0])} diverged (logits are NaN or infinite): lower the learning rate "
-                "and make the bank in a new folder. What was finished is kept."
+                f"The model of {self.name_of(diverged[0])} diverged (logits are NaN or infinite): lower the learning "
+                "rate and make the bank in a new folder. What was finished is kept."
             )
-
-    run_jobs(
-        _jobs(wanted.models, wanted.masks.sum(1), engine.group),
-        _setup,
-        payload._replace(engine=engine),
-        deliver,
-        executor=executor,
-        description="retraining (models)",
-        progress=progress,
-        size=len,
-    )
 
 
 def _jobs(models: Iterable[tuple[int, int]], sizes: npt.NDArray[np.int64], group: int) -> list[Job]:
@@ -195,7 +209,7 @@ def _engine(file: Path, asked: Engine | None) -> Engine | None:
     return found
 
 
-def _choose(file: Path, payload: _Payload, wanted: Wanted, executor: Executor | str) -> Engine:
+def _choose(file: Path, payload: _Payload, wanted: Wanted, executor: Executor) -> Engine:
     """Time engines where the models will be trained, on the size that most of them have, and note the choice.
 
     A few models are trained one by one and settle nothing for the many that may follow.
@@ -209,7 +223,7 @@ def _choose(file: Path, payload: _Payload, wanted: Wanted, executor: Executor | 
         _setup_choice,
         payload,
         lambda job, engine: found.append(engine),
-        executor="serial" if executor == "local" or isinstance(executor, Local) else executor,  # no start for one job
+        executor="serial" if isinstance(executor, Local) else executor,  # no process is started for one job
         description="choosing an engine",
     )
     write_json(file, found[0].to_json())

@@ -41,7 +41,7 @@ COLUMNS = (
 DIFFERENCE_COLUMNS = ("method", "other", "output", "alpha", "mean", "low", "high", "confidence", "better", "queries")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Benchmark:
     """What an LDS benchmark found.
 
@@ -61,6 +61,10 @@ class Benchmark:
     retrained: int = 0
     reused: int = 0
     fit_bank: RetrainingBank | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"Benchmark of {len(self.methods)} methods, {len(self.runs)} runs each:"]
+        return "\n  ".join([*lines, *map(str, self.results)])
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ class LDS:
         return pd.DataFrame({"query_id": self.query_ids, "lds": self.per_query})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary of every field but the resamples, lists for arrays and None for NaN: for :func:`json.dumps`."""
+        """Plain dictionary of every field but the resamples, ready for :func:`json.dumps`: lists, and None for NaN."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.name != "resamples"}
 
 

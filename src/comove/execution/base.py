@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,10 @@ class Executor(ABC):
         When a job raises, the results that had arrived are yielded first, then the error goes up. However the
         generator ends (exhausted, closed, an error, an interrupt), no process of its own outlives it.
         """
+
+    @abstractmethod
+    def session(self) -> AbstractContextManager[object]:
+        """Keep what is slow to open, such as the connection to a cluster, for several runs within a ``with`` block."""
 
 
 @contextmanager

@@ -110,6 +110,7 @@ class Crew:
             raise
         if event.index is None:
             self.ready = True
+            self._deaths[None] = 0  # workers can start here
         else:
             self.left -= 1
             self._room.release()

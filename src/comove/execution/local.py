@@ -10,6 +10,7 @@ import math
 import os
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,10 @@ class Local(Executor):
             yield from crew.rest()
         finally:
             crew.stop()
+
+    def session(self) -> AbstractContextManager[object]:
+        """There is nothing to keep: every run has workers of its own, set up for it."""
+        return nullcontext()
 
 
 def _begin_here(work: Work, crew: Crew) -> Results:

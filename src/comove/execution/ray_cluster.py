@@ -74,11 +74,18 @@ class RayCluster(Executor):
         """Yield (index, result) as they are done."""
         ray = _import_ray()
         shared = to_bytes(_packed(work))
-        with _session(self.address) as private:
-            self._check_room(private)
+        with self.session():
             reference = ray.put(np.frombuffer(shared, np.uint8))
             del shared
             yield from _Flight(self._task(), work.jobs, reference, self.retries).results()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Stay connected, or keep the private cluster: it takes seconds to open, and its workers stay warm."""
+        _import_ray()
+        with _session(self.address) as private:
+            self._check_room(private)
+            yield
 
     def _task(self) -> Callable[..., Any]:
         import ray

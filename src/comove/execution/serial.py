@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from comove.execution.base import Executor, Results, Work, one_torch_thread
@@ -21,3 +22,7 @@ class Serial(Executor):
             with one_torch_thread():
                 result = do(job)
             yield index, result
+
+    def session(self) -> AbstractContextManager[object]:
+        """There is nothing to keep."""
+        return nullcontext()

@@ -26,13 +26,15 @@ MOST_TICKS = 10
 def brittleness_figure(result: Brittleness) -> Figure:
     """The share of flipped predictions against the number of examples removed, one line a method, intervals as bands.
 
-    Controls are grey; the dashed black level, with its band, is that of nothing removed (k = 0). The legend has the
-    order of the lines at the largest k.
+    Controls are grey; the dashed black level, with its band, is that of nothing removed (k = 0). Hollow marks: for some
+    query every example of its class was removed, so that its prediction must flip. The legend has the order of the
+    lines at the largest k.
     """
     figure = _figure(7.6, 4.2)
     axes = figure.subplots()
     lines = {name: [result.rate(name, k) for k in result.ks] for name in result.methods}
     _lines(axes, result.ks, lines, result.controls)
+    _hollow(axes, result, lines)
     value, low, high = (100 * bound for bound in result.noise)
     axes.axhline(value, color="black", linestyle=(0, (5, 4)), linewidth=1, label=NOTHING)
     axes.axhspan(low, high, color="black", alpha=0.07, linewidth=0)
@@ -77,6 +79,18 @@ def _lines(
         axes.plot(ks, values, label=_broken(labels[name]) if name not in controls else labels[name], **style, **drawn)
         band = {"color": style["color"], "alpha": 0.07 if name in controls else 0.14, "linewidth": 0}
         axes.fill_between(ks, low, high, step="post" if stairs else None, **band)
+
+
+def _hollow(axes: Axes, result: Brittleness, lines: dict[str, list[Estimate]]) -> None:
+    """Mark where a class was removed whole."""
+    emptied_MK = result.class_emptied.any(1)
+    told = {"label": "hollow: a query's whole class is gone", "color": NEUTRAL}
+    for line, emptied_K in zip(lines.values(), emptied_MK, strict=True):
+        points = [(k, 100 * rate.value) for k, rate, gone in zip(result.ks, line, emptied_K, strict=True) if gone]
+        if points:
+            hollow = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linestyle": "none"}
+            axes.plot(*zip(*points, strict=True), zorder=3, clip_on=False, **hollow, **told)
+            told["label"] = "_"
 
 
 def _finish(axes: Axes, ks: Sequence[int], title: str) -> None:

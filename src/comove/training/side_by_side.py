@@ -42,7 +42,11 @@ def unfit(network: nn.Module) -> str | None:
 
 
 class Linear(nn.Module):
-    """y_GOB = W_GOI x_GIB + b_GO1, members side by side in (B, G*I) and (B, G*O); no activation is copied."""
+    """y_GOB = W_GOI x_GIB + b_GO1, members side by side in (B, G*I) and (B, G*O).
+
+    Matrix products may round differently where a matrix does not begin at a multiple of the register's width. So that a
+    member's bits do not depend on its place, I and B are filled up with zeros to multiples of it.
+    """
 
     def __init__(self, layer: nn.Linear, members: int) -> None:
         super().__init__()
@@ -52,13 +56,19 @@ class Linear(nn.Module):
         """Map (B, G*I) to (B, G*O)."""
         if inputs.ndim != 2:
             raise InputError(f"linear layers stand side by side on (B, F) inputs, not on {inputs.ndim} dimensions")
-        x_GIB = inputs.view(len(inputs), self.members, -1).permute(1, 2, 0)
-        weight_GOI = self.weight.view(self.members, -1, x_GIB.shape[1])
+        batch, features = len(inputs), self.weight.shape[1]
+        more_B, more_I = -batch % ALIGNED, -features % ALIGNED
+        x_GIB = inputs.view(batch, self.members, features).permute(1, 2, 0)
+        weight_GOI = self.weight.view(self.members, -1, features)
+        if more_B or more_I:
+            x_GIB = F.pad(x_GIB, (0, more_B, 0, more_I))
+        if more_I:
+            weight_GOI = F.pad(weight_GOI, (0, more_I))
         if self.bias is None:
             y_GOB = torch.bmm(weight_GOI, x_GIB)
         else:
             y_GOB = torch.baddbmm(self.bias.view(self.members, -1, 1), weight_GOI, x_GIB)
-        return y_GOB.permute(2, 0, 1).flatten(1)
+        return y_GOB[:, :, :batch].permute(2, 0, 1).flatten(1)
 
 
 def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
@@ -101,15 +111,16 @@ def channels_last(network: nn.Module, members: int, recipe: Recipe, device: torc
 
 
 def perceptron(network: nn.Module) -> list[Linear] | None:
-    """The layers of a network that is nothing but linear layers with ReLU between them; ``None`` for any other."""
+    """The layers of a network of linear layers with ReLU between them; ``None`` for any other, or unaligned sizes."""
     if type(network) is not nn.Sequential or not len(network):
         return None
     flat = type(network[0]) is nn.Flatten and (network[0].start_dim, network[0].end_dim) == (1, -1)
     layers = list(network)[1:] if flat else list(network)
     linear = [module for module in layers[::2] if isinstance(module, Linear) and module.bias is not None]
     plain = len(linear) == len(layers[::2]) and all(type(module) is nn.ReLU for module in layers[1::2])
+    aligned = all(layer.weight.shape[1] % ALIGNED == 0 for layer in linear)
     trained = all(parameter.requires_grad for parameter in network.parameters())
-    return linear if plain and trained and len(layers) % 2 else None
+    return linear if plain and aligned and trained and len(layers) % 2 else None
 
 
 @torch.no_grad()
@@ -120,7 +131,7 @@ def backpropagate(layers: list[Linear], inputs: Tensor, labels_BG: Tensor, smoot
     dW_l = d_l h_(l-1)^T,  db_l = the sum of d_l over the batch. Rumelhart, Hinton & Williams, 1986.
     """
     batch, members = labels_BG.shape
-    inputs = F.pad(inputs, (0, 0, 0, -batch % ALIGNED))  # products of aligned matrices round alike for every member
+    inputs = F.pad(inputs, (0, 0, 0, -batch % ALIGNED))  # see Linear
     hidden = [inputs.view(len(inputs), members, -1).permute(1, 2, 0)]  # each (G, F, B)
     weights = [layer.weight.view(members, -1, layer.weight.shape[1]) for layer in layers]
     for layer, weight_GOI in zip(layers, weights, strict=True):

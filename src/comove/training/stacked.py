@@ -178,12 +178,12 @@ def place_matters(
 ) -> bool:
     """Whether a member's bits depend on its place among ``group`` members of ``size`` examples.
 
-    Some kernels round differently where a matrix does not begin at a multiple of their register's width. One member is
-    put in every place, trained for two steps (a full batch and the last one) and evaluated: all must come out alike.
+    A user's own layers may round elements in full vector registers differently from the rest. One member is put in
+    every place, trained for two epochs of a full batch and the last one, and evaluated: all must come out alike.
     """
     start, stop = batch_bounds(size, recipe.batch_size)[-1]
     member = Member(np.arange(min(size, recipe.batch_size + stop - start)), 0)
-    stack = Stack([spec.build(0, factory)] * group, recipe.with_changes(epochs=1), train.device)
+    stack = Stack([spec.build(0, factory)] * group, recipe.with_changes(epochs=2), train.device)
     stack.train(train, [member] * group)
     outcomes = [stack.predict(train.part(member.positions[:2]))]
     outcomes += [value.reshape(group, -1) for value in stack.network.state_dict().values() if value.ndim]
