@@ -15,6 +15,7 @@ from comove import cli
 from comove.attribution import Scores
 from comove.evaluation import Brittleness, Counterfactual, RetrainingBank
 from comove.evaluation.bank_files import ResultFiles
+from comove.evaluation.flips import Estimate
 
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4", "--executor", "serial", "-q")
 SPEARMAN = "cld:correlation=spearman"
@@ -33,6 +34,14 @@ def results(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in (folder / "removal-bank" / "results").iterdir()}
 
 
+def shown_percent(rate: Estimate) -> str:
+    return f"{100 * rate.value:.1f} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
+def shown_amount(drop: Estimate) -> str:
+    return f"{drop.value:.2f} [{drop.low:.1f}, {drop.high:.1f}]"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     out = tmp_path_factory.mktemp("brittleness") / "out"
@@ -46,12 +55,13 @@ def test_it_prints_a_table_of_flips_and_writes_tables_and_a_figure(finished: tup
     assert lines[0] == "Predictions flipped (%), with 95% intervals over queries"
     assert lines[1].split() == ["method", "k", "=", "5", "k", "=", "12"]
     kept = Brittleness.load(out / "brittleness.safetensors")
-    found = {" ".join(cells[:-2]): cells[-2:] for cells in (re.split(r"\s{2,}", line.strip()) for line in lines[3:])}
-    assert list(found) == ["cld", "cld(correlation=spearman)", "random removal", "same-class removal"]
-    for name, cells in found.items():
-        for cell, k in zip(cells, (5, 12), strict=True):
-            rate = kept.rate(name, k)
-            assert cell == f"{100 * rate.value:.1f} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+    for start, value, show in ((3, kept.rate, shown_percent), (11, kept.margin_drop, shown_amount)):
+        found = {
+            name: cells for name, *cells in (re.split(r"\s{2,}", line.strip()) for line in lines[start : start + 4])
+        }
+        assert list(found) == ["cld", "cld(correlation=spearman)", "random removal", "same-class removal"]
+        for name, cells in found.items():
+            assert cells == [show(value(name, k)) for k in (5, 12)]
     assert re.split(r"\s{2,}", lines[2].strip())[1].startswith(f"{100 * kept.noise.value:.1f} [")
     assert "3 queries" in result.stderr
     table = pd.read_csv(out / "brittleness.csv")

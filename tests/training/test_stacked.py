@@ -166,6 +166,7 @@ def recurrent(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     ("recipe", "size", "options"),
     [
         (Recipe(epochs=1), 130, {}),
+        (FANCY, 97, {}),
         (FANCY, 97, {"hidden": (20,)}),
         (Recipe(epochs=1, batch_size=32, lr=0.05, momentum=0.0, schedule="triangular", peak_epoch=1), 100, {}),
         (FANCY.with_changes(nesterov=False), 9, {"hidden": ()}),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comove.attribution import Scores
     from comove.data import Splits
     from comove.evaluation import Brittleness, Counterfactual
+    from comove.evaluation.flips import Estimate
 
 __all__ = ["brittleness"]
 
@@ -147,12 +148,17 @@ def _warnings_told() -> Iterator[None]:
 
 
 def _show(found: Brittleness, out: Path) -> None:
+    from comove.evaluation.brittleness_result import NOTHING
     from comove.report import brittleness_figure, save_figure
 
-    rows = [[name, *(_percent(found.rate(name, k)) for k in found.ks)] for name in found.methods]
-    rows.insert(0, ["nothing removed", _percent(found.noise)] + [""] * (len(found.ks) - 1))
     level = f"{found.confidence:.0%} intervals over queries"
-    table(f"Predictions flipped (%), with {level}", ["method", *(f"k = {k:,}" for k in found.ks)], rows)
+    columns = ["method", *(f"k = {k:,}" for k in found.ks)]
+    blank = [""] * (len(found.ks) - 1)
+    flips = [[name, *(_percent(found.rate(name, k)) for k in found.ks)] for name in found.methods]
+    table(f"Predictions flipped (%), with {level}", columns, [[NOTHING, _percent(found.noise), *blank], *flips])
+    drops = [[name, *(_amount(found.margin_drop(name, k)) for k in found.ks)] for name in found.methods]
+    lost = f"\nMargin of the label lost, with {level}"
+    table(lost, columns, [[NOTHING, _amount(found.noise_margin_drop), *blank], *drops])
     save_figure(brittleness_figure(found), out / "brittleness.png")
     say("\n".join(found.notes()))
     say(f"Written to {out}/: brittleness.csv, .png and .safetensors, runs, removal-scores, removal-bank")
@@ -173,5 +179,9 @@ def _show_sizes(found: Counterfactual, out: Path) -> None:
     say(f"Written to {out}/: counterfactual.csv, .png and .safetensors")
 
 
-def _percent(found: Any) -> str:
+def _amount(found: Estimate) -> str:
+    return f"{found.value:.2f} [{found.low:.1f}, {found.high:.1f}]"
+
+
+def _percent(found: Estimate) -> str:
     return f"{100 * found.value:.1f} [{100 * found.low:.0f}, {100 * found.high:.0f}]"

@@ -23,7 +23,7 @@ from comove.store import check_kind, new_folder, read_arrays, read_header, write
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Brittleness"]
+__all__ = ["NOTHING", "Brittleness"]
 
 FORMAT_VERSION = 1
 ARRAYS = ("predicted", "margins", "class_emptied", "query_ids", "query_labels")
@@ -87,6 +87,12 @@ class Brittleness:
         flips_QR = (self.full.again != self.prediction).T
         return flip_rate(flips_QR, shared_models=True, confidence=self.confidence)
 
+    @property
+    def noise_margin_drop(self) -> Estimate:
+        """The margin drop at k = 0."""
+        drops_QR = (self.full.voting_margins.mean(0) - self.full.again_margins).T
+        return mean_with_interval(drops_QR, shared_models=True, confidence=self.confidence)
+
     def rate(self, method: str, k: int) -> Estimate:
         """The flip rate over queries and models; its interval resamples queries (see :mod:`comove.evaluation.flips`).
 
@@ -126,9 +132,7 @@ class Brittleness:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a method and k, after one for k = 0: rates and margin drops with their bounds (NaN if unknown)."""
-        drops_QR = (self.full.voting_margins.mean(0) - self.full.again_margins).T
-        drop = mean_with_interval(drops_QR, shared_models=True, confidence=self.confidence)
-        rows = [_row(NOTHING, 0, self.noise, drop, 0)]
+        rows = [_row(NOTHING, 0, self.noise, self.noise_margin_drop, 0)]
         for m, method in enumerate(self.methods):
             for i, k in enumerate(self.ks):
                 emptied = int(self.class_emptied[m, :, i].sum())

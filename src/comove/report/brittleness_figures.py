@@ -83,14 +83,16 @@ def _lines(
 
 def _hollow(axes: Axes, result: Brittleness, lines: dict[str, list[Estimate]]) -> None:
     """Mark where a class was removed whole."""
-    emptied_MK = result.class_emptied.any(1)
-    told = {"label": "hollow: a query's whole class is gone", "color": NEUTRAL}
-    for line, emptied_K in zip(lines.values(), emptied_MK, strict=True):
-        points = [(k, 100 * rate.value) for k, rate, gone in zip(result.ks, line, emptied_K, strict=True) if gone]
-        if points:
-            hollow = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linestyle": "none"}
-            axes.plot(*zip(*points, strict=True), zorder=3, clip_on=False, **hollow, **told)
-            told["label"] = "_"
+    points = [
+        (k, 100 * line[i].value)
+        for m, line in enumerate(lines.values())
+        for i, k in enumerate(result.ks)
+        if result.class_emptied[m, :, i].any()
+    ]
+    if points:
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linestyle": "none"}
+        told = "hollow: a query's whole class is gone"
+        axes.plot(*zip(*points, strict=True), zorder=3, clip_on=False, color=NEUTRAL, label=told, **style)
 
 
 def _finish(axes: Axes, ks: Sequence[int], title: str) -> None:
