@@ -89,7 +89,7 @@ def loader_loop(setting: Setting, loader: DataLoader[Any], seed: int | None = No
     for _ in range(setting.recipe.epochs):
         for inputs, labels in loader:
             optimizer.zero_grad()
-            F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
     return model.eval()
 
@@ -111,7 +111,7 @@ def by_loader(setting: Setting) -> Callable[[], float]:
 
 
 def by_dattri(setting: Setting) -> Callable[[], float]:
-    """dattri's ``retrain_lds``: it draws the subsets and writes the weights."""
+    """``retrain_lds`` of dattri, which draws the subsets and writes the weights."""
     models: list[nn.Module] = []
 
     def train_func(loader: DataLoader[Any], seed: int | None = None) -> nn.Module:
@@ -127,7 +127,7 @@ def by_dattri(setting: Setting) -> Callable[[], float]:
 def by_vmap(setting: Setting) -> Callable[[], float]:
     """Stacked parameters and ``vmap`` over per-model gradients, as torch's tutorial on model ensembling has it."""
     networks = [setting.spec.build(member.seed) for member in setting.members]
-    parameters, _ = stack_module_state(networks)  # type: ignore[arg-type]
+    parameters, _ = stack_module_state(networks)
     parameters = {name: value.detach() for name, value in parameters.items()}
     momentum = {name: torch.zeros_like(value) for name, value in parameters.items()}
 

@@ -42,7 +42,8 @@ def test_a_greedy_method_has_an_overlap_alone(runs: tuple[Run, ...]) -> None:
 def test_all_epochs_are_the_final_choice_and_fewer_are_not(run: Run) -> None:
     found = early_epochs(run, [6, 2, 4], 0.2)
     assert [epoch for epoch, _, _ in found.rows] == [2, 4, 6]
-    assert found.rows[-1][1:] == (pytest.approx(1), 1.0)
+    assert found.rows[-1][1] == pytest.approx(1)
+    assert found.rows[-1][2] == 1
     assert found.rows[0][2] < 1
     rows = [row.index for row in run.trace.rows if row.epoch <= 4]
     part = CLDCoreset(first=4).scores(run)
