@@ -215,7 +215,7 @@ def digits(models: int, repetitions: int) -> dict[str, Any]:
     return {"engine": engine.to_json(), "recipe": setting.recipe.to_json(), "examples a model": size, "rows": found}
 
 
-def cifar10(data_dir: str, repetitions: int, epochs: int = 2) -> dict[str, Any]:
+def cifar10(data_dir: str, repetitions: int, epochs: int = 4) -> dict[str, Any]:
     """ResNet-9 at an eighth of the width on CIFAR-10."""
     splits = load_dataset("cifar10", data_dir=data_dir, limit=2000)
     recipe = as_recipe(None, model="resnet9", n_train=2000)

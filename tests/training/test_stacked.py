@@ -297,6 +297,21 @@ def test_bits_do_not_depend_on_how_members_are_ordered_grouped_or_split(
     assert not same(whole[0], whole[1])
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "group", "size"),
+    [
+        ("mlp", {}, 3, 93),
+        ("mlp", {"hidden": (7, 5)}, 2, 87),  # matrices of which most begin unaligned
+        ("cnn-small", {"width": 0.15}, 3, 54),
+        ("cnn-small", {"width": 0.4}, 2, 54),  # batch norm over 12 channels: less than a register
+    ],
+)
+def test_one_member_in_all_places_comes_out_the_same(
+    train: Resident, model: str, options: dict[str, Any], group: int, size: int
+) -> None:
+    assert not place_matters(spec_of(model, train, **options), train, FANCY, group, size)
+
+
 def test_bits_of_a_resnet_with_batch_norm_and_augmentation_do_not_depend_on_the_grouping(pictures: Resident) -> None:
     spec, members = spec_of("resnet9", pictures, width=0.125), drawn(pictures, 40, 3)
     assert not place_matters(spec, pictures, AUGMENTED, 2, 40)
@@ -504,13 +519,13 @@ def _timings(monkeypatch: pytest.MonkeyPatch, alone: float, groups: dict[int, fl
     return tried
 
 
-def test_the_smallest_group_within_a_tenth_of_the_best_is_taken(
+def test_the_smallest_group_within_a_twentieth_of_the_best_is_taken(
     train: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = _timings(monkeypatch, 1.0, {2: 0.7, 4: 0.5, 8: 0.43, 12: 0.41, 16: 0.40, 24: 0.5})
+    tried = _timings(monkeypatch, 1.0, {2: 0.7, 4: 0.5, 8: 0.415, 12: 0.41, 16: 0.40, 24: 0.5})
     chosen = choose_engine(spec_of("mlp", train), train, FANCY, 100, models=480)
     assert tried == [2, 4, 8, 12, 16, 24]
-    assert chosen == Engine("stacked", 8, "stacked 0.43 s a model in groups of 8, one by one 1 s (timed)")
+    assert chosen == Engine("stacked", 8, "stacked 0.415 s a model in groups of 8, one by one 1 s (timed)")
 
 
 def test_repetitions_that_fill_the_last_group_are_counted(train: Resident, monkeypatch: pytest.MonkeyPatch) -> None:

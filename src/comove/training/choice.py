@@ -33,8 +33,8 @@ def choose_engine(
 ) -> Engine:
     """Time a few steps of one model alone and of groups side by side, and return the faster way.
 
-    Of group sizes within a tenth of the best the smallest is taken: shorter jobs, less memory, fewer repetitions in the
-    last group.
+    Of group sizes within a twentieth of the best the smallest is taken: shorter jobs, less memory, fewer repetitions in
+    the last group.
 
     Args:
         spec: the architecture.
@@ -60,7 +60,7 @@ def choose_engine(
             return Engine("one-by-one", 1, f"one step of one model takes {trial.first:.1f} s: nothing to gain")
         alone, grouped = trial.alone(), _time_groups(trial, models)
         best = min(grouped.values(), default=float("inf"))
-        group = min((group for group, seconds in grouped.items() if seconds <= 1.1 * best), default=1)
+        group = min((group for group, seconds in grouped.items() if seconds <= 1.05 * best), default=1)
         if not grouped:
             return Engine("one-by-one", 1, "two models side by side would take too much memory")
         timed = f"stacked {grouped[group]:.3g} s a model in groups of {group}, one by one {alone:.3g} s (timed)"

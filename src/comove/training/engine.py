@@ -82,10 +82,10 @@ def train_many(
 ) -> list[Trained]:
     """Train a model for each member, and return them in the same order.
 
-    A member's bits depend on its positions, its seed and ``engine`` alone: not on the other members, their order, or
-    how they were spread over calls. Stacked, members with equally many examples are trained together, and a group that
-    is not full is filled up with repetitions of its last member; where the arithmetic for such a size would depend on
-    the place in the group, its members are trained one by one. On a CPU everything runs on one thread.
+    On a CPU, where everything here runs on one thread, a member's bits depend on its positions, its seed and ``engine``
+    alone: not on the other members, their order, or how they were spread over calls. Stacked, members with equally many
+    examples are trained together, and a group that is not full is filled up with repetitions of its last member; where
+    the arithmetic for such a size would depend on the place in the group, its members are trained one by one.
 
     Args:
         spec: the architecture.
