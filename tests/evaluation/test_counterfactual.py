@@ -119,6 +119,8 @@ def test_shares_count_queries_flipped_within_the_budget() -> None:
     assert found.share("m", 4).value == found.share("m", 3).value
     assert found.median("m") == smallest_of_grid(10)
     assert search(Planted(lambda q, k, r: q < 9)).median("m") == np.inf
+    assert search(Planted(lambda q, k, r: q < 9)).median_text("m") == "> 34"
+    assert found.median_text("m") == "13"
     assert search(Planted(lambda q, k, r: q < 10)).median("m") == 1
     with pytest.raises(InputError, match="No method 'n' here, only m"):
         found.share("n", 3)

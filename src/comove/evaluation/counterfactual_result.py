@@ -107,6 +107,11 @@ class Counterfactual:
         sizes_Q[sizes_Q == NEVER] = np.inf
         return float(np.sort(sizes_Q)[(len(sizes_Q) - 1) // 2])
 
+    def median_text(self, method: str) -> str:
+        """The median for tables: ``> 200`` where less than half of the queries flip within 200."""
+        size = self.median(method)
+        return f"{size:g}" if size < np.inf else f"> {self.grid[-1]}"
+
     def _sizes_of(self, method: str) -> npt.NDArray[np.int64]:
         if method not in self.methods:
             raise InputError(
@@ -148,8 +153,8 @@ class Counterfactual:
     def __repr__(self) -> str:
         width = max(map(len, self.methods))
         lines = [
-            f"{name:<{width}}  half by k = {self.median(name):g}, {self.not_flipped[name]} not within {self.grid[-1]}"
-            for name in self.methods
+            f"{name:<{width}}  half by k = {self.median_text(name)}, {missed} not within {self.grid[-1]}"
+            for name, missed in self.not_flipped.items()
         ]
         return "\n".join([f"Counterfactual({len(self.query_ids)} queries, {self.seeds} models a removed set)", *lines])
 

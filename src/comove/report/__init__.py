@@ -2,14 +2,8 @@
 
 from comove.report.alignment_figure import diagnosis_figure
 from comove.report.brittleness_figures import brittleness_figure, counterfactual_figure
-from comove.report.figures import (
-    coreset_gallery,
-    curve_figure,
-    influence_grid,
-    save_figure,
-    thumbnail,
-    trajectories,
-)
+from comove.report.drawing import save_figure
+from comove.report.figures import coreset_gallery, curve_figure, influence_grid, thumbnail, trajectories
 from comove.report.lds_figures import lds_bars, lds_curves, lds_figure
 from comove.report.page import Section, write_page
 

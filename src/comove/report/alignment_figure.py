@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comove.errors import InputError
 from comove.evaluation.alignment import TRAJECTORIES, Diagnosis
-from comove.report.figures import COLOURS, _figure, _literal
+from comove.report.drawing import COLOURS, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,14 +24,14 @@ def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
     """
     if not diagnosis.rows:
         raise InputError("There is no diagnosis to draw.")
-    figure = _figure(12.0, 3.9)
+    figure = new_figure(12.0, 3.9)
     first, second, third = figure.subplots(1, 3)
     for colour, method in zip(COLOURS * len(diagnosis.methods), diagnosis.methods, strict=False):
         for axes, trajectory in zip((first, second), TRAJECTORIES, strict=True):
             rows = diagnosis.of(method, trajectory)
             epochs = [row.epoch for row in rows]
             axes.fill_between(epochs, [r.low for r in rows], [r.high for r in rows], color=colour, alpha=0.12, lw=0)
-            axes.plot(epochs, [row.mean for row in rows], color=colour, marker="o", ms=4, label=_literal(method))
+            axes.plot(epochs, [row.mean for row in rows], color=colour, marker="o", ms=4, label=literal(method))
             axes.plot(epochs, [row.own_class for row in rows], color=colour, linestyle="--", lw=1)
         rows = diagnosis.of(method, "coreset")
         third.plot([r.epoch for r in rows], [r.distance for r in rows], color=colour, marker="o", ms=4)

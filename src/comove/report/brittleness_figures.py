@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comove.evaluation import Brittleness, Counterfactual
 from comove.evaluation.flips import Estimate
-from comove.report.figures import NEUTRAL, _figure, _literal
-from comove.report.lds_figures import _broken
+from comove.report.drawing import NEUTRAL, broken, literal, new_figure
 from comove.report.lines import line_styles
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def brittleness_figure(result: Brittleness) -> Figure:
     query every example of its class was removed, so that its prediction must flip. The legend has the order of the
     lines at the largest k.
     """
-    figure = _figure(7.6, 4.2)
+    figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
     lines = {name: [result.rate(name, k) for k in result.ks] for name in result.methods}
     _lines(axes, result.ks, lines, result.controls)
@@ -52,7 +51,7 @@ def counterfactual_figure(result: Counterfactual) -> Figure:
     Controls are grey; the dashed black level is what merely training again flips. What a stair lacks of 100 % on the
     right was not flipped within the largest removal.
     """
-    figure = _figure(7.6, 4.2)
+    figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
     grid = result.grid.tolist()
     lines = {name: [result.share(name, k) for k in grid] for name in result.methods}
@@ -76,7 +75,7 @@ def _lines(
     for name, line in sorted(lines.items(), key=lambda item: -item[1][-1].value):
         style = styles[labels[name]]
         values, low, high = ([100 * estimate[i] for estimate in line] for i in range(3))
-        axes.plot(ks, values, label=_broken(labels[name]) if name not in controls else labels[name], **style, **drawn)
+        axes.plot(ks, values, label=broken(labels[name]) if name not in controls else labels[name], **style, **drawn)
         band = {"color": style["color"], "alpha": 0.07 if name in controls else 0.14, "linewidth": 0}
         axes.fill_between(ks, low, high, step="post" if stairs else None, **band)
 
@@ -105,5 +104,5 @@ def _finish(axes: Axes, ks: Sequence[int], title: str) -> None:
     axes.grid(axis="y", color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(_literal(title), fontsize=9, color=NEUTRAL)
+    axes.set_title(literal(title), fontsize=9, color=NEUTRAL)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

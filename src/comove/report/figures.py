@@ -1,10 +1,8 @@
-"""Figures from results; nothing is computed here but what a picture needs. Drawn without a display or global state."""
+"""Figures from results; nothing is computed here but what a picture needs."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,46 +13,17 @@ from comove.coreset import Coreset
 from comove.data import ExampleSet, Splits, positions_of
 from comove.errors import InputError
 from comove.evaluation import Curve
-from comove.store import new_folder, write_bytes
+from comove.report.drawing import COLOURS, HELP, HURT, literal, new_figure
 from comove.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["coreset_gallery", "curve_figure", "influence_grid", "save_figure", "thumbnail", "trajectories"]
+__all__ = ["coreset_gallery", "curve_figure", "influence_grid", "thumbnail", "trajectories"]
 
-HELP, HURT, NEUTRAL = "#0072b2", "#d55e00", "#555555"  # distinguishable with every kind of colour blindness
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MOST_CLASSES = 20
 """Rows of a gallery: a picture of a thousand classes could not be drawn."""
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, atomically, and return its path.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format="png")
-    new_folder(path.parent)
-    write_bytes(path, picture.getvalue())
-    return path
-
-
-def _literal(text: object) -> str:
-    """Text as it stands: a dollar sign in a class name starts no formula."""
-    return str(text).replace("$", r"\$")
 
 
 def thumbnail(examples: ExampleSet, id_: int) -> npt.NDArray[Any]:
@@ -79,7 +48,7 @@ def _show(axes: Axes, examples: ExampleSet, id_: int, text: str, colour: str = "
         axes.imshow(image)
     else:
         axes.imshow(image, cmap="gray_r" if float(image.mean()) < 0.5 else "gray", vmin=0, vmax=1)
-    axes.set_title(_literal(text), fontsize=7, color=colour)
+    axes.set_title(literal(text), fontsize=7, color=colour)
     axes.axis("off")
 
 
@@ -92,7 +61,7 @@ def influence_grid(scores: Scores, splits: Splits, queries: Sequence[int], k: in
     if not len(queries):
         raise InputError("An influence grid needs at least one query.")
     rankings = [(scores.top(k, query=query), scores.bottom(k, query=query)) for query in queries]
-    figure = _figure(1.0 + 1.05 * (2 * k + 1), 1.35 * len(queries) + 0.5)
+    figure = new_figure(1.0 + 1.05 * (2 * k + 1), 1.35 * len(queries) + 0.5)
     grid = figure.subplots(len(queries), 2 * k + 1, squeeze=False)
     names = splits.classes
     for row, query, ranked in zip(grid, queries, rankings, strict=True):
@@ -103,7 +72,7 @@ def influence_grid(scores: Scores, splits: Splits, queries: Sequence[int], k: in
             for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
                 _show(next(cells), splits.train, id_, f"{name}  {score:+.3g}\n#{id_}", colour)
     title = f"{scores.method}: training examples that help (blue) and hurt (orange) each query"
-    figure.suptitle(_literal(title), fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     return figure
 
 
@@ -113,7 +82,7 @@ def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure
     Raises:
         InputError: an unknown query, k above the number of examples.
     """
-    figure = _figure(7.2, 3.8)
+    figure = new_figure(7.2, 3.8)
     axes = figure.subplots()
     epochs = [row.epoch for row in trace.rows]
     train_TN, query_TQ = (np.maximum(losses, 1e-8) for losses in (trace.train_losses, trace.query_losses))
@@ -127,7 +96,7 @@ def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure
             axes.plot(epochs, train_TN[:, column], color=colour, alpha=0.7, label=word if number == 0 else None)
     axes.plot(epochs, query_TQ[:, place], color="black", linewidth=2, label=f"query {query}")
     title = f"Losses that co-move with query {query} ({scores.method})"
-    axes.set(xlabel="epoch", ylabel="loss (nats)", title=_literal(title))
+    axes.set(xlabel="epoch", ylabel="loss (nats)", title=literal(title))
     axes.set_yscale("log")
     axes.legend(frameon=False)
     return figure
@@ -135,7 +104,7 @@ def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure
 
 def curve_figure(curve: Curve) -> Figure:
     """Accuracy against coreset size, mean and standard deviation over seeds, full data dashed."""
-    figure = _figure(6.4, 4.2)
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     rows = curve.summary()
     methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != "full data"]
@@ -147,7 +116,7 @@ def curve_figure(curve: Curve) -> Figure:
             [100 * row["budget"] for row in own],
             [row["mean"] for row in own],
             yerr=deviation,
-            label=_literal(method),
+            label=literal(method),
             color=colour,
             linestyle=style,
             marker="o",
@@ -169,7 +138,7 @@ def coreset_gallery(coreset: Coreset, examples: ExampleSet, per_class: int = 8) 
     """
     label_of_kept = examples.labels[examples.positions(coreset.ids)]
     labels = np.unique(label_of_kept)[:MOST_CLASSES]
-    figure = _figure(0.9 * per_class + 0.6, 1.0 * len(labels) + 0.5)
+    figure = new_figure(0.9 * per_class + 0.6, 1.0 * len(labels) + 0.5)
     grid = figure.subplots(len(labels), per_class, squeeze=False)
     for row, label in zip(grid, labels, strict=True):
         kept = np.flatnonzero(label_of_kept == label)[:per_class]
@@ -177,5 +146,5 @@ def coreset_gallery(coreset: Coreset, examples: ExampleSet, per_class: int = 8) 
             axes.axis("off")
         for axes, place in zip(row, kept, strict=False):
             _show(axes, examples, int(coreset.ids[place]), f"{examples.classes[label]}  {coreset.scores[place]:+.2f}")
-    figure.suptitle(_literal(f"{coreset.method}: first kept of each class"), fontsize=10)
+    figure.suptitle(literal(f"{coreset.method}: first kept of each class"), fontsize=10)
     return figure

@@ -10,7 +10,7 @@ import numpy as np
 from comove.errors import InputError
 from comove.evaluation import LDS
 from comove.evaluation.benchmark_result import alpha_name
-from comove.report.figures import HELP, NEUTRAL, _figure, _literal
+from comove.report.drawing import HELP, NEUTRAL, broken, literal, new_figure
 from comove.report.lines import is_control, line_styles
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def lds_bars(results: Sequence[LDS]) -> Figure:
     """
     panels = _by_output(results)
     rows = len(next(iter(panels.values())))
-    figure = _figure(7.2 if len(panels) == 1 else 2.0 + 3.2 * len(panels), 0.9 + 0.42 * rows)
+    figure = new_figure(7.2 if len(panels) == 1 else 2.0 + 3.2 * len(panels), 0.9 + 0.42 * rows)
     grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (output, own) in zip(grid, panels.items(), strict=True):
         _bars(axes, own)
         if len(panels) > 1:
-            axes.set_title(_literal(output), fontsize=9)
+            axes.set_title(literal(output), fontsize=9)
     figure.supxlabel(f"linear datamodeling score, mean over {results[0].per_query.size} queries", fontsize=9)
     return figure
 
@@ -58,7 +58,7 @@ def _bars(axes: Axes, results: Sequence[LDS]) -> None:
         axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
         axes.text(ceiling, places[-1], "noise ceiling ", ha="right", va="center", fontsize=8)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(places, [_broken(str(result.method)) for result in results], fontsize=8)
+    axes.set_yticks(places, [broken(str(result.method)) for result in results], fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -73,19 +73,19 @@ def lds_curves(results: Sequence[LDS]) -> Figure:
     """
     panels = _by_output(results)
     styles = line_styles(list(dict.fromkeys(str(result.method) for result in results)))
-    figure = _figure(3.4 + 3.6 * len(panels), 0.6 + max(3.6, 0.3 * (len(styles) + 1)))
+    figure = new_figure(3.4 + 3.6 * len(panels), 0.6 + max(3.6, 0.3 * (len(styles) + 1)))
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (output, own) in zip(grid, panels.items(), strict=True):
         _ceiling(axes, own)
         for method in sorted(styles, key=lambda name: -_height(results, name)):
             line = sorted((result for result in own if str(result.method) == method), key=_alpha)
             alphas, style = [_alpha(result) for result in line], styles[method]
-            axes.plot(alphas, [result.mean for result in line], label=_broken(method), **style)
+            axes.plot(alphas, [result.mean for result in line], label=broken(method), **style)
             axes.fill_between(alphas, *_ends(line), color=style["color"], alpha=0.13, linewidth=0)
         _finish(axes, sorted({_alpha(result) for result in own}), output if len(panels) > 1 else "")
     grid[0].set_ylabel("linear datamodeling score")
     grid[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.suptitle(_literal(_measured(results, panels)), fontsize=9)
+    figure.suptitle(literal(_measured(results, panels)), fontsize=9)
     return figure
 
 
@@ -111,7 +111,7 @@ def _finish(axes: Axes, alphas: Sequence[float], title: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(r"share of the training data in each subset, $\alpha$")
-    axes.set_title(_literal(title), fontsize=9)
+    axes.set_title(literal(title), fontsize=9)
 
 
 def _measured(results: Sequence[LDS], panels: dict[str, list[LDS]]) -> str:
@@ -145,9 +145,3 @@ def _ends(results: Sequence[LDS]) -> tuple[np.ndarray, np.ndarray]:
     spans = [result.interval if result.interval is not None else (result.mean, result.mean) for result in results]
     low, high = np.array(spans).T
     return low, high
-
-
-def _broken(method: str) -> str:
-    """A label whose options stand on lines of their own."""
-    name, opened, options = method.removesuffix(")").partition("(")
-    return _literal("\n".join([name, *(options.split(", ") if opened else [])]))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
-from comove.report.figures import COLOURS, NEUTRAL
+from comove.report.drawing import COLOURS, NEUTRAL
 
 __all__ = ["is_control", "line_styles"]
 
