@@ -176,7 +176,7 @@ def in_its_own_process(name: str, folder: Path, arguments: argparse.Namespace) -
     command += ["--large"] if arguments.large else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"method": name, "error": done.stderr.strip().splitlines()[-1]}
+        return {"method": name, "error": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]}
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
 

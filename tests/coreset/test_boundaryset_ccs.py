@@ -9,7 +9,7 @@ from torch import Tensor
 
 from comove.coreset import select
 from comove.coreset.boundaryset_ccs import BoundarySetCCS, boundary_steps, cover_bands
-from comove.coreset.input_gradients import input_gradients
+from comove.coreset.input_gradients import margin_gradients
 from comove.coreset.strata import random_keys
 from comove.data import ExampleSet, Normalization, split
 from comove.errors import InputError
@@ -24,7 +24,7 @@ def sign_network(x: Tensor) -> Tensor:
 def steps_of(values: list[float], **options: float) -> list[int]:
     inputs = torch.tensor(values, dtype=torch.float64)[:, None]
     found = boundary_steps(
-        lambda x, y: input_gradients(sign_network, x, y, of_margin=True),
+        lambda x, y: margin_gradients(sign_network, x, y)[::2],
         lambda positions: inputs[torch.from_numpy(positions)],
         torch.zeros(len(values), dtype=torch.int64),
         **{"low": -10.0, "high": 10.0, **options},  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_saturated_predictions_still_move() -> None:
     """At a gap of 400 the cross-entropy is 0 in float32, and so is its gradient as written."""
     inputs = torch.tensor([[200.0]])
     found = boundary_steps(
-        lambda x, y: input_gradients(sign_network, x, y, of_margin=True),
+        lambda x, y: margin_gradients(sign_network, x, y)[::2],
         lambda positions: inputs,
         torch.tensor([0]),
         step=50.0,

@@ -60,6 +60,9 @@ Side = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def random_problem(seed: int, n: int = 25, v: int = 12) -> tuple[torch.nn.Linear, Side, Side]:
     generator = torch.Generator().manual_seed(seed)
     layer = torch.nn.Linear(5, 3).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     sides = []
     for size in (n, v):
         features = torch.randn(size, 5, generator=generator, dtype=torch.float64)

@@ -21,6 +21,9 @@ def written_out(seed: int) -> tuple[LastLayerGradients, np.ndarray]:
     """Seven examples, four classes, five features: the factors, and (N, C (F + 1)) by autograd on a linear layer."""
     generator = torch.Generator().manual_seed(seed)
     layer = torch.nn.Linear(5, 4).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     features = torch.randn(7, 5, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 4, (7,), generator=generator)
     rows = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from comove.coreset import select
-from comove.coreset.input_gradients import input_gradients
+from comove.coreset.input_gradients import loss_gradients
 from comove.coreset.slocurv import SloCurv, curvatures
 from comove.errors import InputError
 from comove.training import Run
@@ -65,9 +65,7 @@ def test_scores_of_a_real_run_are_those_of_float64(run: Run) -> None:
     network = run.load_model().double()
     labels = torch.from_numpy(examples.labels[order])
     truth = np.empty(200)
-    truth[order] = curvatures(
-        lambda x, y: input_gradients(network, x, y)[0], lambda places: inputs[places], labels, h=1e-3
-    )
+    truth[order] = curvatures(lambda x, y: loss_gradients(network, x, y), lambda places: inputs[places], labels, h=1e-3)
     np.testing.assert_allclose(-SloCurv().scores(run), truth, rtol=0.01)
 
 

@@ -36,8 +36,10 @@ Scalar: TypeAlias = Literal["loss", "margin"] | Callable[[Tensor, Tensor], Tenso
 
 MEMORY = 256 << 20
 """Bytes that a chunk's gradients and activations may take."""
-BATCH = 50
-"""Chunks beyond this gain nothing: they leave the caches, and every buffer is a fresh page fault."""
+BATCH = 100
+"""Chunks beyond this gain nothing, and their gradients leave the caches."""
+SMALL = 2048
+"""Parameters of fewer entries are multiplied together: their products are too small to keep a processor busy."""
 
 
 class Batches(Protocol):
@@ -303,12 +305,21 @@ class PerExampleGradients:
             raise InputError(f"directions must hold (Q, *shape) for each of {some(self.parameters)}; got {shapes}.")
         first = next(iter(directions.values()))
         products_NQ = first.new_zeros(len(data), len(first))
-        add = {name: _accumulator(matrix.flatten(1)) for name, matrix in directions.items()}
+        large = {name: matrix.flatten(1) for name, matrix in directions.items() if matrix[0].numel() >= SMALL}
+        small = [matrix.flatten(1) for name, matrix in directions.items() if name not in large]
+        add = {name: _accumulator(matrix_QP) for name, matrix_QP in large.items()}
+        add_small = _accumulator(torch.cat(small, 1)) if small else None
         for part, gradients in self.stream(data):
+            kept = []
             for name, gradient in gradients:
-                add[name](products_NQ[part], gradient.flatten(1))
+                if name in add:
+                    add[name](products_NQ[part], gradient.flatten(1))
+                else:
+                    kept.append(gradient.flatten(1))
                 if squared_norms is not None:
                     squared_norms[part] += _squares(gradient)
+            if add_small is not None:
+                add_small(products_NQ[part], torch.cat(kept, 1))
         return products_NQ
 
     def squared_norms(self, data: Batches) -> Tensor:
@@ -438,11 +449,20 @@ def _squares(gradient: Tensor) -> Tensor:
 def _accumulator(matrix_QP: Tensor) -> Callable[[Tensor, Tensor], object]:
     """A function that adds flat (B, P) times matrix' to a (B, Q) sum."""
     rows, columns = matrix_QP.shape
-    on_cpu = matrix_QP.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if on_cpu and matrix_QP.dtype == torch.float32 and rows >= 16 and columns >= 2048:
-        packed = matrix_QP.to_mkldnn()  # oneDNN's product is up to twice as fast as MKL's on processors not Intel's
-        return lambda sum_BQ, flat_BP: sum_BQ.add_(F.linear(flat_BP.to_mkldnn(), packed).to_dense())
+    if rows >= 16 and columns >= SMALL and _has_packed(matrix_QP):
+        packed = torch.ops.mkldnn._reorder_linear_weight(matrix_QP.contiguous(), BATCH)
+        multiply = torch.ops.mkldnn._linear_pointwise
+        return lambda sum_BQ, flat_BP: sum_BQ.add_(multiply(flat_BP, packed, None, "none", [], ""))
     return lambda sum_BQ, flat_BP: sum_BQ.addmm_(flat_BP, matrix_QP.mT)
+
+
+def _has_packed(matrix: Tensor) -> bool:
+    """Whether oneDNN multiplies by it prepacked, up to twice as fast as MKL on processors not Intel's.
+
+    torch makes no promise of these operators, which its own compiler uses: they are asked for, never assumed.
+    """
+    present = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return present and matrix.device.type == "cpu" and matrix.dtype == torch.float32
 
 
 def _check_evaluating(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from comove.coreset.base import Picks, Positions, Selector, highest
-from comove.coreset.input_gradients import BATCH, PixelSpace, input_gradients, trained_network, training_examples
+from comove.coreset.input_gradients import BATCH, PixelSpace, margin_gradients, trained_network, training_examples
 from comove.coreset.options import check_number, check_share, check_whole
 from comove.coreset.strata import draw, random_keys
 from comove.data import Ids
@@ -153,7 +153,8 @@ class BoundarySetCCS(Selector):
         space = PixelSpace.of(examples)
 
         def ascent(inputs_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-            return input_gradients(lambda x: network(examples.prepare(x)), inputs_B, labels_B, of_margin=True)
+            gradients_B, _, logits_BC = margin_gradients(lambda x: network(examples.prepare(x)), inputs_B, labels_B)
+            return gradients_B, logits_BC
 
         steps_N = boundary_steps(
             ascent,

@@ -1,7 +1,8 @@
-"""grad_x l(x) = (grad_x z)' (softmax(z) - onehot(y)): gradients of the loss in the input, for a run's trained network.
+"""grad_x CE(x, y) = sigmoid(m) grad_x m, m = logsumexp_{c != y} z_c - z_y: input gradients of a run's trained network.
 
-The cross-entropy is written as softplus(logsumexp_{c != y} z_c - z_y): equal to it, and exact in float32 for examples
-the network is sure of, whose 1 - P_y is below what float32 can tell from 0.
+The cross-entropy is softplus(m) and sigmoid(m) is 1 - P_y. Differentiating the margin m and multiplying in float64
+keeps the digits of examples that the network is sure of: their 1 - P_y is below what float32 can tell from 0, and a
+backward pass in numbers that small takes processors many times as long.
 
 Shape legend: B examples, C classes.
 """
@@ -22,40 +23,58 @@ from comove.errors import InputError
 from comove.sources import Source
 from comove.training import resolve_device
 
-__all__ = ["BATCH", "PixelSpace", "input_gradients", "loss_and_margin", "trained_network", "training_examples"]
+__all__ = [
+    "BATCH",
+    "PixelSpace",
+    "loss_gradients",
+    "margin_gradients",
+    "margins",
+    "trained_network",
+    "training_examples",
+]
 
 BATCH = 256
 """Examples a batch: of bounded memory, and large enough to be fast."""
 
 
-def loss_and_margin(logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B,) cross-entropies, and (B,) margins logsumexp_{c != y} z_c - z_y.
-
-    The gradient of the cross-entropy is 1 - P_y times that of the margin: parallel, and the margin's never vanishes.
-    """
+def margins(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Return (B,) m = logsumexp_{c != y} z_c - z_y, of which the cross-entropy is the softplus."""
     target = F.one_hot(labels_B, logits_BC.shape[1]).bool()
     others_B = logits_BC.masked_fill(target, -torch.inf).logsumexp(1)
-    margin_B = others_B - logits_BC.gather(1, labels_B[:, None])[:, 0]
-    return F.softplus(margin_B), margin_B
+    return others_B - logits_BC.gather(1, labels_B[:, None])[:, 0]
 
 
-def input_gradients(
-    network: Callable[[Tensor], Tensor], inputs_B: Tensor, labels_B: Tensor, *, of_margin: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return each example's loss gradient (B, ...) in its input, and the logits (B, C).
+def margin_gradients(
+    network: Callable[[Tensor], Tensor], inputs_B: Tensor, labels_B: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each example's gradient of m in its input (B, ...), m itself (B,), and logits (B, C).
+
+    The gradient of the loss has the same direction; this one never vanishes.
 
     Args:
         network: maps inputs to logits; in evaluation mode, lest the examples of a batch mix.
         inputs_B: (B, ...) floats.
         labels_B: (B,) int64.
-        of_margin: the gradient of the margin instead, of the same direction.
     """
     with torch.enable_grad():
         inputs = inputs_B.detach().requires_grad_()
         logits_BC = network(inputs)
-        values_B = loss_and_margin(logits_BC, labels_B)[int(of_margin)]
-        (gradients_B,) = torch.autograd.grad(values_B.sum(), inputs)
-    return gradients_B, logits_BC.detach()
+        margins_B = margins(logits_BC, labels_B)
+        (gradients_B,) = torch.autograd.grad(margins_B.sum(), inputs)
+    return gradients_B, margins_B.detach(), logits_BC.detach()
+
+
+def loss_gradients(network: Callable[[Tensor], Tensor], inputs_B: Tensor, labels_B: Tensor) -> Tensor:
+    """Return each example's gradient of the cross-entropy in its input, (B, ...) float64.
+
+    Args:
+        network: as for :func:`margin_gradients`.
+        inputs_B: (B, ...) floats.
+        labels_B: (B,) int64.
+    """
+    gradients_B, margins_B, _ = margin_gradients(network, inputs_B, labels_B)
+    missing_B = margins_B.double().sigmoid()
+    return gradients_B.double().mul_(missing_B.view(-1, *(1,) * (inputs_B.ndim - 1)))
 
 
 def trained_network(source: Source, device: torch.device | str = "auto") -> nn.Module:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from comove.coreset.base import ScoreSelector
-from comove.coreset.input_gradients import BATCH, input_gradients, trained_network, training_examples
+from comove.coreset.input_gradients import BATCH, loss_gradients, trained_network, training_examples
 from comove.coreset.options import check_number, check_whole
 from comove.discovery import check_seed
 from comove.sources import Source
@@ -104,7 +104,7 @@ class SloCurv(ScoreSelector):
         data = Resident(examples.subset(examples.ids[order]), device)
 
         def gradient(inputs_B: Tensor, labels_B: Tensor) -> Tensor:
-            return input_gradients(network, inputs_B, labels_B)[0]
+            return loss_gradients(network, inputs_B, labels_B)
 
         found_N = np.empty(order.size)
         found_N[order] = curvatures(
