@@ -19,13 +19,10 @@ import gc
 import importlib.util
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,7 +35,7 @@ import numpy as np
 import peers
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
+from measuring import agreement, extra_memory, processor, timed
 from torch import Tensor, nn
 
 from comove.attribution import TRAK, Arnoldi, TracIn
@@ -241,13 +238,6 @@ def all_rows(images: int) -> list[Row]:
 # --- measuring, in the row's own process ---------------------------------------------------------------------------
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of this process (all threads), and what the function returns."""
-    started = time.process_time()
-    found = function()
-    return time.process_time() - started, found
-
-
 def floor(setting: Setting, passes: int = 2) -> float:
     """CPU seconds of the fastest of several plain forward+backward epochs over all training images."""
     model, (x, y) = setting.run.load_model(), setting.train_xy
@@ -258,29 +248,6 @@ def floor(setting: Setting, passes: int = 2) -> float:
             F.cross_entropy(model(x[start : start + batch]), y[start : start + batch]).backward()
 
     return min(timed(partial(epoch, batch))[0] for batch in (50, 100) for _ in range(passes))
-
-
-def resident(field: str) -> int:
-    """Bytes, from the kernel (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) << 10
-    raise OSError(f"no {field}")
-
-
-def extra_memory(function: Callable[[], Any]) -> int:
-    """Peak resident bytes beyond those before, by the kernel's high-water mark."""
-    gc.collect()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-        function()
-        return resident("VmHWM") - before
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1 << 10
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        function()
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
 
 
 def once(row: Row, setting: Setting, n: int, batch: Any) -> tuple[float, np.ndarray]:
@@ -340,19 +307,6 @@ def scores_file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace('/', '-')}.npy"
 
 
-def agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Mean over queries of Spearman's correlation, and the largest difference relative to the largest score."""
-    truth = truth[: len(found)]
-    if not np.isfinite(found).all():
-        return {"not finite": float(np.mean(~np.isfinite(found)))}
-    ranks = [rankdata(side, axis=0) for side in (found, truth)]
-    ranks = [side - side.mean(0) for side in ranks]
-    norms = np.sqrt((ranks[0] ** 2).sum(0) * (ranks[1] ** 2).sum(0))
-    spearman = float(np.mean((ranks[0] * ranks[1]).sum(0) / np.maximum(norms, 1e-30)))
-    difference = float(np.abs(found - truth).max() / np.abs(truth).max())
-    return {"spearman": round(spearman, 4), "largest difference": float(f"{difference:.2g}")}
-
-
 # --- the whole -----------------------------------------------------------------------------------------------------
 
 
@@ -387,13 +341,6 @@ def line(told: Mapping[str, Any]) -> str:
         if name.startswith("agreement") and "spearman" in found:
             text += f"\n{'':36}{name}: Spearman {found['spearman']:.4f}, difference {found['largest difference']:.1e}"
     return text + (f"\n{'':36}{told['note']}" if told["note"] else "")
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    named = [part for part in info.read_text().splitlines() if part.startswith("model name")] if info.exists() else []
-    return named[0].partition(":")[2].strip() if named else platform.processor() or platform.machine()
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -378,6 +378,16 @@ def test_inner_products_and_norms_equal_flat_ones(dtype: torch.dtype, queries: i
     torch.testing.assert_close(stream.squared_norms(data), norms)
 
 
+def test_inner_products_are_the_same_without_prepacked_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = ready(nn.Sequential(nn.Linear(40, 80), nn.Tanh(), nn.Linear(80, 3)))
+    stream, data = PerExampleGradients(net, batch=17), Examples(normal(60, 40), labels(60))
+    directions = {name: matrix[:20] for name, matrix in stream.collect(data).items()}
+    packed = stream.inner_products(data, directions)
+    monkeypatch.setattr("comove.attribution.gradients._has_packed", lambda matrix: False)
+    torch.testing.assert_close(stream.inner_products(data, directions), packed, rtol=1e-4, atol=1e-4)
+
+
 def test_the_model_is_left_as_it_was(model: nn.Module, examples: Examples) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     PerExampleGradients(model).collect(examples)

@@ -78,17 +78,19 @@ def _begin_here(work: Work, crew: Crew) -> Results:
     start_seconds = START_SECONDS + time.perf_counter() - started
     tried = False
     while not crew.ready and (index := crew.take()) is not None:
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         try:
             with one_torch_thread():
                 result = do(work.jobs[index])
         except Exception:
             yield from crew.good()
             raise
-        seconds = time.perf_counter() - started
+        seconds, worked = time.perf_counter() - started, time.process_time() - worked
         crew.left -= 1
         yield index, result
-        most = _gpus() if _gpu_allocations() > allocations else usable_cpus()
+        on_gpu = _gpu_allocations() > allocations
+        most = _gpus() if on_gpu else usable_cpus()
+        seconds = seconds if on_gpu else worked  # others' work makes jobs and starts longer alike
         if not tried and (workers := _paying_workers(most, crew.left, seconds, start_seconds)):
             tried, parts = True, _sendable(work)
             if parts is not None:
