@@ -35,7 +35,7 @@ import numpy as np
 import peers
 import torch
 import torch.nn.functional as F
-from measuring import agreement, extra_memory, processor, timed
+from measuring import agreement, peak_memory, processor, resident, timed
 from torch import Tensor, nn
 
 from comove.attribution import TRAK, Arnoldi, TracIn
@@ -269,10 +269,11 @@ def measure(row: Row, setting: Setting, peer_train: int, repetitions: int) -> di
     n = min(peer_train, setting.images) if row.slow else setting.images
     _ = setting.train_xy, setting.query_xy, setting.hessian_xy, setting.weights
     floor(setting, 1)  # libraries' kernels are chosen now, for all rows alike
+    loaded = resident("VmRSS")
     few = replace(setting, iterations=min(setting.iterations, 5))
     tried = {batch: once(row, few, min(n, TRIED), batch)[0] for batch in row.batches if batch <= min(n, TRIED)}
     batch = min(tried, key=lambda size: tried[size], default=None)
-    extra, before, floors, taken = (extra_memory(partial(once, row, setting, n, batch)), floor(setting), [], [])
+    peak, before, floors, taken = peak_memory(partial(once, row, setting, n, batch)), floor(setting), [], []
     for _ in range(repetitions):
         seconds, values = once(row, setting, n, batch)
         after = floor(setting)
@@ -285,7 +286,7 @@ def measure(row: Row, setting: Setting, peer_train: int, repetitions: int) -> di
         "times the floor, each": [round(ratio, 3) for ratio in ratios],
         "CPU seconds": round(statistics.median(taken), 3),
         "floor CPU seconds": round(statistics.median(floors), 3),
-        "extra MB": round(extra / 1e6),
+        "extra MB": round((peak - loaded) / 1e6),
         "images run": n,
         "scaled": n < setting.images,
         "batch": batch,
@@ -412,7 +413,8 @@ def main() -> None:
             group = row.group
             print(f"{group}    (times the floor, CPU seconds, extra memory)", flush=True)
         if arguments.again or "failed" in told.get(key, {"failed": ""}):
-            head = {"row": row.name, "library": row.library, "limit": row.limit, "note": row.note}
+            full = arguments.train >= 2000 and sizes[1:] == (100, 100)
+            head = {"row": row.name, "library": row.library, "limit": row.limit if full else None, "note": row.note}
             told[key] = head | in_process(row, arguments)
             partly = RESULTS.with_suffix(".part")
             partly.write_text(json.dumps({**result, "rows": told}, indent=1) + "\n")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,19 +28,12 @@ def resident(field: str) -> int:
     raise OSError(f"no {field}")
 
 
-def extra_memory(function: Callable[[], Any]) -> int:
-    """Peak resident bytes beyond those before, by the kernel's high-water mark."""
+def peak_memory(function: Callable[[], Any]) -> int:
+    """Peak resident bytes of this process while the function runs, by the kernel's high-water mark (Linux)."""
     gc.collect()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-        function()
-        return resident("VmHWM") - before
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1 << 10
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        function()
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    Path("/proc/self/clear_refs").write_text("5")
+    function()
+    return resident("VmHWM")
 
 
 def agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
