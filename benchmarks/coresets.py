@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ import torch
 
 from comove.coreset import Selector, select, selectors
 from comove.data import ExampleSet, Normalization, Splits
-from comove.store import new_folder, versions, write_arrays, write_manifest
+from comove.store import as_header, new_folder, versions, write_arrays, write_manifest
 from comove.trace import FIELDS, FORMAT_VERSION, Row, Trace, write_row
 from comove.training import Recipe, Recording, Run, train
 
@@ -79,8 +78,7 @@ def write_trace(folder: Path, sizes: Sizes) -> None:
             arrays |= {f"{side}.{name}": statistics[name] for name in FIELDS if epoch or name != "kd"}
         write_row(folder, Row(epoch, epoch, float(epoch)), arrays)
         if epoch in sizes.anchors:
-            anchor = {key: value for side in sides for key, value in _anchor(side, labels[side], sizes, rng)}
-            write_arrays(folder / "anchors" / f"{epoch:06d}.safetensors", anchor)
+            write_anchor(folder / "anchors" / f"{epoch:06d}.safetensors", labels, sizes, rng)
     write_manifest(folder, "trace", FORMAT_VERSION, {"mode": "sweep", "rows": sizes.epochs + 1})
 
 
@@ -102,19 +100,40 @@ def _statistics(hardness: np.ndarray, done: float, rng: np.random.Generator) -> 
     }
 
 
-def _anchor(side: str, labels: np.ndarray, sizes: Sizes, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+def write_anchor(file: Path, labels: dict[str, np.ndarray], sizes: Sizes, rng: np.random.Generator) -> None:
+    """Write features and predictions block by block: they may be larger than memory."""
     centres = np.random.default_rng([SEED, 1]).standard_normal((sizes.classes, sizes.features), np.float32)
-    features = np.empty((labels.size, sizes.features), np.float32)
-    probabilities = np.empty((labels.size, sizes.classes), np.float32)
-    for start in range(0, labels.size, 20_000):
-        part = slice(start, start + 20_000)
-        noise = rng.standard_normal((labels[part].size, sizes.features), np.float32)
-        features[part] = np.maximum(centres[labels[part]] + 2 * noise, 0)
-        logits = features[part] @ centres.T * np.float32(0.02)
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        probabilities[part] = powers / powers.sum(1, keepdims=True)
-    yield f"{side}.features", features
-    yield f"{side}.probabilities", probabilities
+    shapes = {}
+    for side, own in labels.items():
+        shapes[f"{side}.features"] = (own.size, sizes.features)
+        shapes[f"{side}.probabilities"] = (own.size, sizes.classes)
+    arrays = empty_arrays(file, shapes)
+    for side, own in labels.items():
+        for start in range(0, own.size, 20_000):
+            part = slice(start, start + 20_000)
+            noise = rng.standard_normal((own[part].size, sizes.features), np.float32)
+            features = np.maximum(centres[own[part]] + 2 * noise, 0)
+            logits = features @ centres.T * np.float32(0.02)
+            powers = np.exp(logits - logits.max(1, keepdims=True))
+            arrays[f"{side}.features"][part] = features
+            arrays[f"{side}.probabilities"][part] = powers / powers.sum(1, keepdims=True)
+
+
+def empty_arrays(file: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, np.memmap]:
+    """Make a safetensors file of float32 arrays to be filled through the memory maps returned."""
+    ends = np.cumsum([4 * rows * columns for rows, columns in shapes.values()]).tolist()
+    header: dict[str, Any] = {"__metadata__": as_header({})}
+    for (name, shape), start, end in zip(shapes.items(), [0, *ends], ends, strict=False):
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(8 + len(text) + ends[-1])
+    return {
+        name: np.memmap(file, np.float32, "r+", 8 + len(text) + header[name]["data_offsets"][0], shape)
+        for name, shape in shapes.items()
+    }
 
 
 def train_network(folder: Path, sizes: Sizes) -> Run:
