@@ -12,3 +12,4 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
+suppress_warnings = ["ref.python"]  # several classes have attributes of one name (seed, bytes): any of them will do

@@ -81,7 +81,9 @@ class Picks:
 class Selector(ABC):
     """Base of all coreset methods.
 
-    Class attributes (an instance may set its own ``requires``, ``greedy`` and ``balanced``, where options decide):
+    An instance may set its own ``requires``, ``greedy`` and ``balanced``, where its options decide.
+
+    Attributes:
         name: how the command line and reports call it.
         summary: one line saying what it keeps.
         cost: what selecting costs beyond the recorded run, for N examples and T epochs.

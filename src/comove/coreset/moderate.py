@@ -1,4 +1,4 @@
-"""keep the k_c smallest |d_i - median_c(d)|, d_i = || h_i - m_(y_i) || the distance from the class centre m_c.
+"""keep the k_c smallest abs(d_i - median_c(d)), d_i = norm(h_i - m_(y_i)) the distance from the class centre m_c.
 
 Examples at a middling distance are neither redundant nor outliers.
 

@@ -1,6 +1,6 @@
-"""S_i = sum_k d (1 - d)^(K - k) || kd_k - mean(kd_k) ||, K + 1 windows k of J epochs. Keep the highest.
+"""S_i = sum_k d (1 - d)^(K - k) norm(kd_k - mean(kd_k)), K + 1 windows k of J epochs. Keep the highest.
 
-kd_t = sum_c |P_t,c ln(P_t,c / P_(t-1),c)| is how far the prediction moved in epoch t; a window's deviation from its
+kd_t = sum_c abs(P_t,c ln(P_t,c / P_(t-1),c)) is how far the prediction moved in epoch t; a window's deviation from its
 mean is how unevenly it moved. The weights (d = .9) leave all but the last windows next to nothing.
 
 Shape legend: N examples, T epochs.
