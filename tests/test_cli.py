@@ -29,6 +29,7 @@ from comove.data import Splits, split
 from comove.datasets import load_dataset
 from comove.demo import choose_queries, lds_row, run_demo
 from comove.evaluation import LDS
+from comove.evaluation.curves.stability import stability
 from comove.models import model_names
 from comove.report import Section, write_page
 from comove.training import RECIPES, Run, loop, train
@@ -39,6 +40,7 @@ COMMANDS = (
     "attribute",
     "coreset",
     "curve",
+    "stability",
     "lds",
     "brittleness",
     "cost",
@@ -193,6 +195,7 @@ def test_curve_without_a_run_trains_a_proxy_and_counts_the_wrong_labels_that_cor
     with (tmp_path / "curve.csv").open(newline="") as file:
         assert {row["target"] for row in csv.DictReader(file)} == {"mlp", "cnn-small"}
     assert "Wrong labels kept (40 of 200 are wrong)" in result.out
+    assert "Smallest class, as a multiple of an even share" in result.out
     assert "Accuracy of cnn-small on 40" in result.out
     assert "Smallest share within 0.01" in result.err
     assert not_blank(tmp_path / "cnn-small" / "curve.png")
@@ -285,6 +288,25 @@ def test_diagnose_writes_table_and_figure(trained: tuple[Path, Path], tmp_path: 
     assert {"diagnosis.csv", "diagnosis.json", "diagnosis.png"} <= {file.name for file in tmp_path.iterdir()}
     assert result.out.count("full data") == 4
     refused(comove_("diagnose", trained[0] / "trace", "--out", tmp_path / "b"), "is a bare trace")
+
+
+def test_stability_compares_seeds_and_first_epochs(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ("stability", *trained, "--methods", "cld", "random", "--budgets", "0.2", "--epochs", "2", "4")
+    result = comove_(*words, "--out", tmp_path)
+    assert result.code == 0, result.err
+    with (tmp_path / "stability.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    cld = stability([Run.load(path) for path in trained], "cld", 0.2)
+    assert float(rows["cld"]["overlap"]) == pytest.approx(cld.overlap)
+    assert float(rows["cld"]["mean_absolute_error"]) == pytest.approx(cld.mean_absolute_error)
+    assert float(rows["random"]["overlap"]) == 1  # the choice is seeded by the method, not by the run
+    with (tmp_path / "early.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert (last["epoch"], float(last["overlap"])) == ("4", 1)  # all four epochs: the same choice
+    alone = comove_("stability", trained[0], "--epochs", "2")
+    assert "One run says nothing about seeds" in alone.err
+    assert "Between" not in alone.out
+    refused(comove_("stability", trained[0], "--epochs", "1"), "at least 2 epochs")
 
 
 def test_methods_lists_every_method_model_and_recipe() -> None:

@@ -111,7 +111,7 @@ def test_interrupted_work_says_how_to_go_on_and_lets_go(bank: RetrainingBank, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("comove.evaluation.bank_training.train_many", interrupt)
+        patch.setattr("comove.evaluation.bank.training.train_many", interrupt)
         made = comove("work", bank.path, "--quiet")
     assert made.exit_code == 130
     assert "What was finished is kept; run the same command again to go on." in made.stderr

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from comove import cli
 from comove.attribution import Scores
 from comove.evaluation import Brittleness, Counterfactual, RetrainingBank
-from comove.evaluation.bank_files import ResultFiles
-from comove.evaluation.flips import Estimate
+from comove.evaluation.bank.files import ResultFiles
+from comove.evaluation.removals.flips import Estimate
 
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4", "--executor", "serial", "-q")
 SPEARMAN = "cld:correlation=spearman"

@@ -47,6 +47,14 @@ def test_it_counts_by_class() -> None:
     assert len(made()) == 3
 
 
+def test_balance_is_the_smallest_class_over_an_even_share() -> None:
+    assert made().balance == pytest.approx(1 / 1.5)
+    assert made(labels=[1, 1, 1]).balance == 0
+    assert made(classes=("only",), labels=[0, 0, 0]).balance == 1
+    assert made(labels=None).balance is None
+    assert made(classes=None).balance is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

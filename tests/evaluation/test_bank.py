@@ -184,7 +184,7 @@ def test_a_diverging_model_is_an_error_that_keeps_what_was_finished(
             calls[-1][1].logits[3, 2] = np.inf
         return calls[-1]
 
-    monkeypatch.setattr("comove.evaluation.bank_training.train_many", second_group_diverges)
+    monkeypatch.setattr("comove.evaluation.bank.training.train_many", second_group_diverges)
     with pytest.raises(
         NonFiniteError, match=r"of subset 4 \(random-0\.5-1\), seed 0 diverged .* lower the learning rate"
     ):

@@ -174,13 +174,14 @@ def test_a_full_disk_keeps_what_was_finished_and_the_bank_goes_on(
 
 DRIVER = """
 import sys, time
-from comove.evaluation import RetrainingBank, bank_training
+from comove.evaluation import RetrainingBank
+from comove.evaluation.bank import training
 
 def slow(*args, **options):
     print("training", flush=True)
     time.sleep(60)
 
-bank_training.train_many = slow
+training.train_many = slow
 RetrainingBank.load(sys.argv[1]).run(executor="serial")
 """
 
@@ -191,7 +192,9 @@ def test_a_second_driver_is_refused_while_the_first_lives_and_reading_is_not(
     bank = create(tmp_path, small_digits)
     (tmp_path / "engine.json").write_text(json.dumps(ONE.to_json()))
     first = warm.start(DRIVER, tmp_path)
+    until = time.monotonic() + 60
     while warm.output.read_text() != "training\n":
+        assert time.monotonic() < until, warm.output.read_text()
         time.sleep(0.01)
     for attempt in (bank.run, lambda: bank.merge(finished)):
         with pytest.raises(LockedError, match=rf"is being worked on by process {first} on "):

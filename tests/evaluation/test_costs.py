@@ -9,8 +9,8 @@ import pytest
 from comove.coreset import selectors
 from comove.errors import InputError
 from comove.evaluation import cost, storage
-from comove.evaluation.costs import COST_METHODS, PAPER, Scenario
-from comove.evaluation.printed_costs import notes, printed_figures, unreproduced
+from comove.evaluation.costs.formulas import COST_METHODS, PAPER, Scenario
+from comove.evaluation.costs.printed import notes, printed_figures, unreproduced
 
 RECOMPUTED = {  # specification, section 20, column "recomputed": PFLOP, and bytes
     "full": (2800.604, 102_228_128),

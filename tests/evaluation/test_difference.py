@@ -12,8 +12,8 @@ import pytest
 
 from comove.errors import InputError
 from comove.evaluation import LDS, linear_datamodeling_score
-from comove.evaluation.difference import paired_difference
-from comove.evaluation.lds import GroundTruth
+from comove.evaluation.lds.difference import paired_difference
+from comove.evaluation.lds.score import GroundTruth
 
 Floats = npt.NDArray[np.float64]
 C, N, Q = 40, 30, 12

@@ -15,11 +15,11 @@ import torch
 from scipy import stats
 
 from comove.errors import InputError, InputTypeError, NonFiniteError
-from comove.evaluation import lds as lds_module
-from comove.evaluation.lds import LDS, GroundTruth, linear_datamodeling_score
-from comove.evaluation.ranks import ResampledRanks, centred_ranks, exact_floats, spearman_columns, tie_groups
-from comove.evaluation.truth import group_scores, merge_rounding_ties
-from comove.evaluation.uncertainty import bootstrap_means, half_splits, split_half_reliability
+from comove.evaluation.lds import score as lds_module
+from comove.evaluation.lds.ranks import ResampledRanks, centred_ranks, exact_floats, spearman_columns, tie_groups
+from comove.evaluation.lds.score import LDS, GroundTruth, linear_datamodeling_score
+from comove.evaluation.lds.truth import group_scores, merge_rounding_ties
+from comove.evaluation.lds.uncertainty import bootstrap_means, half_splits, split_half_reliability
 
 Floats = npt.NDArray[np.float64]
 C, N, Q, R = 30, 50, 6, 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from comove.data import Splits
-from comove.evaluation.measured import flops_of, measured_cost
+from comove.evaluation.costs.measured import flops_of, measured_cost
 from comove.models import build_model
 from comove.training import Recording, Run, train
 

@@ -8,7 +8,7 @@ import pytest
 from comove.coreset import Coreset, select
 from comove.data import Splits
 from comove.errors import InputError
-from comove.evaluation.noise import noise_kept
+from comove.evaluation.curves.noise import noise_kept
 from comove.label_noise import flip_labels
 from comove.training import Recipe, train
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from comove.evaluation import Brittleness, Counterfactual
-from comove.evaluation.removal import CONTROLS
-from comove.evaluation.removal_models import FullData
+from comove.evaluation.removals.models import FullData
+from comove.evaluation.removals.removal import CONTROLS
 from comove.report import brittleness_figure, counterfactual_figure, save_figure
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from comove.cli.app import app, run
 
 # isort: split
-from comove.cli import demo, train, attribute, coreset, curve, lds, brittleness, bank, cost, diagnose, tools  # isort: skip  # in the order of --help
+from comove.cli import demo, train, attribute, coreset, curve, stability, lds, brittleness, bank, cost, diagnose, tools  # isort: skip  # in the order of --help
 
 __all__ = [
     "app",
@@ -17,6 +17,7 @@ __all__ = [
     "diagnose",
     "lds",
     "run",
+    "stability",
     "tools",
     "train",
 ]

@@ -30,7 +30,7 @@ def attribute(
     from comove.attribution import attributors
     from comove.demo import choose_queries
     from comove.discovery import parse_method
-    from comove.evaluation.benchmark import file_name
+    from comove.evaluation.lds.benchmark import file_name
     from comove.sources import as_bank, as_sources
     from comove.store import new_folder
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from comove.attribution import Scores
     from comove.data import Splits
     from comove.evaluation import Brittleness, Counterfactual
-    from comove.evaluation.flips import Estimate
+    from comove.evaluation.removals.flips import Estimate
 
 __all__ = ["brittleness"]
 
@@ -57,8 +57,8 @@ def brittleness(
     """
     from comove.evaluation import brittleness as measure
     from comove.evaluation import counterfactual_sizes
-    from comove.evaluation.prediction_brittleness import checked_ks
-    from comove.evaluation.removal import check_k
+    from comove.evaluation.removals.prediction import checked_ks
+    from comove.evaluation.removals.removal import check_k
 
     chosen = parse_methods(methods, ["cld"], controls=False)
     splits = task.splits()
@@ -104,7 +104,7 @@ def _scores(
     """Train the runs (and the bank of random halves where a method needs one), and score the queries."""
     from comove.demo import choose_queries
     from comove.evaluation import RetrainingBank, attribution_runs, score_methods, subsets
-    from comove.evaluation.benchmark import needs_bank
+    from comove.evaluation.lds.benchmark import needs_bank
 
     if any(method.name == "leave-one-out" for method in methods):
         raise InputError("leave-one-out needs a bank of its own kind: see comove.evaluation.brittleness in Python.")
@@ -148,7 +148,7 @@ def _warnings_told() -> Iterator[None]:
 
 
 def _show(found: Brittleness, out: Path) -> None:
-    from comove.evaluation.brittleness_result import NOTHING
+    from comove.evaluation.removals.result import NOTHING
     from comove.report import brittleness_figure, save_figure
 
     level = f"{found.confidence:.0%} intervals over queries"

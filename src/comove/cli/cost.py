@@ -38,8 +38,8 @@ def cost(
     if run is not None:
         _measured(run)
         return
-    from comove.evaluation.costs import COST_METHODS, PAPER, Scenario
-    from comove.evaluation.costs import cost as cost_of
+    from comove.evaluation.costs.formulas import COST_METHODS, PAPER, Scenario
+    from comove.evaluation.costs.formulas import cost as cost_of
 
     given = {"N": n, "Q": q, "k": k, "T": epochs, "Tp": proxy_epochs, "f": flops, "fL": large_flops, "d": features}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -56,7 +56,7 @@ def cost(
 
 
 def _against_the_paper(everything: bool) -> None:
-    from comove.evaluation.printed_costs import notes, printed_figures, unreproduced
+    from comove.evaluation.costs.printed import notes, printed_figures, unreproduced
 
     wrong = unreproduced()
     shown = printed_figures() if everything else wrong
@@ -68,7 +68,7 @@ def _against_the_paper(everything: bool) -> None:
 
 def _measured(path: Path) -> None:
     from comove.errors import InputError
-    from comove.evaluation.measured import measured_cost
+    from comove.evaluation.costs.measured import measured_cost
     from comove.training import Run
 
     (found,) = open_runs([path])

@@ -72,6 +72,7 @@ def curve(
         )
         _print(target or proxy.model_spec.name, found[target or proxy.model_spec.name], tolerance, folder)
     _write(found, out)
+    _print_balance(found)
     _print_noise(proxy, found)
     say(f"Written to {out}/: curve.csv, {'curve.png' if len(targets) == 1 else 'a curve.png for each target'}")
 
@@ -128,9 +129,21 @@ def _write(found: dict[str, Curve], out: Path) -> None:
     pd.concat(parts).to_csv(out / "curve.csv", index=False)
 
 
+def _print_balance(found: dict[str, Curve]) -> None:
+    """How evenly the coresets hold the classes."""
+    rows: dict[str, dict[float, str]] = {}
+    for choice in next(iter(found.values())).coresets:
+        if choice.number == 0 and choice.coreset.balance is not None:
+            rows.setdefault(choice.method, {})[choice.budget] = f"{choice.coreset.balance:.2f}"
+    shares = sorted({share for row in rows.values() for share in row})
+    head = ["method", *(f"{share:.1%}" for share in shares)]
+    title = "\nSmallest class, as a multiple of an even share (0: a class is missing)"
+    table(title, head, [[name, *(row.get(share, "") for share in shares)] for name, row in rows.items()])
+
+
 def _print_noise(proxy: Run, found: dict[str, Curve]) -> None:
     """How many of the wrong labels that were put in on purpose each coreset keeps."""
-    from comove.evaluation.noise import noise_kept
+    from comove.evaluation.curves.noise import noise_kept
     from comove.label_noise import known_flips
 
     flipped = known_flips(proxy.data())

@@ -120,7 +120,7 @@ def _known_truth(
 
 
 def _print_table(benchmark: Benchmark, output: str) -> None:
-    from comove.evaluation.benchmark_result import alpha_name
+    from comove.evaluation.lds.result import alpha_name
 
     columns = [[result for result in benchmark.at(alpha) if result.output == output] for alpha in benchmark.alphas]
     first = columns[0][0]

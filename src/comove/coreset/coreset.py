@@ -76,6 +76,17 @@ class Coreset:
         labels, counts = np.unique(self.labels, return_counts=True)
         return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
+    @property
+    def balance(self) -> float | None:
+        """The smallest class over an even share of the coreset: 1 is even, 0 leaves a class out.
+
+        ``None`` where labels, or the number of classes, are unknown.
+        """
+        if self.labels is None or self.classes is None:
+            return None
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return float(counts.min() * len(self.classes) / max(1, len(self)))
+
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with columns id, score, weight and, where known, label."""
         import pandas as pd

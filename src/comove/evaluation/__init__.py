@@ -2,19 +2,26 @@
 
 from comove.evaluation import subsets
 from comove.evaluation.alignment import Diagnosis, diagnose
-from comove.evaluation.bank import RetrainingBank
-from comove.evaluation.bank_lds import bank_lds
-from comove.evaluation.bank_status import BankStatus
-from comove.evaluation.benchmark import Benchmark, at_alphas, attribution_runs, lds_benchmark, plans_of, score_methods
-from comove.evaluation.brittleness_result import Brittleness
-from comove.evaluation.costs import PAPER, Cost, Scenario, cost, storage
-from comove.evaluation.counterfactual import counterfactual_sizes
-from comove.evaluation.counterfactual_result import Counterfactual
-from comove.evaluation.curve import Curve, CurvePoint, coreset_curve
-from comove.evaluation.difference import Difference, paired_difference
-from comove.evaluation.lds import LDS, GroundTruth, linear_datamodeling_score, spearman_columns
+from comove.evaluation.bank.retraining import RetrainingBank
+from comove.evaluation.bank.status import BankStatus
+from comove.evaluation.costs.formulas import PAPER, Cost, Scenario, cost, storage
+from comove.evaluation.curves.curve import Curve, CurvePoint, coreset_curve
+from comove.evaluation.lds.benchmark import (
+    Benchmark,
+    at_alphas,
+    attribution_runs,
+    lds_benchmark,
+    plans_of,
+    score_methods,
+)
+from comove.evaluation.lds.difference import Difference, paired_difference
+from comove.evaluation.lds.from_bank import bank_lds
+from comove.evaluation.lds.score import LDS, GroundTruth, linear_datamodeling_score, spearman_columns
 from comove.evaluation.outputs import OUTPUTS, output_of
-from comove.evaluation.prediction_brittleness import brittleness
+from comove.evaluation.removals.counterfactual import counterfactual_sizes
+from comove.evaluation.removals.counterfactual_result import Counterfactual
+from comove.evaluation.removals.prediction import brittleness
+from comove.evaluation.removals.result import Brittleness
 
 __all__ = [
     "LDS",

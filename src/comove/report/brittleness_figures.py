@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from comove.evaluation import Brittleness, Counterfactual
-from comove.evaluation.flips import Estimate
+from comove.evaluation.removals.flips import Estimate
 from comove.report.drawing import NEUTRAL, broken, literal, new_figure
 from comove.report.lines import line_styles
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from comove.errors import InputError
 from comove.evaluation import LDS
-from comove.evaluation.benchmark_result import alpha_name
+from comove.evaluation.lds.result import alpha_name
 from comove.report.drawing import HELP, NEUTRAL, broken, literal, new_figure
 from comove.report.lines import is_control, line_styles
 

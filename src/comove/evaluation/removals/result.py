@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from comove.data import Ids, positions_of
 from comove.errors import InputError, did_you_mean
-from comove.evaluation.flips import Estimate, flip_rate, mean_with_interval
-from comove.evaluation.removal_models import FullData
+from comove.evaluation.removals.flips import Estimate, flip_rate, mean_with_interval
+from comove.evaluation.removals.models import FullData
 from comove.store import check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Brittleness:
         return mean_with_interval(drops_QR, shared_models=True, confidence=self.confidence)
 
     def rate(self, method: str, k: int) -> Estimate:
-        """The flip rate over queries and models; its interval resamples queries (see :mod:`comove.evaluation.flips`).
+        """The flip rate over queries and models; its interval resamples queries (as ``removals.flips.flip_rate`` does).
 
         Raises:
             InputError: an unknown method or k.

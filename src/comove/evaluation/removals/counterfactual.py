@@ -29,10 +29,10 @@ import torch
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits
 from comove.errors import InputError
-from comove.evaluation.counterfactual_result import UNTRIED, Counterfactual
-from comove.evaluation.flips import majority
-from comove.evaluation.removal import Removal, SomeScores, named_scores, plan_removal
-from comove.evaluation.removal_models import BANK_FOLDER, BankRetraining, FullData, Retraining, check_models
+from comove.evaluation.removals.counterfactual_result import UNTRIED, Counterfactual
+from comove.evaluation.removals.flips import majority
+from comove.evaluation.removals.models import BANK_FOLDER, BankRetraining, FullData, Retraining, check_models
+from comove.evaluation.removals.removal import Removal, SomeScores, named_scores, plan_removal
 from comove.execution import Executor
 from comove.models import Factory
 from comove.training import Recipe

@@ -20,8 +20,8 @@ from safetensors.torch import save
 
 from comove.data import ExampleSet
 from comove.errors import CorruptFileError, InputError, NonFiniteError
-from comove.evaluation.bank_files import Key, ResultFiles
-from comove.evaluation.bank_rows import Rows
+from comove.evaluation.bank.files import Key, ResultFiles
+from comove.evaluation.bank.rows import Rows
 from comove.execution import Executor, Local, as_executor, run_jobs
 from comove.models import Factory, ModelSpec
 from comove.store import as_header, read_json, write_bytes, write_json

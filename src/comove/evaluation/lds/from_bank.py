@@ -16,7 +16,7 @@ import numpy.typing as npt
 from comove.attribution import Scores
 from comove.data import Ids, positions_of
 from comove.errors import InputError
-from comove.evaluation.lds import LDS, GroundTruth
+from comove.evaluation.lds.score import LDS, GroundTruth
 from comove.evaluation.outputs import check_measurable
 
 __all__ = ["Retrained", "alpha_of", "bank_lds"]

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from comove.evaluation.arrays import Floats, Numbers
-from comove.evaluation.ranks import ResampledRanks, exact_floats, spearman_columns, tie_groups, varies
-from comove.evaluation.truth import ground_truth
+from comove.evaluation.lds.ranks import ResampledRanks, exact_floats, spearman_columns, tie_groups, varies
+from comove.evaluation.lds.truth import ground_truth
 
 __all__ = ["bootstrap_means", "half_splits", "recentred_interval", "split_half_reliability"]
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.errors import some
-from comove.evaluation.bank_files import Key, Logits, Results
-from comove.evaluation.bank_rows import Rows
+from comove.evaluation.bank.files import Key, Logits, Results
+from comove.evaluation.bank.rows import Rows
 from comove.evaluation.outputs import check_output, output_of
 
 __all__ = ["all_logits", "all_outputs"]

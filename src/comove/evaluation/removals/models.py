@@ -17,9 +17,9 @@ import torch
 from comove.data import Ids, Splits
 from comove.errors import CorruptFileError, InputError
 from comove.evaluation import subsets
-from comove.evaluation.bank import RetrainingBank
-from comove.evaluation.flips import majority
+from comove.evaluation.bank.retraining import RetrainingBank
 from comove.evaluation.outputs import output_of
+from comove.evaluation.removals.flips import majority
 from comove.execution import Executor
 from comove.models import Factory
 from comove.training import Recipe

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from comove.discovery import lookup
 from comove.errors import InputError
-from comove.evaluation.bank import RetrainingBank
-from comove.evaluation.difference import Difference, paired_difference
-from comove.evaluation.lds import LDS
+from comove.evaluation.bank.retraining import RetrainingBank
+from comove.evaluation.lds.difference import Difference, paired_difference
+from comove.evaluation.lds.score import LDS
 from comove.store import write_bytes, write_json
 from comove.training import Run
 

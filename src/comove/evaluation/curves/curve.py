@@ -19,7 +19,7 @@ import torch
 from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
 from comove.errors import InputError, did_you_mean
-from comove.evaluation.bank import RetrainingBank
+from comove.evaluation.bank.retraining import RetrainingBank
 from comove.evaluation.subsets import everything, only
 from comove.execution import Executor
 from comove.models import Factory, ModelSpec

@@ -13,9 +13,9 @@ from comove.attribution import Attributor, Scores
 from comove.attribution.leave_one_out import LeaveOneOut
 from comove.data import Ids, Splits
 from comove.errors import InputError
-from comove.evaluation.bank import RetrainingBank
-from comove.evaluation.bank_lds import bank_lds
-from comove.evaluation.benchmark_plans import (
+from comove.evaluation.bank.retraining import RetrainingBank
+from comove.evaluation.lds.from_bank import bank_lds
+from comove.evaluation.lds.plans import (
     at_alphas,
     by_alpha,
     check_bank,
@@ -26,7 +26,7 @@ from comove.evaluation.benchmark_plans import (
     plans_of,
     union,
 )
-from comove.evaluation.benchmark_result import Benchmark
+from comove.evaluation.lds.result import Benchmark
 from comove.evaluation.outputs import check_measurable
 from comove.evaluation.subsets import SubsetPlan
 from comove.execution import Executor

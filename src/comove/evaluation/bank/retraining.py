@@ -33,8 +33,8 @@ from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits, reload_splits
 from comove.discovery import check_seed
 from comove.errors import CorruptFileError, InputError, some
-from comove.evaluation.bank_compact import read_compact, write_compact
-from comove.evaluation.bank_files import (
+from comove.evaluation.bank.compact import read_compact, write_compact
+from comove.evaluation.bank.files import (
     BANK_FORMAT,
     EXAMPLES,
     PLANS,
@@ -49,13 +49,13 @@ from comove.evaluation.bank_files import (
     planned,
     read_plan,
 )
-from comove.evaluation.bank_lds import bank_lds
-from comove.evaluation.bank_merge import merge_folders
-from comove.evaluation.bank_reading import all_logits, all_outputs
-from comove.evaluation.bank_rows import Rows
-from comove.evaluation.bank_status import BankStatus, bank_status
-from comove.evaluation.bank_training import Material, train_wanted, wanted_models
-from comove.evaluation.lds import LDS
+from comove.evaluation.bank.merge import merge_folders
+from comove.evaluation.bank.reading import all_logits, all_outputs
+from comove.evaluation.bank.rows import Rows
+from comove.evaluation.bank.status import BankStatus, bank_status
+from comove.evaluation.bank.training import Material, train_wanted, wanted_models
+from comove.evaluation.lds.from_bank import bank_lds
+from comove.evaluation.lds.score import LDS
 from comove.evaluation.subsets import SubsetPlan
 from comove.execution import Executor
 from comove.lock import driver_lock

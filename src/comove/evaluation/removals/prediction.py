@@ -23,9 +23,7 @@ import torch
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits
 from comove.errors import InputError
-from comove.evaluation.brittleness_result import Brittleness
-from comove.evaluation.removal import Removal, SomeScores, named_scores, plan_removal, warn_of_emptied_classes
-from comove.evaluation.removal_models import (
+from comove.evaluation.removals.models import (
     BANK_FOLDER,
     BankRetraining,
     FullData,
@@ -33,6 +31,8 @@ from comove.evaluation.removal_models import (
     check_models,
     predicted_and_margins,
 )
+from comove.evaluation.removals.removal import Removal, SomeScores, named_scores, plan_removal, warn_of_emptied_classes
+from comove.evaluation.removals.result import Brittleness
 from comove.execution import Executor
 from comove.models import Factory
 from comove.training import Recipe

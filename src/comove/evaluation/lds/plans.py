@@ -13,8 +13,8 @@ import numpy as np
 from comove.data import Ids, Splits
 from comove.discovery import check_seed
 from comove.errors import InputError
-from comove.evaluation.bank import RetrainingBank
-from comove.evaluation.bank_lds import alpha_of
+from comove.evaluation.bank.retraining import RetrainingBank
+from comove.evaluation.lds.from_bank import alpha_of
 from comove.evaluation.subsets import RandomSubsets, SubsetPlan, leave_one_out
 from comove.models import Factory, ModelSpec
 from comove.store import check_fingerprint

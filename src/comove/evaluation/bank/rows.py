@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.data import Ids
-from comove.evaluation.bank_files import Key, StoredPlan
+from comove.evaluation.bank.files import Key, StoredPlan
 from comove.store import digest
 
 __all__ = ["PlanNotes", "Rows"]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from comove.coreset import ScoreSelector, Selector, selector
 from comove.coreset.cld import CLDCoreset
 from comove.errors import InputError
-from comove.evaluation.lds import spearman_columns
+from comove.evaluation.lds.score import spearman_columns
 from comove.sources import SourceLike
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from comove.errors import InputError
-from comove.evaluation.lds import LDS
-from comove.evaluation.uncertainty import recentred_interval
+from comove.evaluation.lds.score import LDS
+from comove.evaluation.lds.uncertainty import recentred_interval
 
 __all__ = ["Difference", "paired_difference"]
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from comove.data import Ids
 from comove.errors import InputError, did_you_mean
-from comove.evaluation.flips import Estimate, flip_rate, majority
-from comove.evaluation.removal_models import FullData
+from comove.evaluation.removals.flips import Estimate, flip_rate, majority
+from comove.evaluation.removals.models import FullData
 from comove.store import check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from comove.errors import CorruptFileError
-from comove.evaluation.bank_files import Key, ResultFiles, Results
-from comove.evaluation.bank_rows import Rows
+from comove.evaluation.bank.files import Key, ResultFiles, Results
+from comove.evaluation.bank.rows import Rows
 from comove.lock import Owner, owner_of
 
 __all__ = ["BankStatus", "PlanStatus", "bank_status", "models_a_minute"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from comove.errors import some
-from comove.evaluation.bank_files import Key, ResultFiles, plan_files, read_plan, store_plan
+from comove.evaluation.bank.files import Key, ResultFiles, plan_files, read_plan, store_plan
 from comove.store import new_folder, write_bytes
 
 __all__ = ["merge_folders"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from comove.evaluation.arrays import Bools, Floats, Numbers
-from comove.evaluation.ranks import spearman_columns, varies
+from comove.evaluation.lds.ranks import spearman_columns, varies
 
 __all__ = ["ground_truth", "group_scores", "lds_columns", "merge_rounding_ties"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from comove.evaluation.costs import PAPER, RESNET18_MACS, RESNET50_MACS, cost
+from comove.evaluation.costs.formulas import PAPER, RESNET18_MACS, RESNET50_MACS, cost
 
 __all__ = ["Printed", "notes", "printed_figures", "unreproduced"]
 

@@ -35,9 +35,9 @@ from comove.evaluation.arrays import (
     numbers,
     unpack,
 )
-from comove.evaluation.ranks import spearman_columns, varies
-from comove.evaluation.truth import ground_truth, group_scores, lds_columns
-from comove.evaluation.uncertainty import bootstrap_means, recentred_interval, split_half_reliability
+from comove.evaluation.lds.ranks import spearman_columns, varies
+from comove.evaluation.lds.truth import ground_truth, group_scores, lds_columns
+from comove.evaluation.lds.uncertainty import bootstrap_means, recentred_interval, split_half_reliability
 from comove.store import digest
 
 if TYPE_CHECKING:

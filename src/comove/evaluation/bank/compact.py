@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.errors import InputError
-from comove.evaluation.bank_files import Key, Logits, Results
-from comove.evaluation.bank_rows import PlanNotes, Rows
+from comove.evaluation.bank.files import Key, Logits, Results
+from comove.evaluation.bank.rows import PlanNotes, Rows
 from comove.store import check_kind, new_folder, read_checked, read_header, write_checked
 
 __all__ = ["Compact", "CompactResults", "read_compact", "write_compact"]

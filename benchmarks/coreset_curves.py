@@ -1,0 +1,198 @@
+"""Coreset methods held to real training: curves, transfer, seeds, early epochs, wrong labels.
+
+    python benchmarks/coreset_curves.py digits
+    python benchmarks/coreset_curves.py cifar10 --data-dir DIR
+
+For each: runs of several seeds are recorded; every method selects with the first of them, and models are trained from
+scratch on what it keeps (the run's own architecture, and another for transfer); all runs select by themselves, to be
+compared (paper, D.1); CLD selects after its first epochs only; and all of it once more with 20 % wrong labels. Each step
+is kept in ``--folder``, and the same command goes on where it was cut off. The result goes to
+``benchmarks/results/coreset-curves-<data>.json`` with two figures beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import processor
+
+from comove.coreset import selectors
+from comove.data import Splits
+from comove.datasets import load_dataset
+from comove.evaluation import Curve, coreset_curve
+from comove.evaluation.costs.measured import measured_cost
+from comove.evaluation.curves.noise import noise_kept
+from comove.evaluation.curves.stability import early_epochs, stability
+from comove.label_noise import known_flips
+from comove.report import curve_figure, save_figure
+from comove.store import versions
+from comove.training import Recipe, Recording, Run, as_recipe, train
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = tuple(name for name in selectors() if name != "per_class")
+FLIPPED = 0.2
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained on what.
+
+    Attributes:
+        model: of the runs that methods select with, and of the targets.
+        other: the architecture of the transfer (paper, Table 6).
+        epochs: of a run, where they are not the recipe's.
+        noisy_budgets: shares kept of the data with wrong labels.
+    """
+
+    model: str
+    model_options: dict[str, Any]
+    other: str
+    data_options: dict[str, Any]
+    epochs: int | None
+    budgets: tuple[float, ...]
+    noisy_budgets: tuple[float, ...]
+    seeds: int
+    runs: int
+
+
+STUDIES = {
+    "digits": Study("mlp", {}, "cnn-small", {}, None, (0.02, 0.05, 0.1, 0.3, 0.5, 0.75), (0.1, 0.3, 0.5), 5, 5),
+    "cifar10": Study(
+        "resnet9",
+        {"width": 0.125},
+        "cnn-small",
+        {"limit": 2500, "queries": 1000},
+        15,
+        (0.05, 0.1, 0.3, 0.5),
+        (0.3,),
+        3,
+        3,
+    ),
+}
+
+
+def recipe_of(study: Study, splits: Splits) -> Recipe:
+    """The model's own recipe, as long as the study says."""
+    recipe = as_recipe(None, model=study.model, n_train=len(splits.train))
+    return recipe if study.epochs is None else recipe.with_changes(epochs=study.epochs, peak_epoch=study.epochs / 4)
+
+
+def recorded(study: Study, splits: Splits, folder: Path, number: int) -> list[Run]:
+    """Runs of several seeds with all that a method may read."""
+    recipe = recipe_of(study, splits)
+    recording = Recording(anchors=tuple(sorted({min(10, recipe.epochs), recipe.epochs})))
+    options = {"recording": recording, "model_options": study.model_options, "device": "cpu"}
+    return [train(splits, study.model, recipe, seed, folder / f"run-{seed}", **options) for seed in range(number)]
+
+
+def curve_rows(curve: Curve) -> dict[str, Any]:
+    """What is published of a curve."""
+    rows = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in curve.summary()]
+    balance = {
+        f"{one.method} {one.budget}": round(one.coreset.balance, 3)
+        for one in curve.coresets
+        if one.number == 0 and one.coreset.balance is not None
+    }
+    enough = {name: curve.smallest_budget(name) for name in curve.methods}
+    return {
+        "rows": rows,
+        "smallest class over an even share": balance,
+        "smallest share within .01 of the full data": enough,
+        "skipped": dict(curve.skipped),
+    }
+
+
+def study_of(name: str, study: Study, folder: Path, data_dir: str | None) -> dict[str, Any]:
+    """All steps."""
+    splits = load_dataset(name, data_dir=data_dir, seed=0, **study.data_options)
+    runs = recorded(study, splits, folder / "runs", study.runs)
+    own = coreset_curve(runs[0], METHODS, study.budgets, seeds=study.seeds, out=folder / "own", skip=True)
+    save_figure(curve_figure(own), RESULTS / f"coreset-curves-{name}.png")
+    print(own, flush=True)
+    other = coreset_curve(
+        runs[0],
+        METHODS,
+        study.budgets,
+        seeds=study.seeds,
+        target_model=study.other,
+        recipe=recipe_of(study, splits).to_json(),
+        out=folder / "transfer",
+        coresets=folder / "own" / "coresets",
+        skip=True,
+    )
+    save_figure(curve_figure(other), RESULTS / f"coreset-transfer-{name}.png")
+    print(other, flush=True)
+    methods = [method for method in METHODS if method not in own.skipped]
+    found = {
+        "curve": curve_rows(own),
+        f"transfer to {study.other}": curve_rows(other),
+        "seeds": [stability(runs, method, share).to_json() for method in methods for share in (0.1, 0.3)],
+        "early epochs of cld": {
+            str(share): early_epochs(runs[0], _looked(runs[0].recipe.epochs), share).rows for share in (0.1, 0.3)
+        },
+        "cost of one recorded run": _plain(asdict(measured_cost(runs[0]))),
+    }
+    return found | noisy(name, study, folder / "noisy", data_dir)
+
+
+def noisy(name: str, study: Study, folder: Path, data_dir: str | None) -> dict[str, Any]:
+    """The same selection from data with wrong labels."""
+    splits = load_dataset(name, data_dir=data_dir, seed=0, flip_labels=FLIPPED, **study.data_options)
+    (run,) = recorded(study, splits, folder / "runs", 1)
+    curve = coreset_curve(run, METHODS, study.noisy_budgets, seeds=study.seeds, out=folder / "own", skip=True)
+    flipped = known_flips(splits)
+    assert flipped is not None
+    kept = [
+        {"budget": one.budget, **noise_kept(one.coreset, flipped).to_json(), "method": one.method}
+        for one in curve.coresets
+        if one.number == 0
+    ]
+    return {f"{FLIPPED:.0%} wrong labels": {**curve_rows(curve), "kept": _plain(kept)}}
+
+
+def _looked(epochs: int) -> list[int]:
+    return sorted({max(2, round(epochs * step / 8)) for step in range(1, 9)})
+
+
+def _plain(value: Any) -> Any:
+    """Floats rounded to four significant digits."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Run what is missing, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=STUDIES)
+    parser.add_argument("--data-dir", help="where CIFAR-10 lies; by default $COMOVE_DATA")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "comove-coreset-curves")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    study = STUDIES[arguments.data]
+    found = study_of(arguments.data, study, arguments.folder / arguments.data, arguments.data_dir)
+    result = {
+        "command": f"python benchmarks/coreset_curves.py {arguments.data}",
+        "study": asdict(study),
+        **_plain(found),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processor": processor(),
+        "versions": versions(),
+    }
+    path = RESULTS / f"coreset-curves-{arguments.data}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

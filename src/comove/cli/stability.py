@@ -1,0 +1,88 @@
+"""``comove stability``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from comove.cli.app import command, say, table
+from comove.cli.options import BudgetList, MethodList, open_runs
+
+if TYPE_CHECKING:
+    from comove.evaluation.curves.stability import EarlyRows, Stability
+
+__all__ = ["stability"]
+
+
+@command
+def stability(
+    runs: Annotated[list[Path], typer.Argument(help="Runs or traces of the same data, from different seeds.")],
+    methods: MethodList = None,
+    budgets: BudgetList = None,
+    epochs: Annotated[
+        list[int] | None, typer.Option(help="After how many epochs to look at CLD's choice; by default a few.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for stability.csv and early.csv.")] = None,
+) -> None:
+    """Say how much a coreset depends on the seed of the run it is read from, and how many epochs CLD needs.
+
+    Example: comove stability runs/a runs/b runs/c --methods cld forgetting --budgets 0.1 0.3
+    """
+    from comove.evaluation.curves.stability import early_epochs
+    from comove.evaluation.curves.stability import stability as compare
+
+    sources = open_runs(runs)
+    shares = budgets or [0.1, 0.3]
+    between = [compare(sources, method, share) for method in methods or ["cld"] for share in shares] if runs[1:] else []
+    if not between:
+        say("One run says nothing about seeds: give runs of several.", "Note:", "yellow")
+    last = min(row.epoch for source in sources for row in source.trace.rows[-1:])
+    looked = epochs or sorted({max(2, last * step // 8) for step in (1, 2, 4, 6, 8)})
+    early = [early_epochs(sources, looked, share) for share in shares]
+    _print(between, early)
+    if out is not None:
+        _write(between, early, out)
+        say(f"Written to {out}/")
+
+
+def _number(value: float | None, digits: str = ".3f") -> str:
+    return "no scores" if value is None else f"{value:{digits}}"
+
+
+def _print(between: list[Stability], early: list[EarlyRows]) -> None:
+    if between:
+        table(
+            f"Between {between[0].runs} seeds, on average over pairs of runs",
+            ["method", "share", "error of scores", "rank correlation", "same examples"],
+            [
+                [
+                    one.method,
+                    f"{one.budget:.1%}",
+                    _number(one.mean_absolute_error, ".2g"),
+                    _number(one.spearman),
+                    f"{one.overlap:.1%}",
+                ]
+                for one in between
+            ],
+        )
+    rows = [
+        [f"{one.budget:.1%}", str(epoch), f"{rank:.3f}", f"{share:.1%}"]
+        for one in early
+        for epoch, rank, share in one.rows
+    ]
+    head = ["share", "epochs", "rank correlation", "same examples"]
+    table("\nCLD after its first epochs, against CLD after all of them", head, rows)
+
+
+def _write(between: list[Stability], early: list[EarlyRows], out: Path) -> None:
+    import pandas as pd
+
+    from comove.store import new_folder
+
+    new_folder(out)
+    if between:
+        pd.DataFrame([one.to_json() for one in between]).to_csv(out / "stability.csv", index=False)
+    parts = [one.to_pandas().assign(budget=one.budget) for one in early]
+    pd.concat(parts).to_csv(out / "early.csv", index=False)

@@ -1,0 +1,1 @@
+"""Coreset curves, the stability of coresets over seeds and epochs, and the wrong labels that they keep."""
