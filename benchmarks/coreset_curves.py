@@ -3,10 +3,10 @@
     python benchmarks/coreset_curves.py digits
     python benchmarks/coreset_curves.py cifar10 --data-dir DIR
 
-For each: runs of several seeds are recorded; every method selects with the first of them, and models are trained from
-scratch on what it keeps (the run's own architecture, and another for transfer); all runs select by themselves, to be
-compared (paper, D.1); CLD selects after its first epochs only; and all of it once more with 20 % wrong labels. Each step
-is kept in ``--folder``, and the same command goes on where it was cut off. The result goes to
+Runs of several seeds are recorded. Every method selects with the first of them, and models are trained from scratch on
+what it keeps: of the run's own architecture, and of another (transfer). Each run selects by itself, to compare seeds
+(paper, D.1), and CLD selects after its first epochs only. The first part is then repeated with 20 % wrong labels. Each
+step is kept in ``--folder``: the same command goes on where it was cut off. The result goes to
 ``benchmarks/results/coreset-curves-<data>.json`` with two figures beside it.
 """
 
