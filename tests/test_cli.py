@@ -45,6 +45,8 @@ COMMANDS = (
     "brittleness",
     "cost",
     "diagnose",
+    "clean",
+    "report",
     "methods",
     "doctor",
 )

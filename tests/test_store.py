@@ -7,22 +7,26 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save, save_file
 
-from comove.errors import ComoveError, CorruptFileError, FingerprintError, InputError, StorageError
+from comove.errors import ComoveError, CorruptFileError, FingerprintError, InputError, InputTypeError, StorageError
 from comove.store import (
+    LazyRows,
+    as_header,
     as_ids,
     check_fingerprint,
     check_kind,
     claim_folder,
     digest,
     is_empty,
+    map_array,
     new_folder,
     open_manifest,
     read_arrays,
@@ -423,3 +427,98 @@ def test_a_file_without_checksums_is_no_checked_file(tmp_path: Path) -> None:
     write_arrays(tmp_path / "file", {"a": np.ones(2)}, {"x": 1})
     with pytest.raises(CorruptFileError, match="not written by this comove, or its header has changed"):
         read_checked(tmp_path / "file")
+
+
+# --- array files -------------------------------------------------------------------------------------------------
+
+KINDS = ("u8", "i8", "f8", "f4", "u4", "i4", "f2", "u2", "i2", "i1", "u1", "b1")
+
+
+def of_every_kind() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {f"{len(KINDS) - i}": (9 * rng.random((3, i + 1))).astype(k) for i, k in enumerate(KINDS)}
+    arrays |= {"nothing": np.zeros((0, 3), np.float32), "one": np.array(7, np.int16)}
+    return arrays | {"turned": np.arange(6, dtype=np.float32).reshape(2, 3).T, "swapped": np.arange(3, dtype=">f8")}
+
+
+@pytest.mark.parametrize("metadata", [{}, {"name": "ü", "n": [1, 2]}])
+def test_array_files_are_to_the_byte_what_safetensors_writes(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    arrays = of_every_kind()
+    write_arrays(tmp_path / "a", arrays, metadata)
+    plain = {name: np.array(array, array.dtype.newbyteorder("<"), order="C") for name, array in arrays.items()}
+    assert (tmp_path / "a").read_bytes() == save(plain, as_header(metadata))
+    for name, array in load_file(tmp_path / "a").items():
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_a_mapped_array_is_the_array_read_only(tmp_path: Path) -> None:
+    arrays = of_every_kind()
+    write_arrays(tmp_path / "a", arrays)
+    for name, array in arrays.items():
+        mapped = map_array(tmp_path / "a", name)
+        np.testing.assert_array_equal(mapped, array)
+        assert mapped.shape == array.shape
+        assert mapped.size == 0 or not mapped.flags.writeable
+    with pytest.raises(CorruptFileError, match="holds no array 'x'"):
+        map_array(tmp_path / "a", "x")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:5], lambda b: b"x" * 99, lambda b: b[:9] + b"?" * 9])
+def test_a_damaged_file_is_not_mapped(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "a"
+    write_arrays(file, {"a": np.arange(9)})
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(CorruptFileError, match="truncated or not a safetensors file"):
+        map_array(file, "a")
+    file.unlink()
+    with pytest.raises(CorruptFileError, match="does not exist"):
+        map_array(file, "a")
+
+
+def test_what_is_no_number_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InputTypeError, match="<U1"):
+        write_arrays(tmp_path / "a", {"a": np.array(["x"])})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def rows_in_files(tmp_path: Path) -> tuple[np.ndarray[Any, Any], list[Path]]:
+    matrix = np.random.default_rng(0).random((5, 7), np.float32)
+    files = [tmp_path / str(row) for row in range(5)]
+    for file, row in zip(files, matrix, strict=True):
+        write_arrays(file, {"v": row, "other": row[:2]})
+    return matrix, files
+
+
+def test_rows_in_files_are_sliced_as_the_matrix_is(rows_in_files: tuple[np.ndarray[Any, Any], list[Path]]) -> None:
+    matrix, files = rows_in_files
+    lazy = LazyRows(files, "v", 7)
+    keys: list[Any] = [slice(None), 2, -1, slice(1, 4), np.array([4, 0]), [1, 1]]
+    columns: list[Any] = [slice(None), slice(2, 5), slice(None, None, -2), np.array([6, 0, 0]), 3, slice(5, 5)]
+    for rows in keys:
+        np.testing.assert_array_equal(lazy[rows], matrix[rows])
+        for part in columns:
+            np.testing.assert_array_equal(lazy[rows, part], matrix[rows][..., part])
+            assert lazy[rows, part].dtype == np.float32
+    assert lazy[3:3].shape == (0, 7)
+    np.testing.assert_array_equal(np.asarray(lazy), matrix)
+    assert np.asarray(lazy, np.float64).dtype == np.float64
+    assert (lazy.shape, lazy.ndim, len(lazy), str(lazy.dtype)) == ((5, 7), 2, 5, "float32")
+    lazy[1:3][:] = 0  # a copy
+    np.testing.assert_array_equal(lazy[:], matrix)
+
+
+def test_a_row_of_another_width_is_named(rows_in_files: tuple[np.ndarray[Any, Any], list[Path]]) -> None:
+    _, files = rows_in_files
+    write_arrays(files[3], {"v": np.zeros(8, np.float32)})
+    with pytest.raises(CorruptFileError, match=re.escape(str(files[3])) + " holds 8 values of v .* for 7 examples"):
+        LazyRows(files, "v", 7)
+
+
+def test_written_arrays_are_not_copied_in_memory(tmp_path: Path) -> None:
+    array = np.zeros(40_000_000, np.uint8)
+    tracemalloc.start()
+    write_arrays(tmp_path / "a", {"a": array})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000

@@ -220,6 +220,18 @@ def test_reading_in_blocks_of_columns_equals_reading_whole(either: Trace, block:
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), losses())
 
 
+def test_a_lazy_matrix_is_what_read_reads(either: Trace, trace: Trace) -> None:
+    for made, field in [(either, "loss"), *((trace, field) for field in FIELDS)]:
+        for side in ("train", "query"):
+            whole, lazy = made.read(side, field), made.lazy(side, field)
+            assert (lazy.shape, lazy.dtype) == (whole.shape, whole.dtype)
+            np.testing.assert_array_equal(lazy[:, 2:9], whole[:, 2:9])
+            np.testing.assert_array_equal(np.asarray(lazy), whole)
+    np.testing.assert_array_equal(either.lazy("train", rows=[3, 1])[:], either.read("train", rows=[3, 1]))
+    with pytest.raises(InputError, match="must be in 0"):
+        either.lazy("train", rows=[99])
+
+
 def test_rows_are_read_in_the_order_asked_for(either: Trace) -> None:
     np.testing.assert_array_equal(either.read("query", rows=[3, 0, 3]), losses(5, 4, 1)[[3, 0, 3]])
     np.testing.assert_array_equal(either.read("query", rows=[2], columns=slice(1, 3)), losses(5, 4, 1)[[2], 1:3])
@@ -361,3 +373,36 @@ def test_a_trace_opens_with_its_own_data_set_and_no_other(run: Run, small_digits
 def test_a_trace_of_unknown_data_is_refused_for_a_data_set(saved: Path, small_digits: Splits) -> None:
     with pytest.raises(FingerprintError, match=rf"unknown.*{small_digits.fingerprint}"):
         Trace.load(saved, dataset=small_digits)
+
+
+@pytest.mark.parametrize(
+    ("ids", "stored"),
+    [([0, 32_767], "int16"), ([-32_769, 0], "int32"), ([2**31, 5], "int64"), ([-(2**63), 2**63 - 1], "int64")],
+)
+def test_ids_are_stored_narrow_and_read_whole(tmp_path: Path, ids: list[int], stored: str) -> None:
+    matrix = losses()[:, :2]
+    Trace.from_arrays(train_losses=matrix, query_losses=matrix, train_ids=ids, train_labels=[0, 999]).save(
+        tmp_path / "t"
+    )
+    on_disk = read_arrays(tmp_path / "t" / "examples.safetensors")
+    assert [str(on_disk[name].dtype) for name in ("train_ids", "train_labels")] == [stored, "int16"]
+    loaded = Trace.load(tmp_path / "t")
+    assert loaded.train_ids.dtype == np.int64
+    assert loaded.train_ids.tolist() == ids
+
+
+def test_a_long_trace_takes_hardly_more_room_than_its_losses(tmp_path: Path) -> None:
+    rows, n = 91, 20_000
+    matrix = np.random.default_rng(0).random((rows, n), np.float32)
+    labels = np.arange(n) % 1000
+    Trace.from_arrays(train_losses=matrix, query_losses=matrix[:, :10], train_labels=labels).save(tmp_path / "t")
+    size = sum(file.stat().st_size for file in (tmp_path / "t").rglob("*.safetensors"))
+    assert size < 1.02 * matrix.nbytes
+
+
+def test_a_row_truncated_after_opening_is_named_by_a_lazy_matrix(saved: Path) -> None:
+    trace = Trace.load(saved)
+    file = saved / "rows" / "000001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CorruptFileError, match=re.escape(str(file))):
+        trace.lazy("train")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -412,6 +412,29 @@ class Splits:
     def describe(self) -> dict[str, Any]:
         """A JSON object for manifests: name, source and fingerprint."""
         return {"name": self.name, "source": dict(self.source), "fingerprint": self.fingerprint}
+
+    def without(self, train_ids: object) -> Splits:
+        """Return the splits without these training examples; held-out examples stay.
+
+        The result has no ``source``: a name alone would load the examples again. A run trained on it is opened with
+        ``Run.load(path, dataset=...)``.
+
+        Raises:
+            InputError: an unknown id, or no training example left.
+        """
+        return replace(self, train=self.train.without(train_ids), source={})
+
+    def relabelled(self, labels: Mapping[int, int]) -> Splits:
+        """Return the splits with other labels for some training examples (id -> class index); held-out ones stay.
+
+        The result has no ``source``, as that of :meth:`without`.
+
+        Raises:
+            InputError: an unknown id, a label outside the classes.
+        """
+        changed = self.train.labels.copy()
+        changed[self.train.positions(np.array(list(labels), np.int64))] = list(labels.values())
+        return replace(self, train=self.train.with_labels(changed), source={})
 
     def __repr__(self) -> str:
         validation = 0 if self.validation is None else len(self.validation)

@@ -16,14 +16,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from comove.data import Ids, Splits, positions_of
+from comove.display import figure, html_facts
 from comove.errors import CorruptFileError, InputError, NonFiniteError
 from comove.store import (
+    LazyRows,
     as_array,
     as_ids,
     check_fingerprint,
@@ -35,6 +37,11 @@ from comove.store import (
     write_arrays,
     write_manifest,
 )
+from comove.tables import read_csv, read_losses, read_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["FIELDS", "FORMAT_VERSION", "Row", "Side", "Trace", "check_labels", "check_losses"]
 
@@ -174,6 +181,49 @@ class Trace:
         return cls(examples=sides, rows=rows, manifest={"mode": "given"}, folder=None, arrays=arrays)
 
     @classmethod
+    def from_csv(cls, train: str | os.PathLike[str], query: str | os.PathLike[str] | None = None) -> Trace:
+        """Make a trace from CSV files of losses recorded elsewhere; the columns are those of :meth:`from_pandas`.
+
+        Raises:
+            CorruptFileError: no such file, or not a table.
+            InputError: a table that :meth:`from_pandas` would refuse.
+        """
+        return cls.from_pandas(read_csv(train), None if query is None else read_csv(query))
+
+    @classmethod
+    def from_parquet(cls, train: str | os.PathLike[str], query: str | os.PathLike[str] | None = None) -> Trace:
+        """Make a trace from Parquet files of losses recorded elsewhere; the columns are those of :meth:`from_pandas`.
+
+        Raises:
+            CorruptFileError: no such file, or not a table.
+            InputError: a table that :meth:`from_pandas` would refuse.
+        """
+        return cls.from_pandas(read_parquet(train), None if query is None else read_parquet(query))
+
+    @classmethod
+    def from_pandas(cls, train: pd.DataFrame, query: pd.DataFrame | None = None) -> Trace:
+        """Make a trace from tables of losses recorded elsewhere (JAX, Keras, a database).
+
+        A long table has one line a loss: ``epoch`` (or ``row``), ``id``, ``loss``. A wide one has one line an example:
+        ``id``, and a column for every recorded row, headed by its number. Either may have ``label`` (class indices).
+
+        Args:
+            train: a table of training and held-out examples with a column ``split`` (train, validation or query;
+                validation examples are the queries that coreset methods aim at), or of training examples alone.
+            query: the table of the query examples, when ``train`` has no ``split``.
+
+        Raises:
+            InputError: unknown columns, ids or losses that are no numbers, an example twice in a row, a label that
+                changes, sides recorded at different moments.
+            MissingExamplesError: an example without a loss in some row.
+            NonFiniteError: a loss that is NaN (an empty cell) or infinite.
+        """
+        table = read_losses(train, query)
+        given = cls.from_arrays(**table.arrays)
+        rows = [Row(t, t, epoch) for t, epoch in enumerate(table.epochs)]
+        return cls(examples=given.examples, rows=rows, manifest=given.manifest, folder=None, arrays=given._arrays)
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str], *, dataset: Splits | None = None) -> Trace:
         """Open a trace folder; rows are read from their memory-mapped files when asked for.
 
@@ -198,12 +248,7 @@ class Trace:
             raise CorruptFileError(f"{folder} should hold {expected} rows, found {len(rows)}; restore the others.")
         if not rows:
             raise InputError(f"{folder} holds no row yet: its recording has only begun, or was stopped before row 0.")
-        file = folder / "examples.safetensors"
-        examples = read_arrays(file)
-        absent = {"train_ids", "query_ids", "validation_ids"} - set(examples)
-        if absent:
-            raise CorruptFileError(f"{file} lacks {', '.join(sorted(absent))}; restore it or record again.")
-        return cls(examples=examples, rows=rows, manifest=manifest, folder=folder)
+        return cls(examples=_read_examples(folder), rows=rows, manifest=manifest, folder=folder)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace to a new or empty folder.
@@ -215,7 +260,7 @@ class Trace:
         folder = new_folder(path)
         if not is_empty(folder):
             raise InputError(f"{folder} is not empty; a trace is frozen once written. Choose a new folder.")
-        write_arrays(folder / "examples.safetensors", self.examples)
+        write_examples(folder, self.examples)
         new_folder(folder / "rows")
         for row in self.rows:
             write_row(folder, row, self._row(row.index))
@@ -273,6 +318,40 @@ class Trace:
             InputError: the field was not recorded, no such row.
             CorruptFileError: a truncated row file.
         """
+        name, wanted = self._recorded(side, field, rows)
+        part = slice(None) if columns is None else columns
+        if self.path is None:
+            return self._arrays[name][np.asarray(wanted, dtype=np.int64)][:, part]
+        width = len(range(*part.indices((self.train_ids if side == "train" else self.query_ids).size)))
+        matrix = np.empty((len(wanted), width), np.uint8 if field == "correct" else np.float32)
+        for out, index in zip(matrix, wanted, strict=True):
+            file = row_file(self.path, index)
+            values = read_arrays(file, [name], part)[name]
+            if values.shape != out.shape:
+                raise CorruptFileError(f"{file} holds {values.size} values of {name} for {width} examples.")
+            out[:] = values
+        return matrix
+
+    def lazy(
+        self, side: Side, field: str = "loss", *, rows: Sequence[int] | None = None
+    ) -> LazyRows | npt.NDArray[Any]:
+        """Return what :meth:`read` does without reading it: ``lazy[:, columns]`` reads these columns only.
+
+        The functions of :mod:`comove.correlation` take it as it is, so a trace larger than memory can be scored. A
+        trace in memory gives an array.
+
+        Raises:
+            InputError: the field was not recorded, no such row.
+            CorruptFileError: a truncated row file.
+        """
+        name, wanted = self._recorded(side, field, rows)
+        if self.path is None:
+            return self._arrays[name][np.asarray(wanted, dtype=np.int64)]
+        width = (self.train_ids if side == "train" else self.query_ids).size
+        return LazyRows([row_file(self.path, index) for index in wanted], name, width)
+
+    def _recorded(self, side: Side, field: str, rows: Sequence[int] | None) -> tuple[str, Sequence[int]]:
+        """The name under which a field is stored, and the rows to read, checked."""
         if side not in ("train", "query"):
             raise InputError(f"side must be 'train' or 'query', got {side!r}.")
         name = f"{side}.{field}"
@@ -286,18 +365,7 @@ class Trace:
         wanted = range(first, len(self.rows)) if rows is None else rows
         if not wanted or not all(first <= index < len(self.rows) for index in wanted):
             raise InputError(f"rows of {field!r} must be in {first} ... {len(self.rows) - 1}, got {list(wanted)}.")
-        part = slice(None) if columns is None else columns
-        if self.path is None:
-            return self._arrays[name][np.asarray(wanted, dtype=np.int64)][:, part]
-        width = len(range(*part.indices((self.train_ids if side == "train" else self.query_ids).size)))
-        matrix = np.empty((len(wanted), width), np.uint8 if field == "correct" else np.float32)
-        for out, index in zip(matrix, wanted, strict=True):
-            file = row_file(self.path, index)
-            values = read_arrays(file, [name], part)[name]
-            if values.shape != out.shape:
-                raise CorruptFileError(f"{file} holds {values.size} values of {name} for {width} examples.")
-            out[:] = values
-        return matrix
+        return name, wanted
 
     @property
     def train_losses(self) -> Floats:
@@ -338,6 +406,16 @@ class Trace:
     def _last_anchor(self, row: int | None) -> int:
         return row if row is not None else (self.anchors[-1] if self.anchors else -1)
 
+    def plot(self) -> Figure:
+        """Draw the losses of training and of held-out examples by epoch: medians, and 10th to 90th percentiles."""
+        return figure("losses_figure", self)
+
+    def _repr_html_(self) -> str:
+        facts = {"rows": len(self.rows), "last epoch": self.rows[-1].epoch, "mode": self.mode}
+        facts |= {"train": self.train_ids.size, "query": self.query_ids.size, "validation": self.validation_ids.size}
+        kept = ", ".join(f"{self.rows[row].epoch:g}" for row in self.anchors)
+        return html_facts("Trace", {**facts, "fields": ", ".join(self.fields), "features kept at epochs": kept or None})
+
     def __repr__(self) -> str:
         return (
             f"Trace({len(self.rows)} rows, {self.train_ids.size:,} train, {self.query_ids.size:,} query, "
@@ -351,6 +429,26 @@ class Trace:
 def row_file(folder: Path, index: int) -> Path:
     """Return where row ``index`` of the trace in ``folder`` lies."""
     return folder / "rows" / f"{index:06d}.safetensors"
+
+
+def write_examples(folder: Path, examples: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write ids and labels atomically, in the narrowest integers that hold them: a long file of losses is 4 N bytes."""
+    write_arrays(folder / "examples.safetensors", {name: _narrow(array) for name, array in examples.items()})
+
+
+def _narrow(whole: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    ends = (int(whole.min()), int(whole.max())) if whole.size else (0, 0)
+    fits = (kind for kind in (np.int16, np.int32) if np.iinfo(kind).min <= ends[0] <= ends[1] <= np.iinfo(kind).max)
+    return whole.astype(next(fits, np.int64))
+
+
+def _read_examples(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    file = folder / "examples.safetensors"
+    examples = read_arrays(file)
+    absent = {"train_ids", "query_ids", "validation_ids"} - set(examples)
+    if absent:
+        raise CorruptFileError(f"{file} lacks {', '.join(sorted(absent))}; restore it or record again.")
+    return {name: array.astype(np.int64) for name, array in examples.items()}
 
 
 def write_row(folder: Path, row: Row, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

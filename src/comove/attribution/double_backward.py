@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["TwiceDifferentiable"]
+__all__ = ["Geometry", "TwiceDifferentiable", "pair", "picked"]
 
 aten: Any = torch.ops.aten
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -126,18 +126,19 @@ class _MaxPool(torch.autograd.Function):
             lower: Tensor = unpool(upper, x, index)
             return lower
 
-        return _selected(g, spread, lambda lower: _picked(lower, index)), None, None
+        return _selected(g, spread, lambda lower: picked(lower, index)), None, None
 
 
-def _picked(x: Tensor, index: Tensor) -> Tensor:
-    """The entries of x (B, C, H, W) at ``index`` (B, C, h, w) into its flat positions, in the layout of ``index``."""
+def picked(x: Tensor, index: Tensor) -> Tensor:
+    """Return the entries of x (B, C, H, W) at ``index`` (B, C, h, w) into its flat positions, laid out like it."""
     if index.is_contiguous():
         return x.flatten(2).gather(2, index.flatten(2)).view(index.shape)
     rows = x.permute(0, 2, 3, 1).flatten(1, 2).gather(1, index.permute(0, 2, 3, 1).flatten(1, 2))
     return rows.view(len(x), *index.shape[2:], index.shape[1]).permute(0, 3, 1, 2)
 
 
-def _pair(value: Any) -> list[int]:
+def pair(value: Any) -> list[int]:
+    """Both sides of a size given as one number or as two."""
     return [value, value] if isinstance(value, int) else list(value)
 
 
@@ -231,7 +232,7 @@ def _max_pool(
 ) -> Any:
     if return_indices or input.ndim != 4:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=return_indices)  # type: ignore[call-overload]
-    window = (*map(_pair, (kernel_size, stride or kernel_size, padding, dilation)), ceil_mode)
+    window = (*map(pair, (kernel_size, stride or kernel_size, padding, dilation)), ceil_mode)
     return _MaxPool.apply(
         input,
         lambda x: aten.max_pool2d_with_indices(x, *window),
@@ -240,7 +241,7 @@ def _max_pool(
 
 
 def _adaptive_max_pool(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    sizes = _pair(output_size)
+    sizes = pair(output_size)
     if return_indices or input.ndim != 4 or None in sizes:
         return F.adaptive_max_pool2d(input, output_size, return_indices=return_indices)  # type: ignore[call-overload]
     return _MaxPool.apply(input, lambda x: aten.adaptive_max_pool2d(x, sizes), aten.adaptive_max_pool2d_backward)

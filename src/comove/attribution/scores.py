@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.data import Ids, positions_of
+from comove.attribution.scores_file import is_mapped, open_scores, write_scores
+from comove.data import Ids, Splits, positions_of
+from comove.display import figure, html_table
 from comove.errors import InputError, NonFiniteError
-from comove.store import as_ids, check_kind, new_folder, read_arrays, read_header, write_arrays
+from comove.store import as_ids
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["Ranking", "Scores"]
 
-FORMAT_VERSION = 1
 Floats = npt.NDArray[np.float32]
 
 
@@ -53,6 +55,10 @@ class Ranking:
 
         return pd.DataFrame({"id": self.ids, "score": self.scores, "class": self.class_names()})
 
+    def _repr_html_(self) -> str:
+        rows = [(str(id_), score, name) for (id_, score), name in zip(self, self.class_names(), strict=True)]
+        return html_table(f"Ranking for query {self.query}", ["id", "score", "class"], rows, most=len(rows))
+
     def __repr__(self) -> str:
         lines = [f"{id_:>8}  {score:+.4f}  {name}" for (id_, score), name in zip(self, self.class_names(), strict=True)]
         return "\n".join([f"Ranking for query {self.query}:", "      id    score  class", *lines])
@@ -63,7 +69,8 @@ class Scores:
     """Attribution scores of N training examples for Q queries; positive means the example helps the query.
 
     Attributes:
-        values: (N, Q) float32, read-only.
+        values: (N, Q) float32, read-only; of scores opened from a file a memory map, of which only what is looked at is
+            read.
         train_ids: (N,) int64.
         query_ids: (Q,) int64.
         method: the method's name.
@@ -74,7 +81,7 @@ class Scores:
 
     Raises:
         InputError: shapes that do not fit, repeated ids.
-        NonFiniteError: a score that is NaN or infinite.
+        NonFiniteError: a score that is NaN or infinite (in a memory map: once it is looked at for a ranking).
     """
 
     values: Floats
@@ -94,13 +101,8 @@ class Scores:
             raise InputError(
                 f"Scores must be (train, query) = ({train_ids.size}, {query_ids.size}), got {values.shape}.{hint}"
             )
-        bad = np.argwhere(~np.isfinite(values))
-        if bad.size:
-            row, column = bad[0]
-            raise NonFiniteError(
-                f"{len(bad)} scores are NaN or infinite, the first for train id {train_ids[row]} and query id "
-                f"{query_ids[column]}."
-            )
+        if not is_mapped(values):
+            _check_finite(values, train_ids, query_ids)
         arrays: dict[str, npt.NDArray[Any]] = {"values": values, "train_ids": train_ids, "query_ids": query_ids}
         for name, ids in (("train_labels", train_ids), ("query_labels", query_ids)):
             if (labels := getattr(self, name)) is not None:
@@ -115,8 +117,17 @@ class Scores:
     # --- asking ---
 
     def column(self, query: int) -> Floats:
-        """Return the (N,) scores for the query with this id."""
-        return self.values[:, positions_of([query], self.query_ids, "query ids")[0]]
+        """Return the (N,) scores for the query with this id.
+
+        Raises:
+            InputError: an unknown id.
+            NonFiniteError: a score read from a file is NaN or infinite: the file was damaged.
+        """
+        place = positions_of([query], self.query_ids, "query ids")
+        values_N1 = self.values[:, place[0] : place[0] + 1]
+        if is_mapped(self.values):
+            _check_finite(values_N1, self.train_ids, self.query_ids[place])
+        return values_N1[:, 0]
 
     def top(self, k: int = 10, *, query: int | None = None) -> Ranking:
         """Return the k training examples that help this query most; ties go to the lower id.
@@ -139,16 +150,16 @@ class Scores:
         if not 1 <= k <= self.train_ids.size:
             raise InputError(f"k must be from 1 to {self.train_ids.size}, got {k}.")
         scores = self.column(query)
-        chosen = np.lexsort((self.train_ids, sign * scores))[:k]
+        chosen = _first(sign * scores, self.train_ids, k)
         labels = None if self.train_labels is None else self.train_labels[chosen]
         return Ranking(self.train_ids[chosen], scores[chosen], labels, int(query), self.classes)
 
     def subset(self, *, train_ids: object = None, query_ids: object = None) -> Scores:
-        """Return the scores of these training examples and queries, in this order."""
+        """Return the scores of these training examples and queries, in this order; of a file only they are read."""
         rows = slice(None) if train_ids is None else positions_of(train_ids, self.train_ids, "train ids")
         columns = slice(None) if query_ids is None else positions_of(query_ids, self.query_ids, "query ids")
         return Scores(
-            self.values[rows][:, columns],
+            _part(self.values, rows, columns),
             self.train_ids[rows],
             self.query_ids[columns],
             self.method,
@@ -183,33 +194,27 @@ class Scores:
     # --- keeping ---
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file, atomically.
+        """Write everything to one safetensors file, atomically, some queries at a time.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: it cannot be written; what was there before is untouched.
         """
-        arrays: dict[str, npt.NDArray[Any]] = {
-            name: value
-            for name in ("values", "train_ids", "query_ids", "train_labels", "query_labels")
-            if (value := getattr(self, name)) is not None
-        }
-        target = Path(path)
-        new_folder(target.parent)
-        head = {"kind": "comove/scores", "format_version": FORMAT_VERSION, "method": self.method}
-        write_arrays(target, arrays, {**head, "classes": self.classes, "info": dict(self.info)})
+        names = ("train_ids", "query_ids", "train_labels", "query_labels")
+        arrays = {name: value for name in names if (value := getattr(self, name)) is not None}
+        header = {"method": self.method, "classes": self.classes, "info": dict(self.info)}
+        write_scores(Path(path), self.values, arrays, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
-        """Read what :meth:`save` wrote.
+        """Open what :meth:`save` (or :func:`comove.attribution.blocks.write_scores_in_blocks`) wrote.
+
+        The values are memory-mapped: :meth:`top`, :meth:`bottom`, :meth:`column` and :meth:`subset` read what they
+        need, whatever the size of the file.
 
         Raises:
             CorruptFileError: the file is missing, truncated or not scores.
         """
-        file = Path(path)
-        _, header = read_header(file)
-        check_kind(header, "scores", FORMAT_VERSION, file)
-        classes = None if header["classes"] is None else tuple(header["classes"])
-        return cls(**read_arrays(file), method=header["method"], classes=classes, info=header["info"])
+        return cls(**open_scores(Path(path)))
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with one row a training id and one column a query id."""
@@ -221,6 +226,31 @@ class Scores:
             columns=pd.Index(self.query_ids, name="query_id"),
         )
 
+    def plot(self, query: int | None = None, *, k: int = 10, splits: Splits | None = None) -> Figure:
+        """Draw the k training examples that help a query most and the k that hurt it most: bars, or pictures.
+
+        Args:
+            query: the query's id; may be left out when there is only one.
+            k: how many of each.
+            splits: the data, if it is images to be shown.
+
+        Raises:
+            InputError: an unknown query, k above the number of examples, inputs that are no images.
+        """
+        if splits is None:
+            return figure("ranking_bars", self, query, k)
+        return figure("influence_grid", self, splits, [self.top(1, query=query).query], k)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for query in self.query_ids[:8].tolist():
+            best, worst = self.top(1, query=query), self.bottom(1, query=query)
+            told = [(str(r.ids[0]), r.class_names()[0], float(r.scores[0])) for r in (best, worst)]
+            rows.append((str(query), *told[0], *told[1]))
+        names = ["query", "helps most", "class", "score", "hurts most", "class", "score"]
+        more = self.query_ids.size - len(rows)
+        return html_table(f"{self!r}{f'; of its queries the first {len(rows)}' if more else ''}", names, rows)
+
     def __repr__(self) -> str:
         short = {key: value for key, value in self.info.items() if value not in (None, 0, "") and not _long(value)}
         notes = json.dumps(short, default=str)
@@ -230,3 +260,28 @@ class Scores:
 
 def _long(value: object) -> bool:
     return isinstance(value, list | tuple | dict) and len(value) > 4
+
+
+def _check_finite(values_NQ: Floats, train_ids: Ids, query_ids: Ids) -> None:
+    bad = np.argwhere(~np.isfinite(values_NQ))
+    if bad.size:
+        row, column = bad[0]
+        raise NonFiniteError(
+            f"{len(bad)} scores are NaN or infinite, the first for train id {train_ids[row]} and query id "
+            f"{query_ids[column]}."
+        )
+
+
+def _first(keys_N: Floats, ids_N: Ids, k: int) -> npt.NDArray[np.int64]:
+    """Positions of the k lowest keys in order, ties by id: a selection, then a sort of what was selected."""
+    likely = np.flatnonzero(keys_N <= np.partition(keys_N, k - 1)[k - 1])
+    return likely[np.lexsort((ids_N[likely], keys_N[likely]))[:k]]
+
+
+def _part(values_NQ: Floats, rows: Any, columns: Any) -> Floats:
+    """Some rows and columns; of a matrix that lies query by query, as in a file, they are read in that order."""
+    turned = values_NQ.strides[0] < values_NQ.strides[1]
+    matrix, first, second = (values_NQ.T, columns, rows) if turned else (values_NQ, rows, columns)
+    both = not isinstance(first, slice) and not isinstance(second, slice)
+    part: Floats = matrix[first[:, None], second] if both else matrix[first, second]
+    return part.T if turned else part

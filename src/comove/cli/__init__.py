@@ -3,19 +3,22 @@
 from comove.cli.app import app, run
 
 # isort: split
-from comove.cli import demo, train, attribute, coreset, curve, stability, lds, brittleness, bank, cost, diagnose, tools  # isort: skip  # in the order of --help
+from comove.cli import demo, train, attribute, coreset, curve, stability, lds, brittleness, bank, cost  # isort: skip  # in the order of --help
+from comove.cli import diagnose, clean, report, tools  # isort: skip
 
 __all__ = [
     "app",
     "attribute",
     "bank",
     "brittleness",
+    "clean",
     "coreset",
     "cost",
     "curve",
     "demo",
     "diagnose",
     "lds",
+    "report",
     "run",
     "stability",
     "tools",

@@ -22,8 +22,14 @@ def attribute(
     queries: Annotated[int, typer.Option(min=1, help="How many recorded queries, spread over classes.")] = 20,
     query_id: Annotated[list[int] | None, typer.Option(help="A query's id; may be given several times.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many training examples to list for each query.")] = 10,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="For scores larger than memory (cld): compute them block by block, serial, local or ray."),
+    ] = None,
 ) -> None:
     """Score every training example for queries: which help the prediction, which hurt it (positive = helps).
+
+    With --blocks the same command goes on after an interruption.
 
     Example: comove attribute runs/a runs/b --method cld --queries 20 --top 10 --out scores/
     """
@@ -40,13 +46,27 @@ def attribute(
     new_folder(out)
     first = as_bank(sources, method) if banked else as_sources(sources, frozenset(), method)[0].trace
     wanted = query_id or choose_queries(first, queries)
-    scores = chosen.fit(sources).attribute(wanted)
+    file = out / f"{file_name(chosen.label)}.safetensors"
+    if blocks is None:
+        scores = chosen.fit(sources).attribute(wanted)
+        scores.save(file)
+    else:
+        scores = _in_blocks(file, chosen, sources, wanted, blocks)
     top = min(top, scores.train_ids.size)
-    scores.save(out / f"{file_name(scores.method)}.safetensors")
     _top_csv(scores, top, out / "top.csv")
     print_ranking(scores, int(scores.query_ids[0]), min(top, 5))
     figure = _attribution_figure(sources[0], scores, out)
     say(f"\n{scores}\nWritten to {out}/: scores, top.csv" + (f", {figure.name}" if figure else ""))
+
+
+def _in_blocks(file: Path, method: Any, sources: Any, queries: list[int], executor: str) -> Any:
+    from comove.attribution import CLD
+    from comove.attribution.blocks import write_scores_in_blocks
+    from comove.execution import as_executor
+
+    if not isinstance(method, CLD):
+        raise InputError(f"Only cld computes scores block by block; leave out --blocks for {method.name}.")
+    return write_scores_in_blocks(file, method, sources, queries, executor=as_executor(executor), progress=True)
 
 
 def _top_csv(scores: Any, k: int, path: Path) -> None:

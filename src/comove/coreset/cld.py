@@ -48,9 +48,9 @@ class CLDCoreset(ScoreSelector):
             columns, validation_labels = needs_validation(source, self.name)
             rows = [row.index for row in trace.rows if self.first is None or row.epoch <= self.first]
             total += per_class(
-                trace.read("train", rows=rows),
+                trace.lazy("train", rows=rows),
                 source.labels(self.name),
-                trace.read("query", rows=rows)[:, columns],
+                trace.lazy("query", rows=rows)[:, columns],
                 validation_labels,
                 train_ids=trace.train_ids,
                 query_ids=trace.validation_ids,

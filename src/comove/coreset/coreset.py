@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.data import Ids
+from comove.data import ExampleSet, Ids
+from comove.display import figure, html_table
 from comove.errors import CorruptFileError, InputError
 from comove.store import as_ids, check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["Coreset"]
 
@@ -161,6 +163,29 @@ class Coreset:
             ) from error
         known = np.array(labels, dtype=np.int64) if len(labels) == len(rows) else None
         return cls(ids, np.array(scores), np.array(weights), known, file.stem, len(rows))
+
+    def plot(self, examples: ExampleSet | None = None, *, per_class: int = 8) -> Figure:
+        """Draw how many of each class were kept and how they scored; or, of images, the first kept of each class.
+
+        Args:
+            examples: what the coreset was chosen from, if they are images to be shown.
+            per_class: how many images of a class.
+
+        Raises:
+            InputError: an example that is not in ``examples``, or is no image.
+        """
+        return (
+            figure("coreset_bars", self) if examples is None else figure("coreset_gallery", self, examples, per_class)
+        )
+
+    def _repr_html_(self) -> str:
+        if self.labels is None:
+            rows = list(zip(self.ids.tolist(), self.scores.tolist(), strict=True))
+            return html_table(repr(self), ["id", "score"], rows)
+        names = self.classes or tuple(map(str, range(int(self.labels.max(initial=0)) + 1)))
+        means = {label: float(self.scores[self.labels == label].mean()) for label in self.per_class}
+        rows = [(names[label], count, means[label]) for label, count in self.per_class.items()]
+        return html_table(repr(self), ["class", "kept", "mean score"], rows)
 
     def __repr__(self) -> str:
         counts = list(self.per_class.values())

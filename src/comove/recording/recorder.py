@@ -34,7 +34,7 @@ from comove.store import (
     write_arrays,
     write_manifest,
 )
-from comove.trace import FIELDS, FORMAT_VERSION, Row, Side, Trace, check_labels, row_file, write_row
+from comove.trace import FIELDS, FORMAT_VERSION, Row, Side, Trace, check_labels, row_file, write_examples, write_row
 
 __all__ = ["Recorder"]
 
@@ -404,7 +404,7 @@ class Recorder:
             examples[f"{name}_ids"] = side.ids
             if side.labels is not None and bool((side.labels >= 0).all()):
                 examples[f"{name}_labels"] = side.labels.cpu().numpy()
-        write_arrays(self.path / "examples.safetensors", examples)
+        write_examples(self.path, examples)
         self._described = True
 
     def finish(self) -> Trace:

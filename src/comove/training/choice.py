@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from comove.errors import InputError
 from comove.models import Factory, ModelSpec
+from comove.training.captured import trainer_for, why_not_captured
 from comove.training.engine import FEW, Engine
 from comove.training.loop import Resident, batch_bounds, fit, one_thread
 from comove.training.recipe import Recipe
@@ -24,6 +27,8 @@ LONG = 2.0
 """Seconds; where one step of one model takes longer, its layers are large enough by themselves."""
 TRIAL, TRIALS = 0.1, 2.0
 """Seconds of measuring a group size, after one run to warm up; and after which no further size is tried."""
+COMPILING = 120.0
+"""Seconds that compiling a step may take; it is tried where all models will take far longer."""
 MEMORY = 512 << 20
 """Bytes that a group's activations and parameters may take (on a GPU: a quarter of what is free)."""
 
@@ -53,22 +58,52 @@ def choose_engine(
         return Engine("one-by-one", 1, f"{models} models are too few to time")
     with one_thread(train.device.type == "cpu"):
         obstacle = why_not_stacked(spec, train, recipe, factory)
-        if obstacle:
+        on_gpu = train.device.type == "cuda"
+        if obstacle and not on_gpu:
             return Engine("one-by-one", 1, obstacle)
         trial = _Trial(spec, train, recipe, size, factory)
         if trial.first > LONG:
             return Engine("one-by-one", 1, f"one step of one model takes {trial.first:.1f} s: nothing to gain")
-        alone, grouped = trial.alone(), _time_groups(trial, models)
-        best = min(grouped.values(), default=float("inf"))
-        group = min((group for group, seconds in grouped.items() if seconds <= 1.05 * best), default=1)
-        if not grouped:
-            return Engine("one-by-one", 1, "two models side by side would take too much memory")
-        timed = f"stacked {grouped[group]:.3g} s a model in groups of {group}, one by one {alone:.3g} s (timed)"
-        if grouped[group] > alone:
-            return Engine("one-by-one", 1, timed)
-        if place_matters(spec, train, recipe, group, size, factory):
-            return Engine("one-by-one", 1, f"a model's bits would depend on its place in a group; {timed}")
-        return Engine("stacked", group, timed)
+        plain, seconds = _uncaptured(trial, models, obstacle)
+        return _captured(trial, models, plain, seconds) if on_gpu else plain
+
+
+def _uncaptured(trial: _Trial, models: int, obstacle: str | None) -> tuple[Engine, float]:
+    """The faster of one by one and stacked, and its seconds a model."""
+    alone, grouped = trial.alone(), {} if obstacle else _time_groups(trial, models)
+    best = min(grouped.values(), default=float("inf"))
+    group = min((group for group, seconds in grouped.items() if seconds <= 1.05 * best), default=1)
+    if not grouped:
+        reason = obstacle or "two models side by side would take too much memory"
+        return Engine("one-by-one", 1, reason), alone
+    timed = f"stacked {grouped[group]:.3g} s a model in groups of {group}, one by one {alone:.3g} s (timed)"
+    if grouped[group] > alone:
+        return Engine("one-by-one", 1, timed), alone
+    if place_matters(trial.spec, trial.train, trial.recipe, group, trial.size, trial.factory):
+        return Engine("one-by-one", 1, f"a model's bits would depend on its place in a group; {timed}"), alone
+    return Engine("stacked", group, timed), grouped[group]
+
+
+def _captured(trial: _Trial, models: int, plain: Engine, seconds: float) -> Engine:
+    """The plain engine, or training from a captured graph where that is right and faster; compiled, if it pays."""
+    found: dict[str, float] = {plain.kind: seconds}
+    engines: dict[str, Engine] = {plain.kind: plain}
+    kinds: tuple[Literal["captured", "compiled"], ...] = ("captured", "compiled")
+    for kind in kinds:
+        compiled = kind == "compiled"
+        if compiled and models * min(found.values()) < 3 * COMPILING:
+            break
+        if obstacle := why_not_captured(trial.spec, trial.train, trial.recipe, trial.factory, compiled=compiled):
+            engines[plain.kind] = replace(
+                engines[plain.kind], reason=f"{engines[plain.kind].reason}; {kind}: {obstacle}"
+            )
+            break
+        found[kind] = trial.captured(compiled)
+        engines[kind] = Engine(kind, 1, "")
+    best = min(found, key=lambda kind: found[kind])
+    timed = ", ".join(f"{kind} {each:.3g} s a model" for kind, each in found.items())
+    reason = engines[best].reason
+    return replace(engines[best], reason=f"{timed} (timed){f'; {reason}' if reason else ''}")
 
 
 def _time_groups(trial: _Trial, models: int) -> dict[int, float]:
@@ -90,7 +125,7 @@ class _Trial:
     def __init__(
         self, spec: ModelSpec, train: Resident, recipe: Recipe, size: int, factory: str | Factory | None
     ) -> None:
-        self.spec, self.train, self.factory, self.spent = spec, train, factory, 0.0
+        self.spec, self.train, self.factory, self.size, self.spent = spec, train, factory, size, 0.0
         self.recipe = recipe.with_changes(epochs=1)
         self.steps_a_model = len(batch_bounds(size, recipe.batch_size)) * recipe.epochs
         self.positions = np.arange(min(size, recipe.batch_size))
@@ -107,6 +142,12 @@ class _Trial:
         members = [Member(self.positions, seed) for seed in range(group)]
         stack = Stack([self.network(seed) for seed in range(group)], self.recipe, self.train.device)
         return self._seconds(lambda: stack.train(self.train, members)) / group
+
+    def captured(self, compiled: bool) -> float:
+        """Seconds to train one model from a captured graph, capture and compilation left out."""
+        trainer = trainer_for(self.spec, self.train, self.recipe, self.factory, compiled=compiled)
+        member = Member(self.positions, 0)
+        return self._seconds(lambda: trainer.train(member))
 
     def memory_a_model(self) -> int:
         """Bytes of one model in a step: what its forward pass keeps, and its parameters with gradient and momentum."""

@@ -13,12 +13,14 @@ import torch
 
 from comove.errors import InputError
 from comove.models import Factory, ModelSpec
+from comove.training.captured import trainer_for
 from comove.training.loop import Resident, fit, one_thread, predict
 from comove.training.recipe import Recipe
 from comove.training.stacked import Member, Stack, place_matters, why_not_stacked
 
 __all__ = ["FEW", "Engine", "Trained", "train_many"]
 
+KINDS = ("stacked", "one-by-one", "captured", "compiled")
 FEW = 4
 """Fewer models than this are trained one by one, without a timing."""
 
@@ -35,24 +37,26 @@ class Engine:
     """How many models are trained; the bits of a model depend on ``kind`` and ``group``.
 
     Args:
-        kind: ``stacked`` (side by side in groups) or ``one-by-one``.
-        group: models trained together; 1 for one-by-one.
-        reason: why, with the seconds a model of both kinds where they were timed.
+        kind: ``stacked`` (side by side in groups), ``one-by-one``; or, one by one too, ``captured`` (each step is the
+            replay of a CUDA graph) or ``compiled`` (likewise, of a compiled step): see
+            :mod:`comove.training.captured`.
+        group: models trained together; 1 unless stacked.
+        reason: why, with the seconds a model of each kind that was timed.
 
     Raises:
         InputError: an unknown kind, or a group that does not go with it.
     """
 
-    kind: Literal["stacked", "one-by-one"]
+    kind: Literal["stacked", "one-by-one", "captured", "compiled"]
     group: int
     reason: str
 
     def __post_init__(self) -> None:
-        if self.kind not in ("stacked", "one-by-one"):
-            raise InputError(f"An engine is 'stacked' or 'one-by-one', not {self.kind!r}.")
+        if self.kind not in KINDS:
+            raise InputError(f"An engine is one of {', '.join(KINDS)}, not {self.kind!r}.")
         whole = isinstance(self.group, int) and not isinstance(self.group, bool)
-        if not whole or self.group < 1 or (self.kind == "one-by-one" and self.group > 1):
-            raise InputError(f"A group must be a whole number from 1 on, and 1 for one-by-one; got {self.group!r}.")
+        if not whole or self.group < 1 or (self.kind != "stacked" and self.group > 1):
+            raise InputError(f"A group must be a whole number from 1 on, and 1 unless stacked; got {self.group!r}.")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -112,10 +116,10 @@ def train_many(
             raise InputError(f"These models cannot be trained stacked: {obstacle}. Use Engine('one-by-one', 1, '').")
         for size, places in _by_size(members).items():
             group = engine.group
-            alone = engine.kind == "one-by-one" or place_matters(spec, train, recipe, group, size, factory)
+            alone = engine.kind != "stacked" or place_matters(spec, train, recipe, group, size, factory)
             for first in range(0, len(places), group):
                 here = [members[place] for place in places[first : first + group]]
-                made = [_alone(task, member) for member in here] if alone else _stacked(task, here, group)
+                made = [_alone(task, member, engine) for member in here] if alone else _stacked(task, here, group)
                 found.update(zip(places[first:], made, strict=False))
     return [found[place] for place in range(len(members))]
 
@@ -158,8 +162,12 @@ def _stacked(task: _Task, members: Sequence[Member], group: int) -> list[Trained
     ]
 
 
-def _alone(task: _Task, member: Member) -> Trained:
-    model = task.spec.build(member.seed, task.factory).to(task.train.device)
-    fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=task.train.device)
+def _alone(task: _Task, member: Member, engine: Engine) -> Trained:
+    if engine.kind in ("captured", "compiled"):
+        compiled = engine.kind == "compiled"
+        model = trainer_for(task.spec, task.train, task.recipe, task.factory, compiled=compiled).train(member)
+    else:
+        model = task.spec.build(member.seed, task.factory).to(task.train.device)
+        fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=task.train.device)
     weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
     return Trained(predict(model, task.query).numpy(), weights if task.keep_weights else None)

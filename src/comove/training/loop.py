@@ -76,13 +76,21 @@ class Resident:
         self._prepared: torch.Tensor | None = None
         if self._raw is not None and self._raw.numel() * 4 <= PREPARED_BYTES:
             self._prepared = examples.prepare(self._raw)
+        self.kept: dict[Any, Any] = {}
+        """What was built upon these data and the next training on them uses again."""
 
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all inputs are on the device, not fetched batch by batch."""
+        return self._raw is not None or self._prepared is not None
+
     def part(self, positions: npt.NDArray[np.int64]) -> Resident:
         """Return the examples at ``positions``, in this order, on the same device; nothing is normalised again."""
         made = copy.copy(self)
+        made.kept = {}
         made.examples = self.examples.subset(self.examples.ids[positions])
         where = torch.from_numpy(np.array(positions, np.int64)).to(self.device)
         made.labels = self.labels[where]

@@ -17,6 +17,7 @@ from torch import nn
 
 from comove.data import ExampleSet, MapDataset, Splits
 from comove.datasets import as_splits, reload_splits
+from comove.display import html_facts
 from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec
 from comove.store import as_header, check_fingerprint, open_manifest, read_header, read_json, write_bytes
@@ -196,6 +197,12 @@ class Run:
             if part is not None and np.isin(np.asarray(ids), part.ids).all():
                 return part.subset(ids)
         raise InputError("These ids are not all query ids, nor all validation ids, of the run's data.")
+
+    def _repr_html_(self) -> str:
+        told = {"data": self.manifest["dataset"]["name"], "model": str(self.model_spec.name), "seed": self.seed}
+        found = self.result if self.finished else {}
+        measured = {name.replace("_", " "): value for name, value in found.items() if name.endswith("_accuracy")}
+        return html_facts(f"Run {self.path}", {**told, "finished": self.finished, **measured})
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "unfinished"

@@ -18,6 +18,7 @@ import torch
 
 from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
+from comove.display import figure, html_table
 from comove.errors import InputError, did_you_mean
 from comove.evaluation.bank.retraining import RetrainingBank
 from comove.evaluation.subsets import everything, only
@@ -29,6 +30,7 @@ from comove.training import Recipe, Run, as_recipe
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["Chosen", "Curve", "CurvePoint", "coreset_curve"]
 
@@ -119,6 +121,15 @@ class Curve:
         import pandas as pd
 
         return pd.DataFrame(self.points, columns=list(CurvePoint._fields))
+
+    def plot(self) -> Figure:
+        """Draw accuracy against coreset size, a line a method."""
+        return figure("curve_figure", self)
+
+    def _repr_html_(self) -> str:
+        names = ("method", "budget", "size", "mean", "std", "seeds")
+        rows = [[row[name] for name in names] for row in self.summary()]
+        return html_table(f"Accuracy on {self.n_query:,} queries", names, rows, most=40)
 
     def __repr__(self) -> str:
         lines = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comove.discovery import lookup
+from comove.display import figure, html_table
 from comove.errors import InputError
 from comove.evaluation.bank.retraining import RetrainingBank
 from comove.evaluation.lds.difference import Difference, paired_difference
@@ -17,6 +18,7 @@ from comove.training import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["Benchmark", "alpha_name"]
 
@@ -139,6 +141,15 @@ class Benchmark:
 
         rows = [{**row, **_ends(row["interval"]), "queries": len(row["query_ids"])} for row in self.rows()]
         return pd.DataFrame([{name: row[name] for name in COLUMNS} for row in rows])
+
+    def plot(self) -> Figure:
+        """Draw every method's LDS: bars at one sampling ratio, lines over several."""
+        return figure("lds_figure", self.results)
+
+    def _repr_html_(self) -> str:
+        rows = [(str(r.method), r.output, r.alpha, r.mean, *(r.interval or (None, None))) for r in self.results]
+        title = f"Linear datamodeling score of {len(self.methods)} methods, {len(self.runs)} runs each"
+        return html_table(title, ["method", "output", "alpha", "mean", "low", "high"], rows)
 
     def save(self, folder: Path) -> None:
         """Write ``lds.csv`` and ``differences.csv`` (long tables), and ``lds.json`` with every query's LDS.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from comove.display import figure, html_facts
 from comove.evaluation.arrays import (
     ArrayInput,
     Floats,
@@ -42,6 +43,7 @@ from comove.store import digest
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["LDS", "GroundTruth", "ScoresLike", "linear_datamodeling_score", "spearman_columns"]
 
@@ -108,6 +110,26 @@ class LDS:
         parts += [f"{self.constant_predictions} predicted constant"] if self.constant_predictions else []
         parts += [] if self.noise_ceiling is None else [f"ceiling {self.noise_ceiling:.2f}"]
         return f"LDS({', '.join(parts)})"
+
+    def plot(self) -> Figure:
+        """Draw the LDS of the queries as a histogram, with the mean, its interval and the noise ceiling.
+
+        Raises:
+            InputError: no query has one.
+        """
+        return figure("lds_histogram", self)
+
+    def _repr_html_(self) -> str:
+        low, high = self.interval or (None, None)
+        told = {"mean": self.mean, "low": low, "high": high, "noise ceiling": self.noise_ceiling}
+        told |= {
+            "output": self.output,
+            "alpha": self.alpha,
+            "queries": len(self.per_query),
+            "undefined": self.undefined,
+        }
+        title = f"Linear datamodeling score{'' if self.method is None else f' of {self.method}'}"
+        return html_facts(title, {**told, "subsets": self.subsets, "seeds": self.seeds})
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a query: ``query_id`` and ``lds``."""

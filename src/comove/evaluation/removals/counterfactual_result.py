@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.data import Ids
+from comove.display import figure
 from comove.errors import InputError, did_you_mean
 from comove.evaluation.removals.flips import Estimate, flip_rate, majority
 from comove.evaluation.removals.models import FullData
@@ -22,6 +23,7 @@ from comove.store import check_kind, new_folder, read_arrays, read_header, write
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["FLIPPED", "HELD", "UNTRIED", "Counterfactual"]
 
@@ -149,6 +151,10 @@ class Counterfactual:
             f"{assumed}: of {asked} other sizes tried, {wrong} contradict that.",
             f"{noise} when {self.seeds} models are trained again.",
         ]
+
+    def plot(self) -> Figure:
+        """Draw the share of queries that a budget of removals flips, a stair a method."""
+        return figure("counterfactual_figure", self)
 
     def __repr__(self) -> str:
         width = max(map(len, self.methods))

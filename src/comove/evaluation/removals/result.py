@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.data import Ids, positions_of
+from comove.display import figure, html_table
 from comove.errors import InputError, did_you_mean
 from comove.evaluation.removals.flips import Estimate, flip_rate, mean_with_interval
 from comove.evaluation.removals.models import FullData
@@ -22,6 +23,7 @@ from comove.store import check_kind, new_folder, read_arrays, read_header, write
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["NOTHING", "Brittleness"]
 
@@ -164,6 +166,15 @@ class Brittleness:
             if cells:
                 said.append(f"{method} removes every example of the query's class at {', '.join(cells)}.")
         return said
+
+    def plot(self) -> Figure:
+        """Draw the share of flipped predictions against the number removed, a line a method."""
+        return figure("brittleness_figure", self)
+
+    def _repr_html_(self) -> str:
+        names = ("method", "k", "flipped", "flipped_low", "flipped_high", "margin_drop")
+        rows = [[row[name] for name in names] for row in self.rows()]
+        return html_table(f"Predictions of {len(self.query_ids)} queries flipped by removals", names, rows, most=40)
 
     def __repr__(self) -> str:
         noise = f"{NOTHING}: {self.noise.value:.1%} flipped"

@@ -13,8 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from comove import correlation
-from comove.correlation import constant, pairwise, per_class, top_k
+from comove.correlation import constant, pairwise, per_class, sizes, top_k
+from comove.correlation.columns import Plan
+from comove.correlation.inputs import Side, sides
+from comove.correlation.keeping import Kept, descending, unpack
+from comove.correlation.product import panels
+from comove.correlation.workers import Workers
 from comove.errors import InputError, InputTypeError, NonFiniteError
 
 VALIDATION = [[2.0], [1.4], [1.0], [0.8]]
@@ -54,19 +58,19 @@ def reference(train: Any, query: Any, options: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correlation, "_BLOCK", {"cpu": 100, "cuda": 100})
-    monkeypatch.setattr(correlation, "_NARROWEST", 1)
-    monkeypatch.setattr(correlation, "_PANEL", 300)
-    monkeypatch.setattr(correlation, "_TILE_N", 8)
-    monkeypatch.setattr(correlation, "_TILE_Q", 5)
-    monkeypatch.setattr(correlation, "_FAST_COLUMNS", 3)
-    monkeypatch.setattr(correlation, "_FAST_ROWS", 4)
+    monkeypatch.setattr(sizes, "BLOCK", {"cpu": 100, "cuda": 100})
+    monkeypatch.setattr(sizes, "NARROWEST", 1)
+    monkeypatch.setattr(sizes, "PANEL", 300)
+    monkeypatch.setattr(sizes, "TILE_N", 8)
+    monkeypatch.setattr(sizes, "TILE_Q", 5)
+    monkeypatch.setattr(sizes, "FAST_COLUMNS", 3)
+    monkeypatch.setattr(sizes, "FAST_ROWS", 4)
 
 
 @pytest.fixture
 def torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run what an accelerator would run, on the CPU."""
-    monkeypatch.setattr(correlation._Side, "xp", torch)
+    monkeypatch.setattr(Side, "xp", torch)
 
 
 # ------------------------------------------------------------------------------------------------- what the scores are
@@ -275,9 +279,9 @@ def test_top_k_equals_stable_argsort_with_ties(rows: int, n: int, q: int, levels
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     train, query = rng.integers(0, levels, (rows, n)), rng.integers(0, levels, (rows, q))  # few levels: many ties
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(correlation, "_TILE_N", data.draw(st.sampled_from([4, 16, 512])))
-        patch.setattr(correlation, "_TILE_Q", data.draw(st.sampled_from([8, 8192])))
-        patch.setattr(correlation, "_PANEL", data.draw(st.sampled_from([64, 1 << 25])))
+        patch.setattr(sizes, "TILE_N", data.draw(st.sampled_from([4, 16, 512])))
+        patch.setattr(sizes, "TILE_Q", data.draw(st.sampled_from([8, 8192])))
+        patch.setattr(sizes, "PANEL", data.draw(st.sampled_from([64, 1 << 25])))
         scores = pairwise(train, query).T
         ids, best = top_k(train, query, k)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -297,16 +301,18 @@ def test_top_k_equals_pairwise_over_several_tiles(options: dict[str, Any]) -> No
     np.testing.assert_array_equal(best, np.take_along_axis(scores, order, 1))
 
 
-@pytest.mark.parametrize("merge", [correlation._merge_cpu, correlation._merge_device])
-def test_scores_equal_once_clipped_or_but_for_the_sign_of_zero_tie_to_the_lower_index(merge: Any) -> None:
+@pytest.mark.parametrize("path", ["numpy", "torch_path"])
+def test_scores_equal_once_clipped_or_but_for_the_sign_of_zero_tie_to_the_lower_index(
+    path: str, request: pytest.FixtureRequest
+) -> None:
     over = np.nextafter(np.float32(1), np.float32(2))
     tile = np.array([[1, -over, -0.0], [over, -1, 0.0], [0.5, -1, -0.0], [1, -over, 0.0]], np.float32)
-    best = np.full((3, 2), correlation._NOTHING)
-    if merge is correlation._merge_device:
-        keys = merge(torch.from_numpy(best), iter([(0, torch.from_numpy(tile))]), 1.0).numpy()
-    else:
-        keys = merge(best, iter([(0, tile)]), 1.0)
-    ids, scores = correlation._unpack(np.sort(keys, axis=1)[:, ::-1])
+    if path != "numpy":
+        request.getfixturevalue(path)
+    best = Kept(sides(GOOD, GOOD, None, None)[0], 3, 2, 1.0)
+    best.add(best.candidates(0, tile if path == "numpy" else torch.from_numpy(tile)))
+    best.settle()
+    ids, scores = unpack(descending(torch.as_tensor(best.keys_BK).numpy()))
     assert ids.tolist() == [[0, 1]] * 3
     assert scores.tolist() == [[1, 1], [-1, -1], [0, 0]]
 
@@ -521,7 +527,7 @@ def test_wrong_arguments_are_refused_with_what_must_hold_and_what_was_found(
 
 def test_memory_beside_the_output_is_bounded_by_the_panels(small_tiles: None) -> None:
     """No array of unit columns is wider than a panel: what bounds memory whatever N and Q."""
-    side, _ = correlation._sides(curves(11, 200), curves(11, 200), None, None)
-    widths = [panel.unit.shape[1] for panel in correlation._panels(side, correlation._Plan(), 8)]
+    side, _ = sides(curves(11, 200), curves(11, 200), None, None)
+    widths = [panel.unit.shape[1] for panel in panels(side, Plan(), 8, Workers(None, 1))]
     assert max(widths) * 10 <= 300
     assert sum(widths) == 200

@@ -1,0 +1,124 @@
+"""``comove clean``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comove.cli.app import command, one_line, say, table
+from comove.cli.options import Device, open_runs
+from comove.errors import InputError
+
+if TYPE_CHECKING:
+    from comove.evaluation.mislabels.detection import Detection
+    from comove.evaluation.mislabels.suspicion import Suspicion
+
+__all__ = ["clean"]
+
+REPORTED = 1000
+"""So many suspects of each method are written for ``comove report``."""
+
+
+@command
+def clean(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs or traces of the same data (averaged).")],
+    out: Annotated[Path, typer.Option(help="Folder for the ranking, tables and figures.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="Of aum loss trak tracin forgetting cld random, or all; options as trak:proj_dim=256."),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="The method that orders the tables; by default the first.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many suspicious labels to print and to show.")] = 20,
+    device: Device = "auto",
+) -> None:
+    """Rank training labels by how suspicious they look; where some were flipped on purpose, say who finds them.
+
+    Example: comove clean runs/a runs/b --methods aum cld --top 20 --out clean/
+    """
+    from comove.evaluation.mislabels.ranking import rank_labels
+    from comove.store import new_folder, write_bytes
+
+    sources = open_runs(runs)
+    found = rank_labels(sources, None if methods in (None, ["all"]) else methods, device=device)
+    order = by or found.methods[0]
+    found.most(top, order)  # refuses what cannot be shown, before anything is written
+    new_folder(out)
+    found.save(out / "suspicion.safetensors")
+    found.to_csv(out / "suspicion.csv", order)
+    for method, reason in found.skipped.items():
+        say(f"{method} is left out: {reason}", "Note:", "yellow")
+    _print(found, top, order)
+    wrong = _flips(sources)
+    write_bytes(out / "suspects.csv", found.suspects(min(REPORTED, len(found)), wrong).to_csv(index=False).encode())
+    written = ["suspicion.csv", "suspicion.safetensors", "suspects.csv"]
+    if wrong is not None:
+        written += _hold_to(found, wrong, out)
+    written += _gallery(sources, found, top, order, wrong, out)
+    say(f"\n{found}\nWritten to {out}/: {', '.join(written)}")
+
+
+def _print(found: Suspicion, top: int, order: str) -> None:
+    shown = found.to_pandas(order).head(top)
+    names = ["id", "class", *(["suggested"] if found.suggested is not None else [])]
+    rows = [
+        [*(str(row[name]) for name in names), *(f"{row[method]:.4g}" for method in found.methods)]
+        for row in shown.to_dict("records")
+    ]
+    suspicious = ", ".join(f"{method} ({'low' if method in found.low else 'high'})" for method in found.methods)
+    title = f"The {len(shown)} most suspicious of {len(found):,} labels by {order}; suspicious is: {suspicious}"
+    table(title, [*names, *found.methods], rows, plain=len(names))
+
+
+def _flips(sources: list[Any]) -> Any:
+    """The labels flipped on purpose; without the data nothing is known of them."""
+    from comove.evaluation.mislabels.ranking import flips_of
+
+    try:
+        return flips_of(sources)
+    except InputError as error:
+        say(one_line(error), "Note:", "yellow")
+        return None
+
+
+def _hold_to(found: Suspicion, wrong: Any, out: Path) -> list[str]:
+    """Say how many of the labels flipped on purpose each method finds."""
+    from comove.evaluation.mislabels.detection import detect
+    from comove.report import save_figure
+    from comove.report.mislabel_figures import detection_figure
+    from comove.store import write_bytes
+
+    detection = detect(found, wrong)
+    for name, frame in (("detection", detection.to_pandas()), ("curves", detection.curves())):
+        write_bytes(out / f"{name}.csv", frame.to_csv(index=False).encode())
+    save_figure(detection_figure(detection), out / "detection.png")
+    _print_detection(detection)
+    return ["detection.csv", "curves.csv", "detection.png"]
+
+
+def _print_detection(detection: Detection) -> None:
+    rows = [
+        [row["method"], *(f"{row[name]:.3f}" for name in ("average_precision", "low", "high", "precision_at_wrong"))]
+        for row in detection.rows()
+    ]
+    wrong = detection.wrong
+    head = ["method", "average precision", "low", "high", f"of the first {wrong} wrong"]
+    table(f"\n{wrong} of {detection.n:,} labels were flipped on purpose; who finds them", head, rows)
+
+
+def _gallery(sources: list[Any], found: Suspicion, top: int, order: str, wrong: Any, out: Path) -> list[str]:
+    """Pictures of the most suspicious examples, where the data is at hand and is images."""
+    from comove.report import save_figure
+    from comove.report.mislabel_figures import suspicion_gallery
+    from comove.training import Run
+
+    run = next((source for source in sources if isinstance(source, Run)), None)
+    if run is None:
+        return []
+    try:
+        figure = suspicion_gallery(found, run.data().train, top, [order], wrong)
+    except InputError as error:
+        say(one_line(error), "No figure:", "yellow")
+        return []
+    return [save_figure(figure, out / "suspicious.png").name]

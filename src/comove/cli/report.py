@@ -1,0 +1,119 @@
+"""``comove report``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comove.cli.app import command, say
+from comove.cli.options import open_runs
+from comove.errors import InputError
+
+if TYPE_CHECKING:
+    from comove.attribution import Scores
+
+__all__ = ["report"]
+
+
+@command
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of the runs or traces that the scores were made from.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files of scores, or folders of comove attribute.  [default: CLD of the runs]"),
+    ] = None,
+    lds: Annotated[list[Path] | None, typer.Option("--lds", help="Folders of comove lds.")] = None,
+    brittleness: Annotated[list[Path] | None, typer.Option(help="Folders of comove brittleness.")] = None,
+    curve: Annotated[list[Path] | None, typer.Option(help="Folders of comove curve.")] = None,
+    clean: Annotated[list[Path] | None, typer.Option(help="Folders of comove clean, or tables of suspects.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="A table with columns id and text, where examples are texts.")
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="At most so many queries, spread over classes.")] = 1000,
+    top: Annotated[int, typer.Option(min=1, help="Training examples a method shows at either end.")] = 8,
+    title: Annotated[str, typer.Option(help="By default the name of the data.")] = "",
+) -> None:
+    """Write one HTML file that opens from disk: queries, what helped and hurt each by every method, and measurements.
+
+    Example: comove report runs/a runs/b --scores scores/ --out report.html
+
+    Example: comove report runs/a --scores a.safetensors b.safetensors --lds lds/ --brittleness brittleness/ --curve
+    curve/ --clean clean/ --out report.html
+    """
+    from comove.report import html
+
+    results = [html.read_lds(path) for path in lds or ()]
+    results += [one for path in brittleness or () for one in html.read_brittleness(path)]
+    results += [one for path in curve or () for one in html.read_curves(path)]
+    results += [html.read_suspects(path) for path in clean or ()]
+    sources = open_runs(runs)
+    named, files = _named(scores) if scores else (_cld(sources, queries), {})
+    given = {"scores": scores, "lds": lds, "brittleness": brittleness, "curve": curve, "clean": clean}
+    written = html.write_report(
+        out,
+        sources,
+        named,
+        results,
+        texts=None if texts is None else html.read_texts(texts),
+        top=top,
+        most=queries,
+        title=title,
+        command=_told(runs, {**given, "texts": texts and [texts], "out": [out]}, queries, top),
+        sources=files,
+    )
+    say(f"Written to {written} ({written.stat().st_size / 1e6:.1f} MB); open it in a browser.")
+
+
+def _cld(sources: Sequence[Any], queries: int) -> list[Scores]:
+    """What the runs tell without anything else."""
+    from comove.attribution import CLD
+    from comove.demo import choose_queries
+    from comove.sources import as_sources
+
+    first = as_sources(sources, frozenset(), "report")[0]
+    return [CLD().fit(sources).attribute(choose_queries(first.trace, queries))]
+
+
+def _named(paths: Sequence[Path]) -> tuple[dict[str, Scores], dict[str, str]]:
+    """Scores by method, and the file each was read from; of two files of one method both names are told.
+
+    Raises:
+        InputError: a folder without scores, the same scores twice.
+    """
+    from comove.attribution import Scores
+
+    found: dict[str, Scores] = {}
+    files: dict[str, str] = {}
+    for file in (file for path in paths for file in _files(path)):
+        one = Scores.load(file)
+        name = one.method if one.method not in found else f"{one.method} [{file.parent.name}/{file.stem}]"
+        if name in found:
+            raise InputError(f"{file} and {files[name]} hold scores of the same name; give one of them.")
+        found[name], files[name] = one, file.as_posix() if not file.is_absolute() else "/".join(file.parts[-2:])
+    return found, files
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The files of scores in a folder; other files of ours may lie beside them."""
+    from comove.store import read_header
+
+    if not path.is_dir():
+        yield path
+        return
+    files = [file for file in sorted(path.glob("*.safetensors")) if read_header(file)[1].get("kind") == "comove/scores"]
+    if not files:
+        raise InputError(f"{path} holds no scores; comove attribute writes them, as {path}/METHOD.safetensors.")
+    yield from files
+
+
+def _told(runs: Sequence[Path], given: Mapping[str, Sequence[Path] | None], queries: int, top: int) -> str:
+    """The command line, for the report to tell."""
+    words = ["comove", "report", *map(str, runs)]
+    for name, paths in given.items():
+        words += [f"--{name}", *map(str, paths)] if paths else []
+    return shlex.join([*words, "--queries", str(queries), "--top", str(top)])

@@ -1,0 +1,118 @@
+"""The best k of many queries at once, as tiles of scores go by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from comove.correlation.columns import namespace
+from comove.correlation.inputs import Side
+
+__all__ = ["NOTHING", "Kept", "descending", "pack", "unpack"]
+
+NOTHING = -(0x7F800001 << 32)  # below the key of any finite score, above the least int64; reads back as -inf
+
+
+def pack(scores: Any, index: Any) -> Any:
+    """One int64 that orders by score and, among equal scores, by falling index: a maximum then needs no tie rule."""
+    xp = namespace(scores)
+    bits = (scores + 0.0).view(xp.int32)  # + 0.0 makes one zero of -0.0 and 0.0
+    high = xp.asarray(xp.where(bits < 0, bits ^ 0x7FFFFFFF, bits), dtype=xp.int64)
+    return (high << 32) | (0xFFFFFFFF - index)
+
+
+def unpack(keys: Any) -> tuple[Any, Any]:
+    """Indices and scores."""
+    xp = namespace(keys)
+    bits = xp.asarray(keys >> 32, dtype=xp.int32)
+    return 0xFFFFFFFF - (keys & 0xFFFFFFFF), xp.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(xp.float32)
+
+
+def descending(keys_QK: Any) -> Any:
+    """Each row sorted, highest first."""
+    if isinstance(keys_QK, torch.Tensor):
+        return keys_QK.sort(dim=1, descending=True).values
+    keys_QK.sort(axis=1)
+    return np.ascontiguousarray(keys_QK[:, ::-1])
+
+
+class Kept:
+    """The best k keys (B, K) of B queries; the least of each query's, its bar, stands in column 0.
+
+    Candidates come in waves, each from training examples after those of the wave before: whatever only equals a bar has
+    the higher index, and is not among the best.
+    """
+
+    def __init__(self, train: Side, width: int, k: int, limit: float) -> None:
+        self.keys_BK = train.zeros(width, k, dtype="int64") + NOTHING
+        self._limit, self._waiting = limit, 0
+        self._found: list[tuple[Any, Any]] = []
+        self._raise_bar()
+
+    def candidates(self, first: int, tile_NB: Any) -> Any:
+        """What of a tile of scores beats the bar, the tile's first row being the training example ``first``."""
+        if isinstance(tile_NB, torch.Tensor):
+            index_N = torch.arange(first, first + len(tile_NB), device=tile_NB.device)
+            return pack(tile_NB.clamp(-self._limit, self._limit).T.contiguous(), index_N)
+        width = tile_NB.shape[1]
+        at = _true_at(tile_NB > (self._first_bar(tile_NB) if first == 0 else self._bar_B))
+        row = at // width
+        column = (at - row * width).astype(np.uint16)  # a tile is narrower than 65,536: _join sorts them by radix
+        scores = tile_NB.reshape(-1).take(at).clip(-self._limit, self._limit)
+        return column, pack(scores, row + first)
+
+    def add(self, found: Any) -> None:
+        """Take candidates in; the bar rises whenever enough have come."""
+        width, k = self.keys_BK.shape
+        if isinstance(found, torch.Tensor):
+            self.keys_BK = torch.cat([self.keys_BK, found], 1).topk(k).values
+            return
+        self._found.append(found)
+        self._waiting += len(found[0])
+        if 2 * self._waiting > k * width:
+            self.settle()
+
+    def settle(self) -> None:
+        """Keep the best of all candidates."""
+        if self._waiting:
+            columns, keys = zip(*self._found, strict=True)
+            self.keys_BK = _join(self.keys_BK, np.concatenate(columns), np.concatenate(keys))
+        self._raise_bar()
+
+    def _raise_bar(self) -> None:
+        self._bar_B, self._found, self._waiting = unpack(self.keys_BK[:, 0])[1], [], 0
+
+    def _first_bar(self, tile_NB: Any) -> Any:
+        """No bar yet: just below the k-th best of the first tile, so that itself and its equals pass."""
+        k, limit = self.keys_BK.shape[1], np.float32(self._limit)
+        if len(tile_NB) <= k:
+            return self._bar_B
+        kth_B = np.partition(np.ascontiguousarray(tile_NB.T), -k, axis=1)[:, -k]
+        bar_B = np.nextafter(np.minimum(kth_B, limit), np.float32(-np.inf))
+        bar_B[kth_B <= -limit] = -np.inf  # all that is clipped to -1 is equal
+        return bar_B
+
+
+def _true_at(mask: Any) -> Any:
+    """Flat positions of the few true entries; eight at a time are skipped where none is true."""
+    flat = mask.reshape(-1)
+    if len(flat) % 8:
+        return np.flatnonzero(flat)
+    words = flat.view(np.uint64)
+    word = np.flatnonzero(words != 0)  # the positions of booleans are found far faster than those of numbers
+    hit = np.flatnonzero(words.take(word).view(np.bool_))
+    return word[hit >> 3] * 8 + (hit & 7)
+
+
+def _join(best_BK: Any, column: Any, key: Any) -> Any:
+    width, k = best_BK.shape
+    order = np.argsort(column, kind="stable")
+    count_B = np.bincount(column, minlength=width)
+    place = np.arange(len(column)) - np.repeat(count_B.cumsum() - count_B, count_B) + k
+    all_BK = np.full((width, k + int(count_B.max())), np.iinfo(np.int64).min)
+    all_BK[:, :k] = best_BK
+    all_BK.reshape(-1)[column[order] * np.int64(all_BK.shape[1]) + place] = key[order]
+    all_BK.partition(all_BK.shape[1] - k, axis=1)
+    return all_BK[:, all_BK.shape[1] - k :]

@@ -1,0 +1,86 @@
+"""From recorded runs to a ranking of labels by suspicion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from comove.data import Ids
+from comove.errors import InputError
+from comove.evaluation.mislabels.signals import SIGNALS, as_signals, measure
+from comove.evaluation.mislabels.suggestions import mean_probabilities
+from comove.evaluation.mislabels.suspicion import Suspicion
+from comove.label_noise import known_flips
+from comove.sources import Source, SourceLike, as_sources
+
+__all__ = ["flips_of", "rank_labels"]
+
+WHO = "rank_labels"
+
+
+def rank_labels(
+    source: SourceLike | Sequence[SourceLike],
+    methods: Sequence[Any] | None = None,
+    *,
+    suggest: bool = True,
+    device: str = "auto",
+) -> Suspicion:
+    """Rank training labels by how suspicious they look, by several methods side by side.
+
+    Args:
+        source: a run or a trace, or several of the same training examples, which are averaged.
+        methods: names of :data:`SIGNALS`, with options as ``"trak:proj_dim=256"``, or methods built already; ``None``
+            for all, those that the runs did not record enough for left out (see ``Suspicion.skipped``).
+        suggest: whether to ask the runs' networks which class each example has (one forward pass a checkpoint).
+        device: where to ask them.
+
+    Raises:
+        InputError: no labels, no method, a method named that needs what the runs lack; the message says what to record.
+        InputTypeError: something that says nothing of labels.
+        NonFiniteError: a loss or another statistic is NaN.
+
+    Example:
+        >>> found = rank_labels(runs)  # doctest: +SKIP
+        >>> found.most(20, "aum")  # doctest: +SKIP
+    """
+    sources = as_sources(source, frozenset({"trace"}), WHO)
+    first = sources[0]
+    labels = first.labels(WHO)
+    chosen = as_signals(tuple(SIGNALS) if methods is None else methods)
+    values, skipped = {}, {}
+    for name, (method, _) in chosen.items():
+        try:
+            values[name] = measure(method, sources)
+        except InputError as error:
+            lacks = type(error) is InputError  # not its kinds: NaN, a damaged file, other data
+            if methods is not None or not lacks:
+                raise
+            skipped[name] = str(error)
+    found = mean_probabilities(sources, device) if suggest else None
+    return Suspicion(
+        first.train_ids,
+        labels,
+        values,
+        tuple(name for name in values if chosen[name][1]),
+        first.classes,
+        None if found is None else found.argmax(1).astype(np.int64),
+        None if found is None else found.max(1),
+        skipped,
+        {"runs": len(sources)},
+    )
+
+
+def flips_of(sources: Sequence[SourceLike]) -> Ids | None:
+    """Return the ids whose labels were flipped on purpose when the runs' data was loaded, or ``None``.
+
+    Raises:
+        InputError: the run's data cannot be loaded again.
+    """
+    run = next((one.run for one in map(_source, sources) if one.run is not None), None)
+    return None if run is None else known_flips(run.data())
+
+
+def _source(given: SourceLike) -> Source:
+    return as_sources(given, frozenset({"trace"}), WHO)[0]

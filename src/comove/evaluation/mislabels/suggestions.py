@@ -1,0 +1,74 @@
+"""p_i(c) = mean over kept models of softmax(f(x_i))_c: the class that the networks themselves would give an example.
+
+A network that has learned a wrong label by heart predicts it, so its last weights suggest nothing; averaged over
+training, the class that its first epochs saw may still show.
+
+Shape legend: N train examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.errors import CorruptFileError, InputError
+from comove.sources import Source
+from comove.training import Resident, predict, resolve_device
+
+__all__ = ["mean_probabilities"]
+
+
+def mean_probabilities(
+    sources: Sequence[Source], device: str = "auto", *, last: bool = False
+) -> npt.NDArray[np.float32] | None:
+    """Return class probabilities (N, C) of the training examples, averaged over checkpoints after epoch 0, and runs.
+
+    A run whose data or network is not at hand, or a bare trace, gives those it kept at anchors; ``None`` where none of
+    the sources has any.
+
+    Args:
+        sources: of the same training examples.
+        device: where to compute.
+        last: of each run the last checkpoint (or anchor) only.
+
+    Raises:
+        CorruptFileError: a damaged checkpoint.
+    """
+    means = []
+    for source in sources:
+        kept = _of_checkpoints(source, device, last)
+        kept = kept if kept is not None else _of_anchors(source, last)
+        if kept is not None:
+            means.append(kept)
+    mean_NC: npt.NDArray[np.float32] | None = np.mean(means, axis=0).astype(np.float32) if means else None
+    return mean_NC
+
+
+def _of_checkpoints(source: Source, device: str, last: bool) -> npt.NDArray[np.float64] | None:
+    run = source.run
+    kept = [] if run is None else [checkpoint for checkpoint in run.checkpoints if checkpoint.epoch > 0]
+    if run is None or not kept:
+        return None
+    used = kept[-1:] if last else kept
+    try:
+        data = Resident(run.data().train.subset(source.train_ids), resolve_device(device))
+        return _mean(predict(run.load_model(one, data.device), data).softmax(1).numpy() for one in used)
+    except CorruptFileError:
+        raise
+    except InputError:  # the user's own data or network, which were not passed again
+        return None
+
+
+def _of_anchors(source: Source, last: bool) -> npt.NDArray[np.float64] | None:
+    trace = source.trace
+    rows = [row for row in trace.anchors if trace.rows[row].epoch > 0]
+    return _mean(trace.probabilities("train", row) for row in (rows[-1:] if last else rows)) if rows else None
+
+
+def _mean(several: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
+    total, number = np.zeros(()), 0
+    for probabilities_NC in several:
+        total, number = total + probabilities_NC.astype(np.float64), number + 1
+    return np.asarray(total / number)

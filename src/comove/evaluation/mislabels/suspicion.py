@@ -1,0 +1,249 @@
+"""The result of a hunt for wrong labels: every method's number for every training example, and the rankings.
+
+Shape legend: N train examples, M methods.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.data import ExampleSet, Ids, positions_of
+from comove.discovery import lookup
+from comove.display import figure, html_table
+from comove.errors import InputError, NonFiniteError
+from comove.store import as_ids, check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Suspicion"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Suspicion:
+    """How suspicious the label of each training example looks to each method; made by :func:`rank_labels`.
+
+    Attributes:
+        train_ids: (N,) int64.
+        labels: (N,) the given class indices.
+        values: method -> (N,) float32 in the method's own sign (see ``low``).
+        low: the methods whose low values are suspicious (``cld``, ``aum``); of the others high values are.
+        classes: class names, where known.
+        suggested: (N,) the class that the runs' networks give the highest mean probability, where they could be asked;
+            the label itself where they agree with it.
+        confidence: (N,) that probability.
+        skipped: methods that were left out, and why.
+        info: of the runs (JSON values).
+
+    Raises:
+        InputError: no method, shapes that do not fit, repeated ids.
+        NonFiniteError: a value that is NaN or infinite.
+    """
+
+    train_ids: Ids
+    labels: Ids
+    values: Mapping[str, npt.NDArray[np.float32]]
+    low: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
+    suggested: Ids | None = None
+    confidence: npt.NDArray[np.float32] | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids = as_ids(self.train_ids, "train_ids")
+        if not self.values:
+            raise InputError(f"A ranking of labels needs at least one method; left out were {dict(self.skipped)}.")
+        arrays: dict[str, npt.NDArray[Any]] = {"train_ids": ids, "labels": np.asarray(self.labels, np.int64)}
+        for name in ("suggested", "confidence"):
+            if (given := getattr(self, name)) is not None:
+                arrays[name] = np.asarray(given)
+        values = {name: np.asarray(value, np.float32) for name, value in self.values.items()}
+        for name, array in (arrays | values).items():
+            if array.shape != ids.shape:
+                raise InputError(f"{name} has shape {array.shape} for {ids.size} training examples.")
+        for name, array in values.items():
+            if not np.isfinite(array).all():
+                first = int(ids[~np.isfinite(array)][0])
+                raise NonFiniteError(f"{name}: values must be finite; that of id {first} is the first that is not.")
+        for name, array in arrays.items():
+            object.__setattr__(self, name, _frozen(array))
+        object.__setattr__(self, "values", {name: _frozen(array) for name, array in values.items()})
+
+    def __len__(self) -> int:
+        return int(self.train_ids.size)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, in the order they were asked for."""
+        return tuple(self.values)
+
+    # --- asking ---
+
+    def towards(self, method: str | None = None) -> npt.NDArray[np.float32]:
+        """Return a method's values (N,), turned so that higher is more suspicious.
+
+        Raises:
+            InputError: an unknown method.
+        """
+        name = self.methods[0] if method is None else method
+        values = lookup(name, self.values, "method here")
+        return -values if name in self.low else values
+
+    def ranks(self, method: str | None = None) -> Ids:
+        """Return (N,) ranks from 1, the most suspicious; ties go to the lower id."""
+        ranks = np.empty(len(self), np.int64)
+        ranks[self._order(method)] = np.arange(1, len(self) + 1)
+        return ranks
+
+    def most(self, k: int = 20, method: str | None = None) -> Ids:
+        """Return the ids of the k most suspicious labels, the worst first; by default those of the first method.
+
+        Raises:
+            InputError: k outside 1 to N, an unknown method.
+        """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= len(self):
+            raise InputError(f"k must be a number of labels from 1 to the {len(self)} there are, got {k!r}.")
+        return self.train_ids[self._order(method)[:k]]
+
+    def _order(self, method: str | None) -> Ids:
+        return np.lexsort((self.train_ids, -self.towards(method)))
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number where names are unknown."""
+        return str(label) if self.classes is None else self.classes[label]
+
+    def suggestion(self, id_: int) -> str | None:
+        """The class that the networks give an example, by name; ``None`` where they were not asked.
+
+        Raises:
+            InputError: an unknown id.
+        """
+        place = int(positions_of([id_], self.train_ids, "train ids")[0])
+        return None if self.suggested is None else self.class_name(int(self.suggested[place]))
+
+    # --- telling and keeping ---
+
+    def to_pandas(self, method: str | None = None) -> pd.DataFrame:
+        """A data frame with one row an example, the most suspicious first (by ``method``, else the first).
+
+        Columns: ``id``, ``label``, ``class``; ``suggested`` and ``confidence``, where known; of each method its value,
+        and ``<method>_rank`` (1 is the most suspicious).
+        """
+        import pandas as pd
+
+        columns: dict[str, Any] = {"id": self.train_ids, "label": self.labels, "class": self._names(self.labels)}
+        if self.suggested is not None:
+            columns |= {"suggested": self._names(self.suggested), "confidence": self.confidence}
+        for name, values in self.values.items():
+            columns |= {name: values, f"{name}_rank": self.ranks(name)}
+        return pd.DataFrame(columns).iloc[self._order(method)].reset_index(drop=True)
+
+    def suspects(self, k: int, wrong_ids: object = None) -> pd.DataFrame:
+        """A long data frame of each method's k most suspicious labels, as ``comove report`` reads them.
+
+        Columns: ``method``, ``id``, ``score``, ``note`` (which end is suspicious); ``suggested`` (a class index), where
+        known; ``known_wrong`` (0 or 1), where ``wrong_ids`` are given.
+
+        Raises:
+            InputError: k outside 1 to N.
+        """
+        import pandas as pd
+
+        parts = []
+        for method in self.methods:
+            ids = self.most(k, method)
+            places = positions_of(ids, self.train_ids, "train ids")
+            note = f"{'low' if method in self.low else 'high'} values are suspicious"
+            columns: dict[str, Any] = {"method": method, "id": ids, "score": self.values[method][places], "note": note}
+            if self.suggested is not None:
+                columns["suggested"] = self.suggested[places]
+            if wrong_ids is not None:
+                columns["known_wrong"] = np.isin(ids, as_ids(wrong_ids, "wrong ids")).astype(np.int64)
+            parts.append(pd.DataFrame(columns))
+        return pd.concat(parts, ignore_index=True)
+
+    def _names(self, labels: Ids) -> list[str]:
+        return [self.class_name(label) for label in labels.tolist()]
+
+    def to_csv(self, path: str | os.PathLike[str], method: str | None = None) -> Path:
+        """Write :meth:`to_pandas` as a table, atomically."""
+        write_bytes(Path(path), self.to_pandas(method).to_csv(index=False).encode())
+        return Path(path)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one safetensors file, atomically.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        arrays = {f"values.{name}": values for name, values in self.values.items()}
+        names = ("train_ids", "labels", "suggested", "confidence")
+        arrays |= {name: value for name in names if (value := getattr(self, name)) is not None}
+        head = {"kind": "comove/suspicion", "format_version": FORMAT_VERSION, "methods": self.methods, "low": self.low}
+        rest = {"classes": self.classes, "skipped": dict(self.skipped), "info": dict(self.info)}
+        new_folder(Path(path).parent)
+        write_arrays(Path(path), arrays, {**head, **rest})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Suspicion:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            CorruptFileError: the file is missing, truncated or something else.
+        """
+        _, header = read_header(Path(path))
+        check_kind(header, "suspicion", FORMAT_VERSION, path)
+        arrays = read_arrays(Path(path))
+        return cls(
+            arrays["train_ids"],
+            arrays["labels"],
+            {name: arrays[f"values.{name}"] for name in header["methods"]},
+            tuple(header["low"]),
+            None if header["classes"] is None else tuple(header["classes"]),
+            arrays.get("suggested"),
+            arrays.get("confidence"),
+            header["skipped"],
+            header["info"],
+        )
+
+    def plot(
+        self, examples: ExampleSet, k: int = 20, method: str | None = None, *, wrong_ids: Ids | None = None
+    ) -> Figure:
+        """Show the k most suspicious examples, the worst first.
+
+        Args:
+            examples: the training examples; images.
+            k: how many.
+            method: by which method; by default the first.
+            wrong_ids: labels known to be wrong, to be marked.
+
+        Raises:
+            InputError: inputs that are no images, an unknown id or method, k above the number of labels.
+        """
+        return figure("suspicion_gallery", self, examples, k, [method or self.methods[0]], wrong_ids)
+
+    def _repr_html_(self) -> str:
+        frame = self.to_pandas().head(10)
+        title = f"{self!r}; the most suspicious by {self.methods[0]}"
+        return html_table(title, list(frame.columns), frame.astype(object).to_numpy().tolist())
+
+    def __repr__(self) -> str:
+        left_out = f"; left out: {', '.join(self.skipped)}" if self.skipped else ""
+        return f"Suspicion({len(self):,} labels by {', '.join(self.methods)}{left_out})"
+
+
+def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    own = array.view()
+    own.flags.writeable = False
+    return own

@@ -1,0 +1,72 @@
+// Elements. Text is only ever set as text; nothing is parsed as markup.
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+function shape(tag, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) if (value !== undefined) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+const pictures = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (!entry.isIntersecting) continue;
+    pictures.unobserve(entry.target);
+    drawPicture(entry.target, entry.target.dataset.side, Number(entry.target.dataset.index));
+  }
+}, { rootMargin: "200px" });
+
+// The picture of an example; null where there are none. A lazy one is drawn when it comes into view.
+function picture(side, index, label = "", lazy = false) {
+  if (!page.sheets) return null;
+  const { width, height, crisp } = page.sheets;
+  const named = label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" };
+  const canvas = element("canvas", { width, height, class: crisp ? "crisp" : undefined, ...named });
+  Object.assign(canvas.dataset, { side, index });
+  if (lazy) pictures.observe(canvas);
+  else drawPicture(canvas, side, index);
+  return canvas;
+}
+
+const count = (number, noun, nouns = noun + "s") => number.toLocaleString("en") + " " + (number === 1 ? noun : nouns);
+
+function scoreText(score) {
+  const size = Math.abs(score);
+  const digits = size === 0 || (size >= 0.001 && size < 10000) ? Number(score.toPrecision(3)).toString() : score.toExponential(1);
+  return (score > 0 ? "+" : "") + digits.replace("-", "\u2212");
+}
+
+function table(content) {
+  const numeric = content.columns.map((_, column) =>
+    content.rows.every((row) => /^[-\u2212+]?[\d.,]+%?( to .*)?$|^-$/.test(row[column])));
+  const cell = (tag) => (text, column) => element(tag, { class: numeric[column] ? "number" : undefined }, text);
+  const head = element("tr", {}, ...content.columns.map((text, column) =>
+    element("th", { scope: "col", class: numeric[column] ? "number" : undefined }, text)));
+  const body = content.rows.map((row) => element("tr", {}, ...row.map(cell("td"))));
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
+    element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
+}
+
+// How a figure was made: what a reader needs to make it again.
+function provenance(made, summary = "How this was made") {
+  const parts = [made].flat().map((one) => {
+    const facts = [["Made from", one.source], ["Command", one.command ?? "not recorded"], ["Seed", one.seed ?? "not recorded"],
+      ["Data", one.data], ["Data fingerprint", one.fingerprint ?? "not recorded"],
+      ["Settings", Object.entries(one.settings).map(([name, value]) => name.replaceAll("_", " ") + ": " + value).join("; ")],
+      ["Versions", Object.entries(one.versions).filter(([, version]) => version !== "not installed")
+        .map(([name, version]) => name + " " + version).join(", ") || "not recorded"]];
+    return element("dl", { class: "facts" }, ...facts.filter(([, value]) => value !== null && value !== undefined && value !== "")
+      .flatMap(([name, value]) => [element("dt", {}, name),
+        element("dd", { class: name === "Command" || name.endsWith("fingerprint") ? "code" : undefined }, String(value))]));
+  });
+  return summary === null ? parts[0] : element("details", { class: "made" }, element("summary", {}, summary), ...parts);
+}

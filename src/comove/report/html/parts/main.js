@@ -1,0 +1,71 @@
+// Tabs, addresses (#queries/ID), and putting it all together.
+function start() {
+  const main = document.getElementById("main"), bar = document.getElementById("tabs");
+  const holder = element("div", { class: "holder", id: "detail" });
+  let shown = 0;
+  const steps = { go: (by) => { const next = grid.step(by); grid.choose(next); showQuery(next, true); }, grid: () => { document.getElementById("grid").scrollIntoView(); grid.choose(shown, true); } };
+  const grid = queryGrid((query, jump) => { showQuery(query, false); if (jump && narrow()) holder.scrollIntoView(); });
+  const narrow = () => matchMedia("(max-width: 899px)").matches;
+
+  function showQuery(query, focus) {
+    shown = query;
+    holder.replaceChildren(queryDetail(query, steps));
+    history.replaceState(null, "", "#queries/" + page.query.ids[query]);
+    if (focus) document.getElementById("query-title").focus({ preventScroll: true });
+  }
+
+  const tabs = [{ id: "queries", name: "Queries", make: () => element("div", { class: "split" }, grid.element, holder) },
+    ...page.pages.map((one) => ({ id: one.id, name: one.tab, make: () => figurePage(one) })),
+    ...(page.suspects ? [{ id: "suspects", name: "Suspects", make: () => suspectPage(page.suspects) }] : []),
+    { id: "provenance", name: "Provenance", make: provenancePage }];
+  for (const tab of tabs) {
+    tab.button = element("button", { type: "button", role: "tab", id: "tab-" + tab.id, "aria-controls": "panel-" + tab.id, tabindex: "-1", onclick: () => open(tab) }, tab.name);
+    tab.panel = element("div", { role: "tabpanel", id: "panel-" + tab.id, "aria-labelledby": "tab-" + tab.id, hidden: true });
+    bar.append(tab.button);
+    main.append(tab.panel);
+  }
+  bar.addEventListener("keydown", (event) => {
+    const place = tabs.findIndex((tab) => tab.button === document.activeElement);
+    const next = { ArrowRight: (place + 1) % tabs.length, ArrowLeft: (place + tabs.length - 1) % tabs.length, Home: 0, End: tabs.length - 1 }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
+    open(tabs[next]);
+    tabs[next].button.focus();
+  });
+
+  function open(tab) {
+    for (const one of tabs) {
+      const chosen = one === tab;
+      one.button.setAttribute("aria-selected", String(chosen));
+      one.button.tabIndex = chosen ? 0 : -1;
+      one.panel.hidden = !chosen;
+    }
+    if (!tab.panel.hasChildNodes()) tab.panel.append(tab.make());
+    history.replaceState(null, "", tab.id === "queries" ? "#queries/" + page.query.ids[shown] : "#" + tab.id);
+  }
+
+  function follow() {
+    const [name, id] = decodeURIComponent(location.hash.slice(1)).split("/");
+    const query = page.query.ids.findIndex((one) => String(one) === id);
+    if (query >= 0) { grid.reset(); grid.choose(query); showQuery(query, false); }
+    open(tabs.find((tab) => tab.id === name) ?? tabs[0]);
+  }
+
+  document.getElementById("summary").textContent = summary();
+  showAt(location.hash);
+  function showAt(hash) { const wanted = hash; showQuery(0, false); grid.choose(0); history.replaceState(null, "", wanted || "#queries/" + page.query.ids[0]); follow(); }
+  addEventListener("hashchange", follow);
+  addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("details")) one.open = true; });
+}
+
+function summary() {
+  const parts = [count(page.trained, "training example"), queryCount === page.scored ? count(queryCount, "query", "queries") : `${queryCount.toLocaleString("en")} of ${count(page.scored, "scored query", "scored queries")}`, count(page.methods.length, "method")];
+  return parts.join(" \u00b7 ");
+}
+
+addEventListener("error", (event) => {
+  const notice = document.getElementById("fault");
+  notice.textContent = "This page could not be drawn as a whole: " + event.message;
+  notice.hidden = false;
+});
+start();

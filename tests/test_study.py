@@ -1,0 +1,319 @@
+"""The CIFAR-10 study at its size ``tiny``: every step, in slices, and a page whose verdicts follow from the data."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+
+from comove.attribution import Scores
+from comove.errors import FingerprintError
+from comove.evaluation import RetrainingBank, brittleness, linear_datamodeling_score, subsets
+from comove.execution import Serial
+from comove.training import Run
+from comove.training.loop import one_thread
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "cifar10"
+MODULES = (
+    "study", "declared", "steps", "slices", "digests", "removing", "published", "claims", "page", "flops", "speed",
+    "machine", "spent", "words",
+)  # fmt: skip
+
+
+class _Parts:
+    """The modules of the study, which is a script beside the package."""
+
+    def __init__(self) -> None:
+        for name in MODULES:
+            setattr(self, name, importlib.import_module(name))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Iterator[_Parts]:
+    taken = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
+    sys.path.insert(0, str(FOLDER))
+    try:
+        with one_thread():
+            yield _Parts()
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+        sys.modules.update(taken)
+
+
+@pytest.fixture(scope="module")
+def finished(parts: _Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study, with what was published of it, and the page."""
+    folder = tmp_path_factory.mktemp("study")
+    assert _study(parts, folder, "all") == 0
+    assert _study(parts, folder, "publish") == 0
+    parts.page.write_page(folder / "results", folder / "study.md", ("paper", "tiny"), bootstrap=50)
+    return folder
+
+
+def _study(parts: _Parts, folder: Path, step: str, *more: str) -> int:
+    asked = ["--size", "tiny", "--folder", str(folder), "--step", step, "--executor", "serial", "--device", "cpu"]
+    code: int = parts.study.main([*asked, *more], folder / "results", folder / "page.md")
+    return code
+
+
+def _sitting(parts: _Parts, folder: Path, left: float = float("inf")) -> Any:
+    clock = parts.slices.Clock()
+    clock.left = lambda: left
+    return parts.steps.Sitting(parts.declared.TINY, folder / "state", folder / "scratch", clock, "cpu", Serial())
+
+
+# --- the whole of it ---
+
+
+def test_the_page_shows_every_part_of_what_was_run_and_the_command_of_what_was_not(finished: Path) -> None:
+    paper, tiny = (finished / "study.md").read_text().split("## At the size `tiny`")
+    assert "Not run at this size" in paper
+    assert "study.py --size paper --minutes 9 --folder" in paper
+    assert "Not run" not in tiny
+    for shown in ("tiny-lds.png", "tiny-brittleness.png", "tiny-curves.png"):
+        assert f"study/{shown}" in tiny
+        assert (finished / "study" / shown).stat().st_size > 5_000
+    for cell in ("| `cld(rows=epochs)` |", "| noise ceiling |", "| `random removal` |", "| captured |"):
+        assert cell in tiny
+    assert "random-0.5-0 16 of 16" in tiny
+    assert str(finished) not in tiny
+
+
+def test_what_is_published_holds_no_path(finished: Path) -> None:
+    for file in (finished / "results" / "tiny").iterdir():
+        assert str(finished).encode() not in file.read_bytes(), file
+
+
+def test_the_published_lds_is_that_of_the_full_scores(parts: _Parts, finished: Path) -> None:
+    at = _sitting(parts, finished)
+    queries, run_folder = at.splits.query.ids, finished / "scratch" / "runs"
+    runs = [Run.load(path, dataset=at.splits) for path in sorted(run_folder.iterdir())]
+    found = {
+        (result.alpha, result.method): result
+        for result in parts.published.Published(finished / "results" / "tiny").lds("correct", 0)
+    }
+    for method in at.study.methods[:3]:
+        scores = method.fit(runs).attribute(queries)
+        for plan, seeds in parts.steps.truth_plans(at.study, at.splits):
+            bank = at.bank("bank", plan, seeds)
+            wanted = bank.lds(scores, "correct", bootstrap=0)
+            np.testing.assert_allclose(found[wanted.alpha, method.label].per_query, wanted.per_query, atol=1e-9)
+
+
+def test_slices_of_one_job_end_with_the_same_bits_as_one_sitting(parts: _Parts, finished: Path, tmp_path: Path) -> None:
+    for part in ("scratch", "state/scores"):  # what is scored already
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / part).symlink_to(finished / part)
+    (tmp_path / "state" / "manifest.json").write_bytes((finished / "state" / "manifest.json").read_bytes())
+    at, sittings = _sitting(parts, tmp_path, left=1e-9), 0
+    plan, seeds = parts.steps.truth_plans(at.study, at.splits)[0]
+    made = at.bank("bank", plan, seeds)
+    (tmp_path / "state" / "bank" / "engine.json").write_bytes(
+        (finished / "state" / "bank" / "engine.json").read_bytes()
+    )
+    while made.pending:
+        sittings += 1
+        try:
+            parts.steps._run(_sitting(parts, tmp_path, left=1e-9), made, plan.name)
+        except parts.slices.SliceEndedError:
+            assert made.pending
+    assert sittings > 1
+    whole = _sitting(parts, finished).bank("bank", plan, seeds)
+    assert np.array_equal(made.logits(), whole.logits())
+
+
+def test_a_slice_without_time_does_nothing_and_says_so(parts: _Parts, tmp_path: Path) -> None:
+    assert _study(parts, tmp_path, "runs", "--minutes", "0") == parts.study.UNFINISHED
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_finished_study_is_finished_at_once(parts: _Parts, finished: Path) -> None:
+    before = (finished / "state" / "costs.json").read_bytes()
+    assert _study(parts, finished, "all", "--minutes", "0") == 0
+    assert (finished / "state" / "costs.json").read_bytes() == before
+
+
+def test_a_folder_of_another_study_is_refused(parts: _Parts, finished: Path) -> None:
+    at = _sitting(parts, finished)
+    with pytest.raises(FingerprintError, match="width"):
+        _ = replace(at, study=replace(at.study, width=0.125)).splits
+
+
+def test_scores_made_run_by_run_are_those_of_all_runs(parts: _Parts, finished: Path) -> None:
+    at = _sitting(parts, finished)
+    runs = [Run.load(path, dataset=at.splits) for path in sorted((finished / "scratch" / "runs").iterdir())]
+    for method in at.study.methods:
+        if isinstance(method, parts.steps.MEANS):
+            found = parts.steps._scored(at, method, runs)
+            wanted = method.fit(runs).attribute(at.splits.query.ids)
+            np.testing.assert_allclose(found.values, wanted.values, rtol=1e-3, atol=1e-5 * np.abs(wanted.values).max())
+
+
+def test_brittleness_query_by_query_is_that_of_the_library(parts: _Parts, finished: Path, tmp_path: Path) -> None:
+    at = _sitting(parts, finished)
+    found, study = parts.removing.brittleness_of(at), at.study.removals
+    scores = {
+        label: parts.digests.as_scores(
+            parts.digests.Digest.load(parts.digests.file_of(finished / "state" / "scores", label)), at.splits.train.ids
+        )
+        for label in study.methods
+    }
+    engine = RetrainingBank.create(
+        tmp_path / "removal-bank",
+        at.splits,
+        "resnet9",
+        subsets=subsets.everything(),
+        queries=found.query_ids,
+        **at.training,
+    )
+    (engine.path / "engine.json").write_bytes((finished / "state" / "removal-bank" / "engine.json").read_bytes())
+    wanted = brittleness(
+        scores,
+        study.ks,
+        dataset=at.splits,
+        out=tmp_path,
+        model="resnet9",
+        seeds=study.seeds,
+        base_seeds=study.base_seeds,
+        queries=found.query_ids,
+        executor="serial",
+        device="cpu",
+        **at.training,
+    )
+    assert found.methods == wanted.methods
+    np.testing.assert_allclose(found.margins, wanted.margins, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.full.voting_margins, wanted.full.voting_margins, rtol=1e-3, atol=1e-4)
+
+
+# --- its parts ---
+
+
+def test_a_digest_keeps_sums_and_order(parts: _Parts, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(100)[:30]
+    scores = Scores(rng.integers(0, 9, (30, 4)).astype(np.float32), ids, np.array([7, 5, 6, 8]), "trak(a=1)")
+    plan = subsets.random(0.5, 6)
+    file = parts.digests.digest_scores(scores, [plan], 30).save(tmp_path)
+    found = parts.digests.Digest.load(file)
+    ordered = scores.subset(train_ids=np.sort(ids))
+    np.testing.assert_allclose(found.sums[plan.name], plan.masks_for(np.sort(ids)).astype(float) @ ordered.values)
+    again = parts.digests.as_scores(found, ids)
+    for query in (5, 8):
+        assert np.array_equal(again.top(30, query=query).ids, scores.top(30, query=query).ids)
+
+
+def test_ranks_give_the_lds_of_the_sums(parts: _Parts) -> None:
+    rng = np.random.default_rng(0)
+    scores, masks = rng.normal(size=(40, 5)), rng.random((60, 40)) < 0.5
+    outputs = masks @ scores + rng.normal(size=(60, 5))
+    wanted = linear_datamodeling_score(scores, masks, outputs, bootstrap=0)
+    ranks = rankdata(masks @ scores, axis=0).astype(np.float16).astype(float)
+    truth = parts.published.GroundTruth(masks, outputs, bootstrap=0)
+    np.testing.assert_allclose(truth.lds([ranks], ["x"])[0].per_query, wanted.per_query, atol=1e-12)
+
+
+def test_finished_takes_whole_seeds_and_else_enough_subsets(parts: _Parts) -> None:
+    outputs = np.zeros((30, 3, 2))
+    rows, seeds = parts.published.finished(outputs)
+    assert (rows.size, seeds) == (30, 3)
+    outputs[5, 1] = np.nan
+    rows, seeds = parts.published.finished(outputs)
+    assert (rows.size, seeds) == (30, 1)
+    outputs[22:, 0] = np.nan
+    rows, seeds = parts.published.finished(outputs)
+    assert (rows.tolist(), seeds) == (list(range(22)), 1)
+    outputs[10:, 0] = np.nan
+    assert parts.published.finished(outputs) is None
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_flops_of_a_convolution_are_three_times_its_forward_pass(parts: _Parts, groups: int) -> None:
+    x = torch.randn(4, 8, 6, 6, requires_grad=True)
+    weight = torch.randn(16, 8 // groups, 3, 3, requires_grad=True)
+
+    def work() -> None:
+        torch.autograd.backward(torch.nn.functional.conv2d(x, weight, padding=1, groups=groups).sum())
+
+    assert parts.flops.counted_flops(work)[0] == 3 * 2 * (4 * 16 * 6 * 6) * (8 // groups) * 9
+
+
+def test_the_paper_size_is_the_papers_protocol(parts: _Parts) -> None:
+    paper = parts.declared.PAPER
+    assert paper.shrunk == ()
+    assert (paper.subsets, paper.runs, paper.data["queries"], paper.width) == (100, 10, 200, 1.0)
+    assert paper.truths == ((0.5, 10), (0.3, 10), (0.7, 10), (0.9, 10), ("loo", 10))
+    assert (paper.removals.queries, paper.removals.seeds, max(paper.removals.ks)) == (200, 5, 800)
+    assert (paper.recipe.epochs, paper.recipe.batch_size, paper.recipe.lr) == (24, 512, 0.4)
+    for study in parts.declared.STUDIES.values():
+        assert set(study.removals.methods) <= set(study.labels)
+        assert parts.claims.PAPER_CLD in study.labels
+
+
+# --- claims ---
+
+
+def _results(parts: _Parts, noise: dict[tuple[str, float], float]) -> list[Any]:
+    """The LDS of methods whose scores are the truth's and so much noise, at each ratio."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(200, 30))
+    results = []
+    for alpha in dict.fromkeys(alpha for _, alpha in noise):
+        members = round(alpha * 200)
+        masks = np.argsort(rng.random((80, 200)), axis=1) < members
+        ground = parts.published.GroundTruth(masks, masks @ truth, output="margin", alpha=alpha, bootstrap=200)
+        own = {name: amount for (name, ratio), amount in noise.items() if ratio == alpha}
+        made = [ground.predictions(truth + amount * rng.normal(size=truth.shape)) for amount in own.values()]
+        results += ground.lds(made, list(own))
+    return results
+
+
+def _verdicts(parts: _Parts, noise: dict[tuple[str, float], float]) -> list[str]:
+    return [claim.verdict for claim in parts.claims.claims_of(_results(parts, noise), None, 200)]
+
+
+def test_claims_that_are_true_of_the_data_hold(parts: _Parts) -> None:
+    cld = parts.claims.PAPER_CLD
+    noise = {(name, alpha): 1.0 for name in (cld, "trak", "tracin") for alpha in (0.3, 0.9, 0.995)}
+    noise |= {(name, 0.995): 40.0 for name in (cld, "trak", "tracin")}
+    assert _verdicts(parts, noise) == ["holds", "undecided", "holds", "not measured"]
+    noise |= {(cld, 0.3): 8.0}
+    assert _verdicts(parts, noise)[:2] == ["undecided", "holds"]
+
+
+def test_claims_that_are_false_of_the_data_do_not_hold(parts: _Parts) -> None:
+    cld = parts.claims.PAPER_CLD
+    noise = {(name, alpha): 0.5 for name in ("trak", "tracin") for alpha in (0.3, 0.9, 0.995)}
+    noise |= {(cld, 0.3): 2.0, (cld, 0.9): 20.0, (cld, 0.995): 20.0}
+    assert _verdicts(parts, noise)[:3] == ["does not hold", "does not hold", "does not hold"]
+
+
+def test_nothing_measured_gives_no_verdict(parts: _Parts) -> None:
+    assert {claim.verdict for claim in parts.claims.claims_of([], None, 200)} == {"not measured"}
+
+
+def test_flips_are_judged_by_the_interval_at_the_papers_share(parts: _Parts, finished: Path) -> None:
+    few = parts.removing.brittleness_of(_sitting(parts, finished))
+    of_full = {name: np.tile(getattr(few.full, name), 12) for name in vars(few.full)}
+    wide = {name: np.repeat(getattr(few, name), 12, axis=1) for name in ("predicted", "margins", "class_emptied")}
+    labels = np.tile(few.query_labels, 12)
+    found = replace(few, **wide, full=replace(few.full, **of_full), query_ids=np.arange(36), query_labels=labels)
+    row = found.methods.index(parts.claims.PAPER_CLD)
+    for flipped, verdict in ((0, "does not hold"), (1, "holds")):
+        predicted = np.array(found.predicted)
+        predicted[row] = (found.prediction[:, None, None] + flipped) % 10
+        claim = parts.claims.claims_of([], replace(found, predicted=predicted), 200)[-1]
+        assert claim.verdict == verdict
+        assert f"k = {min(found.ks)}" in claim.because[0]
