@@ -10,6 +10,7 @@ html_theme = "furo"
 html_title = f"comove {__version__}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_mock_imports = ["lightning", "transformers", "accelerate"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

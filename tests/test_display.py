@@ -29,6 +29,16 @@ from comove.training import Run
 NASTY = "<script>alert('x')</script>&\"$1$"
 
 
+def whole(*values: int) -> np.ndarray:
+    """Ids or labels."""
+    return np.array(values, np.int64)
+
+
+def real(*values: float) -> np.ndarray:
+    """Scores."""
+    return np.array(values, np.float32)
+
+
 class Page(HTMLParser):
     """The tags, and the text of each cell, of a piece of HTML; fails on tags that do not close."""
 
@@ -70,21 +80,22 @@ def shown(result: Any) -> Page:
 @pytest.fixture
 def scores() -> Scores:
     """Three training examples, two queries, a class name that is markup."""
-    values = np.array([[0.5, -1], [0.25, 3], [-2, 0]])
-    return Scores(values, [7, 8, 9], [70, 80], "cld", [0, 1, 0], [1, 0], ("cat", NASTY))
+    values = np.array([[0.5, -1], [0.25, 3], [-2, 0]], np.float32)
+    return Scores(values, whole(7, 8, 9), whole(70, 80), "cld", whole(0, 1, 0), whole(1, 0), ("cat", NASTY))
 
 
 @pytest.fixture
 def coreset() -> Coreset:
     """Three of ten, of two classes."""
-    return Coreset([7, 8, 9], [3.0, 2, 1], np.ones(3), [0, 1, 0], NASTY, 10, ("cat", NASTY))
+    return Coreset(whole(7, 8, 9), real(3, 2, 1), real(1, 1, 1), whole(0, 1, 0), NASTY, 10, ("cat", NASTY))
 
 
 @pytest.fixture
 def suspicion(images: ExampleSet) -> Suspicion:
     """A ranking of 40 images."""
     classes = ("a", NASTY, "c", "d")
-    return Suspicion(images.ids, images.labels, {"loss": np.arange(40.0)}, (), classes, np.ones(40, int), np.ones(40))
+    values, ones = {"loss": real(*range(40))}, whole(*[1] * 40)
+    return Suspicion(images.ids, images.labels, values, (), classes, ones, ones.astype(np.float32))
 
 
 @pytest.fixture
@@ -122,7 +133,7 @@ def test_scores_show_who_helps_and_hurts_each_query_most(scores: Scores) -> None
         ["70", "7", "cat", "0.5", "9", "cat", "-2"],
         ["80", "8", NASTY, "3", "7", "cat", "-1"],
     ]
-    wide = Scores(np.zeros((3, 30)), [7, 8, 9], np.arange(30), "cld")
+    wide = Scores(np.zeros((3, 30), np.float32), whole(7, 8, 9), np.arange(30), "cld")
     assert len(shown(wide).rows) == 9
     assert "the first 8" in shown(wide).text
     assert shown(scores.top(2, query=80)).rows == [["id", "score", "class"], ["8", "3", NASTY], ["9", "0", "cat"]]
@@ -135,12 +146,12 @@ def test_scores_opened_from_a_file_show_themselves_too(scores: Scores, tmp_path:
 
 def test_a_coreset_shows_its_classes_or_its_ids(coreset: Coreset) -> None:
     assert shown(coreset).rows[1:] == [["cat", "2", "2"], [NASTY, "1", "2"]]
-    bare = Coreset([7, 8], [3.0, 2], np.ones(2), None, "x", 10)
+    bare = Coreset(whole(7, 8), real(3, 2), real(1, 1), None, "x", 10)
     assert shown(bare).rows == [["id", "score"], ["7", "3"], ["8", "2"]]
 
 
 def test_an_lds_shows_its_mean_interval_and_ceiling(lds: LDS) -> None:
-    facts = dict(shown(lds).rows)  # type: ignore[arg-type]
+    facts = dict(shown(lds).rows)
     assert (facts["mean"], facts["low"], facts["high"], facts["noise ceiling"]) == ("0.25", "0.2", "0.3", "0.7")
     assert NASTY in shown(lds).text
 
@@ -153,9 +164,9 @@ def test_a_curve_a_ranking_and_a_detection_show_their_rows(curve: Curve, suspici
 
 
 def test_a_run_and_its_trace_show_what_they_hold(run: Run) -> None:
-    facts = dict(shown(run.trace).rows)  # type: ignore[arg-type]
+    facts = dict(shown(run.trace).rows)
     assert (facts["rows"], facts["last epoch"], facts["train"]) == ("7", "6", "200")
-    told = dict(shown(run).rows)  # type: ignore[arg-type]
+    told = dict(shown(run).rows)
     assert (told["model"], told["finished"]) == ("mlp", "True")
     assert float(told["query accuracy"]) == pytest.approx(run.result["query_accuracy"], rel=1e-3)
 
@@ -184,7 +195,7 @@ def test_bars_of_a_ranking_go_from_who_helps_most_to_who_hurts_most(scores: Scor
 
 
 def test_with_the_data_pictures_are_drawn(run: Run, small_digits: Splits) -> None:
-    found = comove.attribution.CLD().fit(run).attribute(small_digits.query.ids[:2])  # type: ignore[attr-defined]
+    found = comove.attribution.CLD().fit(run).attribute(small_digits.query.ids[:2])
     grid = found.plot(int(found.query_ids[1]), k=2, splits=small_digits)
     assert len(grid.axes) == 5
     chosen = select("cld", run, 30)

@@ -92,6 +92,18 @@ def test_the_page_shows_every_part_of_what_was_run_and_the_command_of_what_was_n
     assert str(finished) not in tiny
 
 
+def test_a_study_under_way_is_published_as_far_as_it_is(parts: _Parts, tmp_path: Path) -> None:
+    assert _sitting(parts, tmp_path).splits.train.ids.size == 200
+    assert _study(parts, tmp_path, "publish") == 0
+    parts.page.write_page(tmp_path / "results", tmp_path / "study.md", ("tiny",))
+    page = (tmp_path / "study.md").read_text()
+    for step in ("scores", "bank", "brittleness", "curves", "speed"):
+        assert (
+            f"Not run at this size: `python benchmarks/cifar10/study.py --size tiny --step {step} --folder DIR`" in page
+        )
+    assert page.count("**not measured**") == 8
+
+
 def test_what_is_published_holds_no_path(finished: Path) -> None:
     for file in (finished / "results" / "tiny").iterdir():
         assert str(finished).encode() not in file.read_bytes(), file
@@ -285,12 +297,10 @@ def _verdicts(parts: _Parts, noise: dict[tuple[str, float], float]) -> list[str]
 
 
 def test_claims_that_are_true_of_the_data_hold(parts: _Parts) -> None:
-    cld = parts.claims.PAPER_CLD
-    noise = {(name, alpha): 1.0 for name in (cld, "trak", "tracin") for alpha in (0.3, 0.9, 0.995)}
-    noise |= {(name, 0.995): 40.0 for name in (cld, "trak", "tracin")}
+    cld, names = parts.claims.PAPER_CLD, (parts.claims.PAPER_CLD, "trak", "tracin")
+    noise = {(name, alpha): 0.05 for name in names for alpha in (0.3, 0.9)} | {(name, 0.995): 40.0 for name in names}
     assert _verdicts(parts, noise) == ["holds", "undecided", "holds", "not measured"]
-    noise |= {(cld, 0.3): 8.0}
-    assert _verdicts(parts, noise)[:2] == ["undecided", "holds"]
+    assert _verdicts(parts, noise | {(cld, 0.3): 8.0})[:2] == ["undecided", "holds"]
 
 
 def test_claims_that_are_false_of_the_data_do_not_hold(parts: _Parts) -> None:
@@ -298,6 +308,11 @@ def test_claims_that_are_false_of_the_data_do_not_hold(parts: _Parts) -> None:
     noise = {(name, alpha): 0.5 for name in ("trak", "tracin") for alpha in (0.3, 0.9, 0.995)}
     noise |= {(cld, 0.3): 2.0, (cld, 0.9): 20.0, (cld, 0.995): 20.0}
     assert _verdicts(parts, noise)[:3] == ["does not hold", "does not hold", "does not hold"]
+
+
+def test_too_few_data_decide_nothing(parts: _Parts, finished: Path) -> None:
+    results = parts.published.Published(finished / "results" / "tiny").lds("margin", 100)
+    assert "holds" not in {claim.verdict for claim in parts.claims.claims_of(results, None, 200)[:2]}
 
 
 def test_nothing_measured_gives_no_verdict(parts: _Parts) -> None:

@@ -61,7 +61,7 @@ def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises:
         CorruptFileError: no such file, or not a table.
-        InputError: a heading given twice, of which pandas would make a new one (``0`` and ``0`` become ``0`` and ``0.1``).
+        InputError: a heading given twice, of which pandas would make a new one (a second ``0`` becomes ``0.1``).
     """
     import pandas as pd
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -265,3 +266,77 @@ def test_a_limit_below_one_and_non_finite_products_are_refused() -> None:
     data.x[0] = torch.inf
     with pytest.raises(NonFiniteError, match="checkpoint"):
         Hessian(PerExampleGradients(model), data)(torch.ones(12, dtype=torch.float64))
+
+
+# --- the R-operator -----------------------------------------------------------------------------------------------
+
+
+class UsesReLUAgain(nn.Module):
+    """ReLU's output goes into max-pooling and elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x))
+        logits: Tensor = self.head(F.adaptive_max_pool2d(y, 1).flatten(1) + F.adaptive_avg_pool2d(y, 1).flatten(1))
+        return logits
+
+
+class InPlace(nn.Module):
+    """A residual block as torchvision writes it: ReLU and the sum in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x), inplace=True)
+        out = self.norm(self.two(x))
+        out += x
+        logits: Tensor = self.head(torch.flatten(self.pool(F.relu(out, inplace=True)), 1))
+        return logits
+
+
+def resnet9() -> nn.Module:
+    return build_model("resnet9", num_classes=3, input_shape=(3, 12, 12), width=0.1)
+
+
+def cnn_small() -> nn.Module:
+    return build_model("cnn-small", num_classes=3, input_shape=(3, 12, 12), width=0.3)
+
+
+@pytest.mark.parametrize(("build", "shape"), [(resnet9, (3, 12, 12)), (cnn_small, (3, 12, 12)), (InPlace, (3, 8, 8))])
+@pytest.mark.parametrize("memory", [1 << 30, 1])
+def test_the_r_operator_gives_autograd_s_products(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], memory: int
+) -> None:
+    data, model = batch(3, shape), shaken(build())
+    operator = Hessian(PerExampleGradients(model), data, memory=memory)
+    vector = torch.randn(operator.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert operator.path == "R-operator"
+    true = by_autograd(model, data, vector)
+    assert relative(operator(vector), true) < 1e-11
+    assert relative(operator(vector), true) < 1e-11  # nothing is left over from the product before
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (conv_bn, "groups"),
+        (lambda: BranchesBeforeBatchNorm(False), "no rule for"),
+        (UsesReLUAgain, "no rule|not what|not made"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "dense network"),
+    ],
+)
+def test_what_the_r_operator_does_not_cover_is_told_and_left_to_autograd(
+    build: Callable[[], nn.Module], reason: str
+) -> None:
+    data = batch()
+    model = ready(build(), data)
+    operator = Hessian(PerExampleGradients(model), data)
+    vector = torch.randn(operator.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert re.search(f"autograd: .*({reason})", operator.path)
+    assert relative(operator(vector), by_autograd(model, data, vector)) < 1e-11

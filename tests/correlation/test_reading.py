@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController
 
 from comove.correlation import blocks, constant, pairwise, per_class, sizes, top_k
 from comove.errors import InputError, InputTypeError, NonFiniteError

@@ -132,7 +132,7 @@ def test_bad_truth_and_options_are_refused() -> None:
         detect(ranking, [5])
     with pytest.raises(InputError, match="wrong ids must be unique"):
         detect(ranking, [100, 100])
-    for ids in ([], np.arange(100, 500)):
+    for ids in (np.zeros(0, int), np.arange(100, 500)):
         with pytest.raises(InputError, match="From 1 to 399 of the 400 labels must be wrong"):
             detect(ranking, ids)
     with pytest.raises(InputError, match="bootstrap must be 1 or more"):

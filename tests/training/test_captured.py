@@ -9,7 +9,7 @@ import torch
 from comove.data import ExampleSet, Splits
 from comove.errors import InputError
 from comove.models import ModelSpec
-from comove.training import Engine, Member, Recipe, Resident, choose_engine, fit, train_many
+from comove.training import Engine, Member, Recipe, Resident, choice, choose_engine, fit, train_many
 from comove.training.captured import CapturedTrainer, scaled_update, trainer_for, why_not_captured
 from comove.training.sgd import sgd_update
 
@@ -118,6 +118,21 @@ def test_examples_that_are_not_in_memory_are_refused() -> None:
 
 def test_a_cpu_is_never_given_a_captured_engine(resident: Resident) -> None:
     assert choose_engine(SPEC, resident, RECIPE.with_changes(epochs=1), 20, models=8).kind in ("stacked", "one-by-one")
+
+
+def test_the_faster_engine_is_taken_and_the_captured_one_only_if_it_is_right(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = choice._Trial(SPEC, resident, RECIPE, 30, None)
+    plain = Engine("one-by-one", 1, "timed")
+    assert choice._captured(trial, 4, plain, 1e-9).kind == "one-by-one"
+    found = choice._captured(trial, 4, plain, 60.0)
+    assert (found.kind, found.group) == ("captured", 1)
+    assert "one-by-one 60 s a model" in found.reason
+    monkeypatch.setattr(choice, "why_not_captured", lambda *_, **__: "it is wrong")
+    refused = choice._captured(trial, 4, plain, 60.0)
+    assert refused.kind == "one-by-one"
+    assert "captured: it is wrong" in refused.reason
 
 
 def _tensors() -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:

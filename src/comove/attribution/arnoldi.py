@@ -118,6 +118,7 @@ class _Fitted:
     directions: dict[str, Tensor]  # name -> (K, *parameter.shape)
     inverse_K: Tensor
     train_NK: Tensor
+    products: str
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,12 @@ class SubspaceInfluence(Attributor):
 
         basis_DP, matrix_DD = self._basis(hessian, start)
         values_K, vectors_DK, dropped = dominant(matrix_DD, self.rank)
+        products = hessian.path
         del hessian  # and its graphs, before the training examples are streamed
         directions = unflatten(vectors_DK.T.to(basis_DP) @ basis_DP, gradients.parameters)
         inverse_K = 1 / (values_K + self.damping)
         train_NK = _projected(gradients, training_resident(source, device), directions)
-        return _Fitted(source, gradients, directions, inverse_K, train_NK), dropped
+        return _Fitted(source, gradients, directions, inverse_K, train_NK, products), dropped
 
     def _scores(
         self, state: tuple[tuple[_Fitted, ...], dict[str, Any]], queries: Queries
@@ -175,7 +177,7 @@ class SubspaceInfluence(Attributor):
         for one in fitted:
             asked = query_resident(one.source, queries, resolve_device())
             terms.append(one.train_NK @ (_projected(one.gradients, asked, one.directions) * one.inverse_K).T)
-        return _mean(terms), {**info, "gradients": str(fitted[0].gradients.paths)}
+        return _mean(terms), {**info, "gradients": str(fitted[0].gradients.paths), "products": fitted[0].products}
 
     def _self_influence(self, state: tuple[tuple[_Fitted, ...], dict[str, Any]]) -> npt.NDArray[np.float32]:
         """The diagonal of the quadratic form, never negative."""

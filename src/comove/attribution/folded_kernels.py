@@ -1,9 +1,9 @@
 r"""W s, beta + (b - mean) s with s = gamma rstd: a layer's weights with the batch norm behind it, and their tangents.
 
-In evaluation mode a convolution or linear layer and the batch norm after it are one affine map. Its weights are bilinear
-in (W, gamma) and (b, gamma): the tangent of a direction (dW, db, dgamma, dbeta) is dW s + W rstd dgamma and
-dbeta + db s + (b - mean) rstd dgamma, and the Hessian's product with it follows from the folded weights' gradient (fixed)
-and its tangent by the chain rule. Nothing is divided by gamma.
+In evaluation mode a convolution or linear layer and the batch norm after it are one affine map. Its weights are
+bilinear in (W, gamma) and (b, gamma): the tangent of a direction (dW, db, dgamma, dbeta) is dW s + W rstd dgamma and
+dbeta + db s + (b - mean) rstd dgamma, and the Hessian's product with it follows from the folded weights' gradient
+(fixed) and its tangent by the chain rule. Nothing is divided by gamma.
 
 Shape legend: C output channels.
 """

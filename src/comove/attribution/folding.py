@@ -117,15 +117,15 @@ class Pair:
             norm_weight: (Q, C).
             norm_bias: (Q, C).
         """
-        weight, bias = self.layer.weight.detach(), norm_bias
-        folded = None
+        weight, bias, folded = self.layer.weight.detach(), norm_bias, None
         if layer_weight is not None:
             folded = layer_weight * _over_fan_in(self.scale, weight).detach()
         if layer_bias is not None:
             bias = _sum(bias, layer_bias * self.scale.detach())
         if norm_weight is not None:
             scaled = norm_weight * self.rstd
-            folded = _sum(folded, scaled.view(*scaled.shape, *(1,) * (weight.ndim - 1)) * weight)
+            along = scaled.view(*scaled.shape, *(1,) * (weight.ndim - 1))
+            folded = along * weight if folded is None else folded.addcmul_(along, weight)  # no second matrix
             bias = _sum(bias, scaled * self.centre.detach())
         return folded, bias
 

@@ -30,7 +30,7 @@ __all__ = ["Batches", "Part", "Paths", "PerExampleGradients", "Scalar", "cross_e
 
 MEMORY = 256 << 20
 """Bytes that a chunk's gradients may take."""
-BATCH = 96
+BATCH = 100
 """Larger chunks gain nothing, smaller ones read the directions of inner products too often."""
 
 

@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["InnerProducts"]
 
 SMALL = 2048
 """Parameters of fewer entries are multiplied together: their products are too small to keep a processor busy."""
-LANES = 16
-"""Packed directions are filled up to a multiple of this: products with whole vectors are faster."""
-EXAMPLES = 96
+EXAMPLES = 100
 """The chunk that packed directions are made for; others work too."""
 
 Add: TypeAlias = Callable[[Tensor, Tensor], object]
@@ -68,9 +65,9 @@ def _accumulator(matrix_QP: Tensor) -> Add:
     """A function that adds flat (B, P) times matrix' to a (B, Q) sum."""
     rows, columns = matrix_QP.shape
     if rows >= 16 and columns >= SMALL and _has_packed(matrix_QP):
-        packed = torch.ops.mkldnn._reorder_linear_weight(F.pad(matrix_QP, (0, 0, 0, -rows % LANES)), EXAMPLES)
+        packed = torch.ops.mkldnn._reorder_linear_weight(matrix_QP.contiguous(), EXAMPLES)
         multiply = torch.ops.mkldnn._linear_pointwise
-        return lambda sum_BQ, flat_BP: sum_BQ.add_(multiply(flat_BP, packed, None, "none", [], "")[:, :rows])
+        return lambda sum_BQ, flat_BP: sum_BQ.add_(multiply(flat_BP, packed, None, "none", [], ""))
     return lambda sum_BQ, flat_BP: sum_BQ.addmm_(flat_BP, matrix_QP.mT)
 
 

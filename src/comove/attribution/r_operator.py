@@ -246,7 +246,9 @@ class Tape:
         rate = tangents[self._layers[-1].output]
         curved = torch.zeros_like(self._leaf)
         if rate is not None and self._slope.requires_grad:
-            (curved,) = torch.autograd.grad(self._slope, self._leaf, rate, retain_graph=True)
+            with torch.enable_grad():
+                along = (self._slope * rate).sum()  # torch loads sympy, for seconds, when it is handed vectors
+            (curved,) = torch.autograd.grad(along, self._leaf, retain_graph=True)
         del tangents
         self._backwards(curved, lambda layer: layer.pull)
 

@@ -241,7 +241,7 @@ def _smoothed(at: _Recorder, input: Tensor, pool: Callable[[Tensor], Tensor]) ->
     def transposed(g: Tensor) -> Tensor:
         with torch.enable_grad():
             x = torch.zeros_like(input, requires_grad=True)
-            (back,) = torch.autograd.grad(pool(x), x, g)
+            (back,) = torch.autograd.grad((pool(x) * g).sum(), x)
         return back
 
     return at.linear(input, pool(input), pool, transposed)
@@ -293,6 +293,6 @@ RULES: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys((F.relu, torch.relu), _relu),
     **dict.fromkeys((torch.flatten, Tensor.flatten), _reshaped),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__), _added),
-    Tensor.__iadd__: _added_in_place,
+    **dict.fromkeys((Tensor.add_, Tensor.__iadd__), _added_in_place),
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _scaled),
 }

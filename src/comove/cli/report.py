@@ -63,7 +63,7 @@ def report(
         top=top,
         most=queries,
         title=title,
-        command=_told(runs, {**given, "texts": texts and [texts], "out": [out]}, queries, top),
+        command=_told(runs, {**given, "texts": [texts] if texts else None, "out": [out]}, queries, top),
         sources=files,
     )
     say(f"Written to {written} ({written.stat().st_size / 1e6:.1f} MB); open it in a browser.")

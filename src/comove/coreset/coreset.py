@@ -180,8 +180,8 @@ class Coreset:
 
     def _repr_html_(self) -> str:
         if self.labels is None:
-            rows = list(zip(self.ids.tolist(), self.scores.tolist(), strict=True))
-            return html_table(repr(self), ["id", "score"], rows)
+            pairs = list(zip(map(str, self.ids.tolist()), self.scores.tolist(), strict=True))
+            return html_table(repr(self), ["id", "score"], pairs)
         names = self.classes or tuple(map(str, range(int(self.labels.max(initial=0)) + 1)))
         means = {label: float(self.scores[self.labels == label].mean()) for label in self.per_class}
         rows = [(names[label], count, means[label]) for label, count in self.per_class.items()]

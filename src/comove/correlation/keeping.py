@@ -113,6 +113,6 @@ def _join(best_BK: Any, column: Any, key: Any) -> Any:
     place = np.arange(len(column)) - np.repeat(count_B.cumsum() - count_B, count_B) + k
     all_BK = np.full((width, k + int(count_B.max())), np.iinfo(np.int64).min)
     all_BK[:, :k] = best_BK
-    all_BK.reshape(-1)[column[order] * np.int64(all_BK.shape[1]) + place] = key[order]
+    all_BK.reshape(-1)[column[order].astype(np.int64) * all_BK.shape[1] + place] = key[order]
     all_BK.partition(all_BK.shape[1] - k, axis=1)
     return all_BK[:, all_BK.shape[1] - k :]

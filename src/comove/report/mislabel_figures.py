@@ -33,7 +33,7 @@ def suspicion_gallery(
 ) -> Figure:
     """The k most suspicious examples of each method, the worst on the left, a row a method (one method: several rows).
 
-    Over each picture: its label, the class that the networks suggest where it is another, its id. Labels known to be
+    Over each picture: its label, the other class that the networks suggest, its id. Labels known to be
     wrong are orange, others black; grey where nothing is known.
 
     Raises:
@@ -62,7 +62,7 @@ def suspicion_gallery(
 
 
 def _title(wrong_ids: Ids | None) -> str:
-    head = "Most suspicious labels (> the class that the networks suggest)"
+    head = "Most suspicious labels (> the other class that the networks suggest)"
     return head if wrong_ids is None else f"{head}; orange: flipped on purpose"
 
 
@@ -74,7 +74,7 @@ def _cell(axes: Axes, suspicion: Suspicion, examples: ExampleSet, id_: int, wron
         axes.imshow(image, cmap="gray_r" if float(image.mean()) < 0.5 else "gray", vmin=0, vmax=1)
     label = suspicion.class_name(int(suspicion.labels[suspicion.train_ids == id_][0]))
     other = suspicion.suggestion(id_)
-    lines = [label, *([f"> {other}"] if other not in (None, label) else [""]), f"#{id_}"]
+    lines = [label, *([] if other is None else [f"> {other}"]), f"#{id_}"]
     known = NEUTRAL if wrong_ids is None else HURT if id_ in wrong_ids else "black"
     axes.set_title(literal("\n".join(lines)), fontsize=7, color=known, pad=2)
 

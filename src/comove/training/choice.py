@@ -147,7 +147,11 @@ class _Trial:
         """Seconds to train one model from a captured graph, capture and compilation left out."""
         trainer = trainer_for(self.spec, self.train, self.recipe, self.factory, compiled=compiled)
         member = Member(self.positions, 0)
-        return self._seconds(lambda: trainer.train(member))
+
+        def train() -> None:
+            trainer.train(member)
+
+        return self._seconds(train)
 
     def memory_a_model(self) -> int:
         """Bytes of one model in a step: what its forward pass keeps, and its parameters with gradient and momentum."""

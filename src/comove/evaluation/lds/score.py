@@ -121,7 +121,7 @@ class LDS:
 
     def _repr_html_(self) -> str:
         low, high = self.interval or (None, None)
-        told = {"mean": self.mean, "low": low, "high": high, "noise ceiling": self.noise_ceiling}
+        told: dict[str, object] = {"mean": self.mean, "low": low, "high": high, "noise ceiling": self.noise_ceiling}
         told |= {
             "output": self.output,
             "alpha": self.alpha,

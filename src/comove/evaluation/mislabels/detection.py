@@ -71,7 +71,7 @@ class _Groups:
         areas: Floats = (gained_BG * precision_BG).sum(1) / hits_BG[:, -1]
         return areas
 
-    def hits(self, wrong_BN: npt.NDArray[Any], counts_BN: npt.NDArray[Any], at_K: npt.ArrayLike) -> Floats:
+    def hits(self, wrong_BN: npt.NDArray[Any], counts_BN: npt.NDArray[Any], at_K: Ids) -> Floats:
         zeros = np.zeros((len(counts_BN), 1))
         hits, seen = (np.hstack([zeros, self.cumulative(part)]) for part in (wrong_BN, counts_BN))
         return np.stack([np.interp(at_K, x, y) for x, y in zip(seen, hits, strict=True)])

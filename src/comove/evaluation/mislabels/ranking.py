@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from comove.data import Ids
 from comove.errors import InputError
 from comove.evaluation.mislabels.signals import SIGNALS, as_signals, measure
-from comove.evaluation.mislabels.suggestions import mean_probabilities
+from comove.evaluation.mislabels.suggestions import mean_probabilities, other_class
 from comove.evaluation.mislabels.suspicion import Suspicion
 from comove.label_noise import known_flips
 from comove.sources import Source, SourceLike, as_sources
@@ -33,7 +31,8 @@ def rank_labels(
         source: a run or a trace, or several of the same training examples, which are averaged.
         methods: names of :data:`SIGNALS`, with options as ``"trak:proj_dim=256"``, or methods built already; ``None``
             for all, those that the runs did not record enough for left out (see ``Suspicion.skipped``).
-        suggest: whether to ask the runs' networks which class each example has (one forward pass a checkpoint).
+        suggest: whether to ask the runs' networks which other class each example might have (a forward pass a
+            checkpoint).
         device: where to ask them.
 
     Raises:
@@ -59,14 +58,15 @@ def rank_labels(
                 raise
             skipped[name] = str(error)
     found = mean_probabilities(sources, device) if suggest else None
+    suggested, confidence = (None, None) if found is None else other_class(found, labels)
     return Suspicion(
         first.train_ids,
         labels,
         values,
         tuple(name for name in values if chosen[name][1]),
         first.classes,
-        None if found is None else found.argmax(1).astype(np.int64),
-        None if found is None else found.max(1),
+        suggested,
+        confidence,
         skipped,
         {"runs": len(sources)},
     )

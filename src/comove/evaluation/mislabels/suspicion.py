@@ -39,9 +39,9 @@ class Suspicion:
         values: method -> (N,) float32 in the method's own sign (see ``low``).
         low: the methods whose low values are suspicious (``cld``, ``aum``); of the others high values are.
         classes: class names, where known.
-        suggested: (N,) the class that the runs' networks give the highest mean probability, where they could be asked;
-            the label itself where they agree with it.
-        confidence: (N,) that probability.
+        suggested: (N,) of the classes other than the label, the one that the runs' networks give the highest mean
+            probability over training, where they could be asked.
+        confidence: (N,) that probability: low where the networks agree with the label.
         skipped: methods that were left out, and why.
         info: of the runs (JSON values).
 
@@ -124,7 +124,7 @@ class Suspicion:
         return str(label) if self.classes is None else self.classes[label]
 
     def suggestion(self, id_: int) -> str | None:
-        """The class that the networks give an example, by name; ``None`` where they were not asked.
+        """The other class that the networks suggest for an example, by name; ``None`` where they were not asked.
 
         Raises:
             InputError: an unknown id.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,9 @@ class Suspects:
 
     def first(self, count: int) -> Suspects:
         """The most suspicious ``count``."""
-        parts = [None if part is None else part[:count] for part in (self.suggested, self.known)]
-        return Suspects(self.method, self.ids[:count], self.scores[:count], *parts, self.note)  # type: ignore[arg-type]
+        suggested = None if self.suggested is None else self.suggested[:count]
+        known = None if self.known is None else self.known[:count]
+        return replace(self, ids=self.ids[:count], scores=self.scores[:count], suggested=suggested, known=known)
 
 
 Result = Sequence[LDS] | Brittleness | Counterfactual | Curve | Sequence[Suspects]

@@ -157,7 +157,7 @@ def curve_figures(found: Curve, name: str = "") -> list[Figure]:
             "levels": [{"name": "full data", "at": 100 * full[0]["mean"]}] if full else [],
             "table": {"columns": ["method", "share", "examples", "accuracy (%)", "deviation"], "rows": cells},
             "notes": [
-                f"Accuracy{queries} of models trained from scratch; bands are one deviation over {rows[0]['seeds']} seeds.",
+                f"Accuracy{queries} of models trained from scratch; band: deviation over {rows[0]['seeds']} seeds.",
                 *(f"{method} is left out: {reason}" for method, reason in found.skipped.items()),
             ],
         }
@@ -198,8 +198,8 @@ PAGES: Mapping[str, tuple[str, str, str]] = {
         "LDS",
         "Are the scores right?",
         (
-            "Models were retrained on random subsets of the training data. The linear datamodeling score asks whether a "
-            "method's summed scores rank those models as retraining did."
+            "Models were retrained on random subsets of the training data. The linear datamodeling score asks whether "
+            "a method's summed scores rank those models as retraining did."
         ),
     ),
     "brittleness": (

@@ -78,7 +78,7 @@ def query_facts(sources: Sequence[Source], ids: Ids) -> QueryFacts:
     ]
     told = [_probabilities(source, place, ids) for source, place in zip(sources, places, strict=True)]
     known = [found for found in told if found is not None]
-    loss = np.mean(last, axis=0, dtype=np.float64)
+    loss: Floats = np.stack(last).mean(0, dtype=np.float64)
     if known:
         return _from_probabilities(ids, labels, known, loss)
     return _from_flags(ids, labels, sources, places, loss)
@@ -115,7 +115,7 @@ def _runs(count: int) -> str:
 
 
 def _probabilities(source: Source, places: npt.NDArray[np.int64], ids: Ids) -> Floats | None:
-    """(Q, C) of one run after training: as recorded, else from its last checkpoint; ``None`` where neither is at hand."""
+    """(Q, C) of one run after training, as recorded or from its last checkpoint; ``None`` where neither is at hand."""
     trace = source.trace
     if len(trace.rows) - 1 in trace.anchors:
         try:

@@ -70,16 +70,22 @@ def read_curves(path: Path) -> list[Evidence]:
         CorruptFileError: it is not there, or something else.
     """
     file = path / "curve.csv" if path.is_dir() else path
+    rows = _rows(file, ("target", *CurvePoint._fields))
     targets: dict[str, list[CurvePoint]] = {}
-    for row in _rows(file, ("target", "method", "budget", "size", "seed", "accuracy")):
-        point = CurvePoint(
-            row["method"], float(row["budget"]), int(row["size"]), int(row["seed"]), float(row["accuracy"])
-        )
-        targets.setdefault(row["target"], []).append(point)
+    try:
+        for row in rows:
+            targets.setdefault(row["target"], []).append(_point(row))
+    except ValueError as error:
+        raise CorruptFileError(f"{file} is no table of coreset curves: {error}.") from error
     return [
         Evidence(Curve(tuple(points), max(point.size for point in points), 0, {}), _curve_made(file, target), target)
         for target, points in targets.items()
     ]
+
+
+def _point(row: Mapping[str, str]) -> CurvePoint:
+    share, accuracy = float(row["budget"]), float(row["accuracy"])
+    return CurvePoint(row["method"], share, int(row["size"]), int(row["seed"]), accuracy)
 
 
 def _curve_made(file: Path, target: str) -> Provenance:
@@ -131,8 +137,9 @@ def read_texts(path: Path) -> dict[int, str]:
     Raises:
         CorruptFileError: it is not there, or something else.
     """
+    rows = _rows(path, ("id", "text"))
     try:
-        return {int(row["id"]): row["text"] for row in _rows(path, ("id", "text"))}
+        return {int(row["id"]): row["text"] for row in rows}
     except ValueError as error:
         raise CorruptFileError(f"{path}: ids must be whole numbers ({error}).") from error
 
@@ -145,7 +152,6 @@ def _rows(file: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
         raise CorruptFileError(f"{file} cannot be read as a table: {error}.") from error
     absent = [name for name in needed if not rows or rows[0].get(name) is None]
     if absent:
-        raise CorruptFileError(
-            f"{file} must be a table with columns {', '.join(needed)}; {', '.join(absent)} is amiss."
-        )
+        named = f"columns {', '.join(needed)}"
+        raise CorruptFileError(f"{file} must be a table with {named}, and rows; it lacks {', '.join(absent)}.")
     return rows

@@ -148,7 +148,7 @@ def _estimate(
     sample = [places[i] for i in chosen]
     files, _ = _encode_all(parts, sample, size, q)
     share = sum(ids.size for _, ids in places) / sum(ids.size for _, ids in sample)
-    return sum(map(len, files)) * share
+    return float(sum(map(len, files)) * share)
 
 
 def _encode_all(

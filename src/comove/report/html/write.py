@@ -94,16 +94,15 @@ def write_report(
     fingerprint = check_data(given, dataset)
     for name, one in named.items():
         check_scores(name, one, given[0], fingerprint)
-    for one in evidence:
-        check_provenance("A measured result", one.provenance, fingerprint)
+    for measured in evidence:
+        check_provenance("A measured result", measured.provenance, fingerprint)
     content = _Content(given, dataset, named, evidence, texts, top, most, limit)
     made = Provenance("", command, None, content.name, fingerprint, versions())
     payload = content.payload(title or f"{content.name}: what predictions depend on", made, sources or {})
     target = Path(path)
     new_folder(target.parent)
-    write_bytes(
-        target, _render(payload, content.blocks(), content.sheets.encoded if content.sheets else ()).encode("utf-8")
-    )
+    sheets = () if content.sheets is None else content.sheets.encoded
+    write_bytes(target, _render(payload, content.blocks(), sheets).encode("utf-8"))
     return target
 
 
