@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs bench clean
+DATA ?= ../shared/data
+
+.PHONY: demo test lint docs bench study-report clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready  ## the main job on embedded real data, about a minute; open demo/index.html
@@ -19,11 +21,14 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 docs: $(VENV)/.ready
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.ready  ## speed against limits, written to benchmarks/results/
-	$(BIN)/python benchmarks/correlation.py
+bench: $(VENV)/.ready  ## speed and quality, written to benchmarks/results/: an hour, on a machine with nothing else to do
+	$(BIN)/python benchmarks/correlation.py --full
+	$(BIN)/python benchmarks/recording.py
+	$(BIN)/python benchmarks/coresets.py
+	$(BIN)/python benchmarks/coreset_curves.py digits
+	$(BIN)/python benchmarks/attribution.py --data-dir $(DATA)
 
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -31,7 +36,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV) \
 		|| { $(PYTHON) -m pip install --user uv && $(PYTHON) -m uv venv --seed $(VENV); }
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test,docs]'
 	@touch $@
 
 clean:

@@ -48,9 +48,7 @@ def visit(browser: Any) -> Iterator[Open]:
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on(
-            "console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None
-        )
+        page.on("console", lambda message: faults.extend([message.text] * (message.type == "error")))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(path.as_uri() + anchor)
         return page

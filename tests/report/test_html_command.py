@@ -75,7 +75,8 @@ def test_two_files_of_one_method_keep_both(runs: Sequence[Run], tmp_path: Path) 
     for number, run in enumerate(runs):
         CLD().fit(run).attribute().save(tmp_path / str(number) / "cld.safetensors")
     words = ("--scores", tmp_path / "0", tmp_path / "1" / "cld.safetensors", "--out", tmp_path / "r.html")
-    assert comove_("report", runs[0].path, *words).exit_code == 0
+    result = comove_("report", runs[0].path, *words)
+    assert result.exit_code == 0, result.stderr
     assert [method["name"] for method in payload(tmp_path / "r.html")["methods"]] == ["cld", "cld [1/cld]"]
 
 
