@@ -30,6 +30,9 @@ bench: $(VENV)/.ready  ## speed and quality, written to benchmarks/results/: an 
 	$(BIN)/python benchmarks/coreset_curves.py digits
 	$(BIN)/python benchmarks/attribution.py --data-dir $(DATA)
 
+study-report: $(VENV)/.ready  ## docs/study.md and its figures, from benchmarks/results/cifar10-resnet9/
+	$(BIN)/python benchmarks/cifar10/study.py --step report
+
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "comove needs Python 3.11 or newer; say which with: make PYTHON=python3.12"; exit 1; }

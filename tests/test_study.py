@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from comove.attribution import Scores
 from comove.errors import FingerprintError
 from comove.evaluation import RetrainingBank, brittleness, linear_datamodeling_score, subsets
 from comove.execution import Serial
+from comove.store import write_json
 from comove.training import Run
 from comove.training.loop import one_thread
 
@@ -102,6 +104,20 @@ def test_a_study_under_way_is_published_as_far_as_it_is(parts: _Parts, tmp_path:
             f"Not run at this size: `python benchmarks/cifar10/study.py --size tiny --step {step} --folder DIR`" in page
         )
     assert page.count("**not measured**") == 8
+
+
+def test_the_goal_of_the_trainer_is_judged_by_what_was_measured(parts: _Parts, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "results" / "tiny", tmp_path / "paper")
+    entry = {"seconds at alpha 0.5": 4.0, "images a second": 160_000.0, "share of the limit": 0.35, "accuracy": 0.93}
+    for seconds, verdict in ((7.5, "met: 7.5 s, 93.00%"), (9.0, "not met: 9.0 s, 93.00%")):
+        measured = {"one-by-one": {**entry, "seconds": 20.0}, "captured": {**entry, "seconds": seconds}}
+        write_json(tmp_path / "paper" / "speed.json", {**measured, "compiled": {"refused": "no compiler"}})
+        parts.page.write_page(tmp_path, tmp_path / "study.md", ("paper",), bootstrap=20)
+        page = (tmp_path / "study.md").read_text()
+        assert f"is {verdict}." in page
+        assert "| captured | " in page
+        assert "35.0%" in page
+        assert "refused: no compiler" in page
 
 
 def test_what_is_published_holds_no_path(finished: Path) -> None:

@@ -16,6 +16,7 @@ from comove.data import Splits
 from comove.evaluation import LDS, Curve
 from comove.report import Suspects, write_report
 from comove.report.html.lists import top_lists
+from comove.report.html.thumbnails import pixels
 from comove.trace import Trace
 from comove.training import Run
 
@@ -127,6 +128,23 @@ def test_choosing_a_query_shows_its_tops_and_bottoms_by_each_method_with_scores(
         assert f"id {id_}, score" in text
         assert float(text.split("score ")[1].split(";")[0].replace("\u2212", "-")) == pytest.approx(score, rel=6e-3)
     drawn(page, ".example canvas")
+
+
+def test_every_picture_is_that_of_its_example(visit: Open, report: Path, small_digits: Splits) -> None:
+    page = visit(report)
+    page.locator(".card").nth(30).click()
+    drawn(page, ".example canvas")
+    found = page.locator(".example").evaluate_all(
+        """(all) => all.map((one) => {
+          const canvas = one.querySelector("canvas");
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          return [Number(one.title.match(/id (\\d+),/)[1]), Array.from(data)];
+        })"""
+    )
+    assert len(found) == 30
+    for id_, values in found:
+        wanted = pixels(small_digits.train, np.array([id_]))[0]
+        np.testing.assert_array_equal(np.array(values).reshape(8, 8, 4)[..., :3], wanted)
 
 
 def test_examples_in_the_lists_of_several_methods_are_marked_with_how_many(
@@ -316,8 +334,8 @@ def test_it_prints_the_chosen_query_with_its_pictures(visit: Open, report: Path)
 
 def test_markup_in_names_and_texts_is_shown_and_never_run(visit: Open, evil_report: Path, evil: str) -> None:
     page = visit(evil_report)
-    dialogs: list[str] = []
-    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    dialogs: list[Any] = []
+    page.on("dialog", lambda dialog: dialogs.extend([dialog.message]))
     scripts = page.locator("script").count()
     for tab in page.locator("[role=tab]").all():
         tab.click()
@@ -365,4 +383,5 @@ def thousand(splits: Splits) -> tuple[Trace, list[Scores]]:
     losses = [rng.lognormal(size=shape).astype(np.float32) for shape in shapes]
     trace = Trace.from_arrays(train_losses=losses[0], query_losses=losses[1], **ids, **labels)
     values = rng.normal(size=(6, shapes[0][1], shapes[1][1])).astype(np.float32)
-    return trace, [Scores(part, **ids, method=f"method {m}", **labels) for m, part in enumerate(values)]
+    own: dict[str, Any] = {**ids, **labels}
+    return trace, [Scores(part, method=f"method {m}", **own) for m, part in enumerate(values)]

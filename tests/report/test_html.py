@@ -372,6 +372,11 @@ def test_no_place_for_anything_is_refused(
         write_report(tmp_path / "r.html", run, scores[0], **changes)
 
 
+def test_scores_without_queries_are_refused(run: Run, scores: tuple[Scores, ...], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="scores of at least one query; these have none"):
+        write_report(tmp_path / "r.html", run, scores[0].subset(query_ids=np.zeros(0, np.int64)))
+
+
 def test_a_result_without_a_page_is_refused(run: Run, scores: tuple[Scores, ...], tmp_path: Path) -> None:
     with pytest.raises(InputTypeError, match=r"A report shows LDS, .*; got dict"):
         write_report(tmp_path / "r.html", run, scores[0], [{}])
@@ -411,7 +416,7 @@ def test_a_table_of_suspects_keeps_the_order_of_its_rows(tmp_path: Path) -> None
     )
     first, second = read_suspects(tmp_path).result  # type: ignore[misc]
     assert isinstance(first, Suspects)
-    assert (first.ids.tolist(), first.note, second.method) == ([5, 2], "low", "loss")  # type: ignore[union-attr]
+    assert (first.ids.tolist(), first.note, second.method) == ([5, 2], "low", "loss")
     assert first.suggested is not None
     assert first.known is not None
     assert (first.suggested.tolist(), first.known.tolist()) == ([3, -1], [True, False])

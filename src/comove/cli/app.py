@@ -10,10 +10,10 @@ import functools
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from rich.console import Console
@@ -56,15 +56,24 @@ class ListCommand(TyperCommand):
         """Write every list option once a value, as the parser knows it."""
         flags = {flag for entry in self.params if getattr(entry, "multiple", False) for flag in entry.opts}
         has_arguments = any(isinstance(entry, TyperArgument) for entry in self.params)
-        rest: list[str] = super().parse_args(ctx, list(_one_value_each(args, flags, has_arguments)))
+        hints = inspect.unwrap(self.callback).__annotations__ if self.callback is not None else {}
+        files = {flag for entry in self.params if _names_files(hints.get(entry.name)) for flag in entry.opts}
+        rest: list[str] = super().parse_args(ctx, list(_one_value_each(args, flags, has_arguments, files)))
         return rest
 
 
-def _one_value_each(words: Sequence[str], flags: set[str], has_arguments: bool) -> Iterator[str]:
+def _names_files(hint: object) -> bool:
+    """Whether an option's values are files or folders."""
+    return hint is Path or any(map(_names_files, get_args(hint)))
+
+
+def _one_value_each(
+    words: Sequence[str], flags: set[str], has_arguments: bool, files: Collection[str] = ()
+) -> Iterator[str]:
     current, first = None, False
     for word in words:
         flag, equals, value = word.partition("=")
-        is_path = has_arguments and not first and ("/" in word or Path(word).exists())
+        is_path = has_arguments and not first and current not in files and ("/" in word or Path(word).exists())
         if word.startswith("--") and flag in flags:
             current, first = flag, True
             if equals:

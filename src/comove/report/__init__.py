@@ -2,8 +2,9 @@
 
 from comove.report.alignment_figure import diagnosis_figure
 from comove.report.brittleness_figures import brittleness_figure, counterfactual_figure
+from comove.report.curve_figures import curve_figure
 from comove.report.drawing import save_figure
-from comove.report.figures import coreset_gallery, curve_figure, influence_grid, thumbnail, trajectories
+from comove.report.figures import coreset_gallery, influence_grid, thumbnail, trajectories
 from comove.report.html import Evidence, Provenance, Suspects, write_report
 from comove.report.lds_figures import lds_bars, lds_curves, lds_figure
 from comove.report.mislabel_figures import detection_figure, suspicion_gallery

@@ -12,15 +12,14 @@ from comove.attribution import Scores
 from comove.coreset import Coreset
 from comove.data import ExampleSet, Splits, positions_of
 from comove.errors import InputError
-from comove.evaluation import Curve
-from comove.report.drawing import COLOURS, HELP, HURT, literal, new_figure
+from comove.report.drawing import HELP, HURT, literal, new_figure
 from comove.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["coreset_gallery", "curve_figure", "influence_grid", "thumbnail", "trajectories"]
+__all__ = ["coreset_gallery", "influence_grid", "thumbnail", "trajectories"]
 
 MOST_CLASSES = 20
 """Rows of a gallery: a picture of a thousand classes could not be drawn."""
@@ -98,34 +97,6 @@ def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure
     title = f"Losses that co-move with query {query} ({scores.method})"
     axes.set(xlabel="epoch", ylabel="loss (nats)", title=literal(title))
     axes.set_yscale("log")
-    axes.legend(frameon=False)
-    return figure
-
-
-def curve_figure(curve: Curve) -> Figure:
-    """Accuracy against coreset size, mean and standard deviation over seeds, full data dashed."""
-    figure = new_figure(6.4, 4.2)
-    axes = figure.subplots()
-    rows = curve.summary()
-    methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != "full data"]
-    for colour, method in zip(COLOURS * len(methods), methods, strict=False):
-        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["budget"])
-        style = "--" if method == "random" else "-"
-        deviation = np.nan_to_num([row["std"] for row in own])
-        axes.errorbar(
-            [100 * row["budget"] for row in own],
-            [row["mean"] for row in own],
-            yerr=deviation,
-            label=literal(method),
-            color=colour,
-            linestyle=style,
-            marker="o",
-            capsize=3,
-        )
-    for row in rows:
-        if row["method"] == "full data":
-            axes.axhline(row["mean"], color="black", linestyle=":", label="full data")
-    axes.set(xlabel="share of the training data kept (%)", ylabel=f"accuracy on {curve.n_query:,} queries")
     axes.legend(frameon=False)
     return figure
 

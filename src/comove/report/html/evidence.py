@@ -36,7 +36,7 @@ class Suspects:
 
     method: str
     ids: Ids
-    scores: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.floating[Any]]
     suggested: Ids | None = None
     known: npt.NDArray[np.bool_] | None = None
     note: str = ""

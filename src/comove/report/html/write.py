@@ -6,11 +6,8 @@ Labels and texts are data: they reach the page as JSON and are only ever set as 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,10 @@ from comove.report.html.checks import check_data, check_ids, check_provenance, c
 from comove.report.html.evidence import Evidence, Suspects, as_evidence, by_page
 from comove.report.html.figures import PAGES, figures_of
 from comove.report.html.lists import TopLists, top_lists
-from comove.report.html.packing import json_for_script, json_ids, packed
+from comove.report.html.packing import json_ids, packed
 from comove.report.html.provenance import Provenance, of_run
 from comove.report.html.queries import QueryFacts, query_facts, spread
+from comove.report.html.render import render
 from comove.report.html.thumbnails import Sheets, is_image, sheets_of
 from comove.report.html.trajectories import Trajectories, trajectories_of
 from comove.sources import Source, SourceLike, as_sources
@@ -35,8 +33,6 @@ from comove.store import new_folder, versions, write_bytes
 
 __all__ = ["write_report"]
 
-STYLES = ("base.css", "queries.css", "pages.css")
-SCRIPTS = ("data.js", "dom.js", "charts.js", "grid.js", "detail.js", "pages.js", "main.js")
 LIMIT = 20_000_000
 RESERVE = 200_000
 """Bytes for the page's own code and what little is not counted."""
@@ -102,7 +98,7 @@ def write_report(
     target = Path(path)
     new_folder(target.parent)
     sheets = () if content.sheets is None else content.sheets.encoded
-    write_bytes(target, _render(payload, content.blocks(), sheets).encode("utf-8"))
+    write_bytes(target, render(payload, content.blocks(), sheets).encode("utf-8"))
     return target
 
 
@@ -125,6 +121,8 @@ class _Content:
         self.splits = dataset if dataset is not None else _data_of(self.first)
         self.pages = by_page(evidence)
         every = np.unique(np.concatenate([one.query_ids for one in named.values()]))
+        if not every.size:
+            raise InputError("A report needs scores of at least one query; these have none.")
         labels = self.first.query_labels
         if labels is not None:
             labels = labels[positions_of(every, self.first.query_ids, "query ids")]
@@ -308,31 +306,3 @@ def _method(name: str, scores: Scores) -> dict[str, Any]:
 def _run_name(source: Source, count: int) -> str:
     seed = "" if source.run is None else f", seed {source.run.seed}"
     return f"run 1 of {count}{seed}" if count > 1 else f"the run{seed}"
-
-
-def _render(payload: Mapping[str, Any], blocks: Mapping[str, str], sheets: Sequence[str]) -> str:
-    import jinja2
-
-    folder = resources.files("comove.report.html") / "parts"
-    style, script = (
-        "".join((folder / name).read_text(encoding="utf-8") for name in names) for names in (STYLES, SCRIPTS)
-    )
-    script = f'(() => {{\n"use strict";\n{script}\n}})();\n'
-    style = "\n" + style
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((folder / "report.html").read_text(encoding="utf-8"))
-    return template.render(
-        title=payload["title"],
-        style=style,
-        script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        payload=json_for_script(payload),
-        blocks=blocks,
-        sheets=sheets,
-    )
-
-
-def _hash(text: str) -> str:
-    """What a content security policy knows an inline element by."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,171 @@
+"""The claims of the CLD paper's appendix F, held to what was measured: each verdict is computed, with its rule.
+
+Verdicts: ``holds``, ``does not hold``, ``undecided`` (the intervals allow both) and ``not measured``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from comove.evaluation import LDS, Brittleness, paired_difference
+from comove.evaluation.lds.result import alpha_name
+from comove.evaluation.lds.uncertainty import recentred_interval
+
+__all__ = ["HOLDS", "PAPER_CLD", "Claim", "claims_of"]
+
+HOLDS, FAILS, UNDECIDED, UNMEASURED = "holds", "does not hold", "undecided", "not measured"
+PAPER_CLD = "cld(rows=epochs)"
+CLOSE = 0.05
+"""Two methods whose LDS differ by less are taken to be as good."""
+REMOVED = 800
+REMOVED_SHARE = 800 / 50_000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, by which rule it was judged, the verdict, and the figures behind it, a sentence each."""
+
+    text: str
+    rule: str
+    verdict: str
+    because: tuple[str, ...]
+    about_flips: bool = False
+
+
+def claims_of(results: Sequence[LDS], removed: Brittleness | None, n_train: int) -> list[Claim]:
+    """Judge every claim.
+
+    Args:
+        results: of one output, at every sampling ratio that was measured.
+        removed: the brittleness measurement.
+        n_train: N.
+    """
+    return [_tracks(results), _narrows(results), _drops(results), _flips(removed, n_train)]
+
+
+def _find(results: Sequence[LDS], start: str, alpha: float) -> LDS | None:
+    return next((r for r in results if r.alpha == alpha and str(r.method).startswith(start)), None)
+
+
+def _alphas(results: Sequence[LDS]) -> tuple[list[float], float | None]:
+    """The ratios of random subsets, ascending, and (N-1)/N where it was measured."""
+    alphas = sorted({float(r.alpha or 0) for r in results})
+    corner = alphas.pop() if alphas and alpha_name(alphas[-1]).startswith("1-1/") else None
+    return alphas, corner
+
+
+def _signed(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+
+
+def _tracks(results: Sequence[LDS]) -> Claim:
+    text = "CLD-inf aligns closely with TracIn and TRAK (F, figure 8a)."
+    rule = (
+        "By paired differences of the LDS at each ratio of random subsets. Holds if the paper's CLD-inf is less than "
+        f"{CLOSE} below both TracIn and TRAK at every ratio, the whole intervals being so; does not hold if at every "
+        "ratio it is decidedly below one of them, and not as close."
+    )
+    near, below, told = [], [], []
+    for alpha in _alphas(results)[0]:
+        ours = _find(results, PAPER_CLD, alpha)
+        others = [r for start in ("tracin", "trak") if (r := _find(results, start, alpha)) is not None]
+        if ours is None or len(others) < 2:
+            continue
+        gaps = [paired_difference(ours, other) for other in others]
+        near.append(all(gap.interval[0] > -CLOSE for gap in gaps))
+        below.append(not near[-1] and any(gap.interval[1] < 0 for gap in gaps))
+        told += [f"alpha {alpha:g}: CLD-inf less {g.other} {_signed(g.mean, g.interval)}." for g in gaps]
+    if not below:
+        return Claim(text, rule, UNMEASURED, ())
+    verdict = HOLDS if all(near) else FAILS if all(below) else UNDECIDED
+    return Claim(text, rule, verdict, tuple(told))
+
+
+def _narrows(results: Sequence[LDS]) -> Claim:
+    text = "The gap between CLD-inf and the costly methods narrows as alpha grows (F)."
+    rule = (
+        "The gap is the LDS of TRAK, or of TracIn, less that of CLD-inf. Holds if for both the gap at the lowest ratio "
+        "exceeds that at the highest ratio of random subsets decidedly; does not hold if for one it decidedly falls "
+        "short; and there must be a gap above 0 at the lowest ratio to begin with."
+    )
+    alphas = _alphas(results)[0]
+    verdicts, told = [], []
+    for start in ("trak", "tracin"):
+        ends = [(_find(results, start, a), _find(results, PAPER_CLD, a)) for a in (alphas[:1] + alphas[-1:])]
+        if len(alphas) < 2 or any(one is None or other is None for one, other in ends):
+            continue
+        gaps = [paired_difference(one, other) for one, other in ends]  # type: ignore[arg-type]
+        low, high = (one.resamples - other.resamples for one, other in ends)  # type: ignore[union-attr,operator]
+        change = gaps[0].mean - gaps[1].mean
+        interval = recentred_interval(low - high, change, 0.95, limit=4.0)  # the two ratios' subsets are independent
+        told.append(
+            f"{gaps[0].method}: {_signed(gaps[0].mean, gaps[0].interval)} at alpha {alphas[0]:g}, "
+            f"{_signed(gaps[1].mean, gaps[1].interval)} at {alphas[-1]:g}; narrower by {_signed(change, interval)}."
+        )
+        if interval[1] < 0 or gaps[0].interval[1] < 0:
+            verdicts.append(FAILS)
+        else:
+            verdicts.append(HOLDS if interval[0] > 0 and gaps[0].mean > 0 else UNDECIDED)
+    if not verdicts:
+        return Claim(text, rule, UNMEASURED, ())
+    verdict = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
+    return Claim(text, rule, verdict, tuple(told))
+
+
+def _drops(results: Sequence[LDS]) -> Claim:
+    text = "LDS drops at alpha = (N-1)/N (F)."
+    rule = (
+        "Methods whose LDS at the highest ratio of random subsets is decidedly above 0 are asked. Holds if for each "
+        "the LDS at (N-1)/N is decidedly lower; does not hold if for one the whole interval of the drop is below "
+        f"{CLOSE}."
+    )
+    alphas, corner = _alphas(results)
+    lower, same, told = [], [], []
+    for before in (r for r in results if alphas and corner is not None and r.alpha == alphas[-1]):
+        after = next((r for r in results if r.alpha == corner and r.method == before.method), None)
+        if after is None or "control" in str(before.method) or before.interval is None or not before.interval[0] > 0:
+            continue
+        drop = before.mean - after.mean
+        if before.resamples is None or after.resamples is None or math.isnan(drop):
+            continue
+        interval = recentred_interval(before.resamples - after.resamples, drop, 0.95, limit=2.0)
+        lower.append(interval[0] > 0)
+        same.append(interval[1] < CLOSE)
+        told.append(
+            f"{before.method}: {before.mean:.3f} at {alphas[-1]:g}, {after.mean:.3f} at (N-1)/N, a drop of "
+            f"{_signed(drop, interval)}."
+        )
+    if not lower:
+        return Claim(text, rule, UNMEASURED, ())
+    verdict = HOLDS if all(lower) else FAILS if any(same) else UNDECIDED
+    return Claim(text, rule, verdict, tuple(told))
+
+
+def _flips(removed: Brittleness | None, n_train: int) -> Claim:
+    text = f"Removing the {REMOVED} highest-scored examples (1.6 % of the data) flips over half of the queries (F.1)."
+    rule = (
+        "Judged for CLD-inf at the k nearest to 1.6 % of the training data. Holds if the interval of the flip rate "
+        "lies above one half, does not hold if below. Beside it: what retraining alone and random removal flip."
+    )
+    if removed is None or PAPER_CLD not in removed.methods:
+        return Claim(text, rule, UNMEASURED, (), about_flips=True)
+    wanted = REMOVED_SHARE * n_train
+    k = min(removed.ks, key=lambda each: abs(np.log(each / wanted)))
+    rate = removed.rate(PAPER_CLD, k)
+    told = [f"CLD-inf, k = {k} ({k / n_train:.1%} of {n_train:,}): {_rate(rate)} of {len(removed.query_ids)} queries."]
+    others = [name for name in removed.methods if name != PAPER_CLD]
+    told += [f"{name}, k = {k}: {_rate(removed.rate(name, k))}." for name in others]
+    told.append(f"Nothing removed: {_rate(removed.noise)}.")
+    if REMOVED in removed.ks and k != REMOVED:
+        told.append(f"CLD-inf, k = {REMOVED} ({REMOVED / n_train:.0%}): {_rate(removed.rate(PAPER_CLD, REMOVED))}.")
+    verdict = HOLDS if rate.low > 0.5 else FAILS if rate.high < 0.5 else UNDECIDED
+    return Claim(text, rule, verdict, tuple(told), about_flips=True)
+
+
+def _rate(estimate: tuple[float, float, float]) -> str:
+    value, low, high = estimate
+    return f"{value:.0%}" if math.isnan(low) else f"{value:.0%} [{low:.0%}, {high:.0%}]"

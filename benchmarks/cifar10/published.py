@@ -1,0 +1,154 @@
+"""What of a study goes into the repository: a few MB from which every table and figure can be made again.
+
+    study.json              what was declared, where it was computed, what it took, how far it is
+    bank-PLAN.safetensors   the retrained models' logits on the queries (float16) and the subsets
+    ranks.safetensors       for each method and plan, the ranks of the summed scores: all that the LDS asks of them
+    brittleness.safetensors, curves.json, speed.json
+
+Shape suffixes: C subsets, Q queries, R models of a subset.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from digests import Digest, file_of
+from scipy.stats import rankdata
+from steps import Sitting, truth_plans
+
+from comove.evaluation import LDS, Brittleness, GroundTruth, RetrainingBank
+from comove.evaluation.lds.from_bank import alpha_of
+from comove.store import new_folder, read_checked, read_json, write_checked, write_json
+
+__all__ = ["Published", "publish"]
+
+FEWEST_SUBSETS = 20
+"""Of a truth whose first seed is not complete: fewer subsets say too little."""
+COPIED = ("brittleness.safetensors", "curves.json", "speed.json")
+
+
+def publish(at: Sitting, folder: Path) -> None:
+    """Write what there is of a study, in compact form; it may be under way."""
+    new_folder(folder)
+    progress = {}
+    for plan, seeds in truth_plans(at.study, at.splits):
+        if not (at.folder / "bank" / "plans" / f"{plan.name}.safetensors").exists():
+            continue
+        bank = at.bank("bank", plan, seeds)
+        progress[plan.name] = {"models": len(bank.jobs) - len(bank.pending), "of": len(bank.jobs)}
+        if progress[plan.name]["models"]:
+            bank.compact(folder / f"bank-{plan.name}.safetensors", "float16")
+    _write_ranks(at, folder / "ranks.safetensors")
+    for name in COPIED:
+        if (at.folder / name).exists():
+            shutil.copyfile(at.folder / name, folder / name)
+    machine = at.folder / "machine.json"
+    content = {
+        "declared": at.study.declared(),
+        "data": {"name": at.splits.name, "fingerprint": at.splits.fingerprint, "train": len(at.splits.train)},
+        "queries": len(at.splits.query),
+        "machine": read_json(machine) if machine.exists() else {},
+        "costs": at.book.entries,
+        "progress": progress,
+    }
+    write_json(folder / "study.json", content)
+
+
+def _write_ranks(at: Sitting, file: Path) -> None:
+    arrays, methods = {}, []
+    for label in at.study.labels:
+        kept = file_of(at.folder / "scores", label)
+        if not kept.exists():
+            continue
+        found = Digest.load(kept)
+        for plan, sums_CQ in found.sums.items():  # halves at most, from ties: exact in float16 up to C = 1,024
+            arrays[f"{len(methods)}.{plan}"] = rankdata(sums_CQ, axis=0).astype(np.float16)
+        methods.append({"method": label, "info": dict(found.info)})
+    if methods:
+        write_checked(file, arrays, {"methods": methods})
+
+
+@dataclass(frozen=True)
+class Published:
+    """A study as it lies in the repository."""
+
+    folder: Path
+
+    @property
+    def there(self) -> bool:
+        """Whether anything of it was published."""
+        return (self.folder / "study.json").exists()
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What ``study.json`` says."""
+        return read_json(self.folder / "study.json")
+
+    @property
+    def costs(self) -> Mapping[str, Any]:
+        """The book of costs."""
+        costs: Mapping[str, Any] = self.content["costs"]
+        return costs
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file of it; empty where it is not there."""
+        return read_json(self.folder / name) if (self.folder / name).exists() else {}
+
+    @cached_property
+    def brittleness(self) -> Brittleness | None:
+        """What removals did."""
+        file = self.folder / "brittleness.safetensors"
+        return Brittleness.load(file) if file.exists() else None
+
+    @cached_property
+    def banks(self) -> list[RetrainingBank]:
+        """The ground truths, the lowest sampling ratio first."""
+        files = sorted(self.folder.glob("bank-*.safetensors"))
+        return sorted((RetrainingBank.load(file) for file in files), key=alpha_of)
+
+    def lds(self, output: str, bootstrap: int = 1000) -> list[LDS]:
+        """The LDS of every method at every sampling ratio, by what is finished; see :func:`finished`."""
+        file = self.folder / "ranks.safetensors"
+        if not file.exists():
+            return []
+        ranks, header = read_checked(file)
+        labels = [entry["method"] for entry in header["methods"]]
+        results: list[LDS] = []
+        for bank in self.banks:
+            chosen = finished(bank.outputs(output))
+            (plan,) = bank.plans
+            own = [(i, label) for i, label in enumerate(labels) if f"{i}.{plan}" in ranks]
+            if chosen is None or not own:
+                continue
+            rows, seeds = chosen
+            truth = GroundTruth(
+                bank.masks[rows],
+                bank.outputs(output)[rows, :seeds],
+                bank.query_ids,
+                output=output,
+                alpha=alpha_of(bank),
+                bootstrap=bootstrap,
+            )
+            predicted = [ranks[f"{i}.{plan}"][rows].astype(np.float64) for i, _ in own]
+            results += truth.lds(predicted, [label for _, label in own])
+        return results
+
+
+def finished(outputs_CRQ: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], int] | None:
+    """Which subsets, and how many seeds, can be measured on: as many whole seeds as there are, of all subsets.
+
+    While the first seed is under way: its finished subsets, if they are enough.
+    """
+    done_CR = ~np.isnan(outputs_CRQ[:, :, 0])
+    whole = int(np.cumprod(done_CR.all(0)).sum())
+    if whole:
+        return np.arange(len(done_CR)), whole
+    rows = np.flatnonzero(done_CR[:, 0])
+    return (rows, 1) if rows.size >= FEWEST_SUBSETS else None

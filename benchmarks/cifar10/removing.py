@@ -1,0 +1,119 @@
+"""Brittleness, query by query: what is finished can be published, and a slice goes on with the next query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from digests import Digest, as_scores, file_of
+from slices import SliceEndedError
+from steps import Sitting, note_machine
+
+from comove.data import Ids
+from comove.evaluation import RetrainingBank
+from comove.evaluation.removals.prediction import measure_brittleness
+from comove.evaluation.removals.removal import Removal, plan_removal
+from comove.evaluation.subsets import everything, without
+
+__all__ = ["brittleness_of", "remove"]
+
+BANK = "removal-bank"
+
+
+@dataclass(frozen=True)
+class _ByQuery:
+    """Retraining in one bank, with a plan of subsets for each query.
+
+    Attributes:
+        at: the sitting.
+        places: positions in the bank's queries of those asked about.
+    """
+
+    at: Sitting
+    places: npt.NDArray[np.int64]
+
+    def _run(self, bank: RetrainingBank) -> npt.NDArray[np.float32]:
+        before = len(bank.pending)
+        if before:
+            self.at.clock.check()
+            bank.run(executor=self.at.executor, device=self.at.device)
+            self.at.book.add("brittleness", models=before - len(bank.pending))
+            if bank.pending:
+                raise SliceEndedError
+        return bank.logits()
+
+    def full(self, models: int) -> npt.NDArray[np.float32]:
+        """Logits (models, Q, classes) of models of all training examples."""
+        return self._run(self.at.bank(BANK, everything(), models))[0][:models, self.places]
+
+    def without(self, removed: Sequence[Ids], queries: Sequence[int], models: int) -> npt.NDArray[np.float32]:
+        """Logits (C, models, classes) of models without each removed set, on its own query."""
+        found: list[Any] = [None] * len(removed)
+        for query in dict.fromkeys(queries):
+            own = [i for i, q in enumerate(queries) if q == query]
+            logits_CRQc = self._run(self.at.bank(BANK, without([removed[i] for i in own]), models))
+            for i, logits_RQc in zip(own, logits_CRQc, strict=True):
+                found[i] = logits_RQc[:models, self.places[query]]
+        return np.stack(found)
+
+
+def order_of_queries(at: Sitting) -> Ids:
+    """The queries in a fixed random order, so that the first few are a fair sample."""
+    return np.random.default_rng(0xB217).permutation(at.splits.query.ids)[: at.study.removals.queries]
+
+
+def remove(at: Sitting) -> None:
+    """Retrain without the highest-scored examples, a query at a time; ``brittleness.safetensors`` grows with it."""
+    file, ids = at.folder / "brittleness.safetensors", order_of_queries(at)
+    removal = _removal(at, ids)
+    done = _finished(file)
+    for number in range(done, ids.size):
+        try:
+            _measured(at, removal, ids[number : number + 1])
+        except SliceEndedError:
+            if number > done:
+                _measured(at, removal, ids[:number]).save(file)
+            raise
+    if done < ids.size:
+        _measured(at, removal, ids).save(file)
+    note_machine(at)
+
+
+def _finished(file: Any) -> int:
+    from comove.evaluation import Brittleness
+
+    return len(Brittleness.load(file).query_ids) if file.exists() else 0
+
+
+def _removal(at: Sitting, ids: Ids) -> Removal:
+    scores = {}
+    for label in at.study.removals.methods:
+        found = Digest.load(file_of(at.folder / "scores", label))
+        scores[label] = as_scores(found, at.splits.train.ids)
+    return plan_removal(scores, at.splits, max(at.study.removals.ks), queries=ids, controls=True, seed=0)
+
+
+def _measured(at: Sitting, removal: Removal, ids: Ids) -> Any:
+    """The brittleness of some queries; what is not trained yet is."""
+    study, q = at.study.removals, np.flatnonzero(np.isin(removal.query_ids, ids))
+    some = replace(
+        removal,
+        orders=removal.orders[:, q],
+        in_class=removal.in_class[:, q],
+        class_sizes=removal.class_sizes[q],
+        query_ids=removal.query_ids[q],
+        query_labels=removal.query_labels[q],
+    )
+    retraining = _ByQuery(at, at.splits.query.positions(some.query_ids))
+    return measure_brittleness(some, study.ks, retraining, seeds=study.seeds, base_seeds=study.base_seeds)
+
+
+def brittleness_of(at: Sitting) -> Any:
+    """What is finished."""
+    from comove.evaluation import Brittleness
+
+    file = at.folder / "brittleness.safetensors"
+    return Brittleness.load(file) if file.exists() else None
