@@ -8,9 +8,7 @@ owner's sign of life counts: it touches ``driver.json`` every few seconds. Reade
 from __future__ import annotations
 
 import os
-import shlex
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from comove.errors import CorruptFileError, LockedError, StorageError
-from comove.store import read_json, write_json
+from comove.store import command_line, read_json, write_json
 
 __all__ = ["Owner", "driver_lock", "lives", "owner_of"]
 
@@ -41,7 +39,7 @@ class Owner:
     @classmethod
     def current(cls) -> Owner:
         """The process that asks."""
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = command_line()
         return cls(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"), command[:200])
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -36,8 +37,10 @@ def losses(model: nn.Module, examples: ExampleSet) -> np.ndarray[Any, np.dtype[A
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything that must be equal between two runs: all files but the one that says how long it took."""
+    """Everything that must be equal between two runs: not how long it took, nor the command that started it."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    manifest = {key: value for key, value in json.loads(found["manifest.json"]).items() if key != "command"}
+    found["manifest.json"] = json.dumps(manifest).encode()
     return {name: content for name, content in found.items() if name != "result.json" and not name.endswith(".tmp")}
 
 

@@ -20,6 +20,7 @@ from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import label_of
 from comove.errors import InputError, NotFittedError
 from comove.sources import Bank, BankSource, Source, SourceLike, as_bank, as_sources
+from comove.store import command_line, versions
 
 __all__ = ["Attributor", "Queries"]
 
@@ -101,7 +102,7 @@ class Attributor(ABC):
             None if labels is None else labels[told],
             wanted.labels,
             first.classes,
-            {**self.options, "runs": len(sources), "not_scored": int((~told).sum()), **info},
+            {**self.options, "runs": len(sources), "not_scored": int((~told).sum()), **info, **_provenance(first)},
         )
 
     @final
@@ -174,3 +175,11 @@ class Attributor(ABC):
 
         A row of NaN says that the method knows nothing of that example: it is left out of the result and counted.
         """
+
+
+def _provenance(source: Source | BankSource) -> dict[str, Any]:
+    """What scores say of where they come from."""
+    found: dict[str, Any] = {"command": command_line(), "versions": versions()}
+    if isinstance(source, Source) and source.run is not None:
+        found["data_fingerprint"] = source.run.manifest["dataset"]["fingerprint"]
+    return found

@@ -52,7 +52,8 @@ def _conv_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
 
 
 def _has_onednn(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and bool(torch.backends.mkldnn.is_available())
+    present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return x.device.type == "cpu" and x.dtype == torch.float32 and present
 
 
 def _channels_innermost(x: Tensor) -> Tensor:

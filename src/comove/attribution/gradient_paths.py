@@ -62,7 +62,8 @@ class _Fold:
 
     def raw(self, seen: _Seen, batch: int) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of W' (B, ...) and of b' (B, C), each where a parameter that is asked for depends on it."""
-        layer, weight, calls = self.pair.layer, self.pair.layer.weight.detach(), seen.get(id(self.pair.layer))
+        layer, calls = self.pair.layer, seen.get(id(self.pair.layer))
+        weight: Tensor = layer.weight.detach()
 
         def gradient(kind: str, shape: torch.Size) -> Tensor:
             if not calls:

@@ -17,6 +17,9 @@ from comove.evaluation.lds.benchmark import (
 from comove.evaluation.lds.difference import Difference, paired_difference
 from comove.evaluation.lds.from_bank import bank_lds
 from comove.evaluation.lds.score import LDS, GroundTruth, linear_datamodeling_score, spearman_columns
+from comove.evaluation.mislabels.detection import Detection, detect
+from comove.evaluation.mislabels.ranking import rank_labels
+from comove.evaluation.mislabels.suspicion import Suspicion
 from comove.evaluation.outputs import OUTPUTS, output_of
 from comove.evaluation.removals.counterfactual import counterfactual_sizes
 from comove.evaluation.removals.counterfactual_result import Counterfactual
@@ -34,11 +37,13 @@ __all__ = [
     "Counterfactual",
     "Curve",
     "CurvePoint",
+    "Detection",
     "Diagnosis",
     "Difference",
     "GroundTruth",
     "RetrainingBank",
     "Scenario",
+    "Suspicion",
     "at_alphas",
     "attribution_runs",
     "bank_lds",
@@ -46,12 +51,14 @@ __all__ = [
     "coreset_curve",
     "cost",
     "counterfactual_sizes",
+    "detect",
     "diagnose",
     "lds_benchmark",
     "linear_datamodeling_score",
     "output_of",
     "paired_difference",
     "plans_of",
+    "rank_labels",
     "score_methods",
     "spearman_columns",
     "storage",

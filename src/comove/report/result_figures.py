@@ -73,7 +73,7 @@ def lds_histogram(result: LDS) -> Figure:
         raise InputError("No query has a linear datamodeling score: its ground truth is constant over the subsets.")
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
-    axes.hist(per_query, bins=np.linspace(-1, 1, 41), color=HELP, alpha=0.7)
+    axes.hist(per_query, bins=np.linspace(-1, 1, 41).tolist(), color=HELP, alpha=0.7)
     axes.axvline(result.mean, color="black", linewidth=1.5, label=f"mean {result.mean:.3f}")
     if result.interval is not None:
         axes.axvspan(*result.interval, color="black", alpha=0.15, linewidth=0)

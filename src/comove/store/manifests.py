@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +23,7 @@ __all__ = [
     "check_fingerprint",
     "check_kind",
     "claim_folder",
+    "command_line",
     "digest",
     "open_manifest",
     "versions",
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+LONGEST_COMMAND = 2000
 
 
 def versions() -> dict[str, str]:
@@ -40,6 +44,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def command_line() -> str:
+    """How this process was called, without the folder of the program: for manifests."""
+    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] not in ("", "-c") else "python"
+    return shlex.join([name, *sys.argv[1:]])[:LONGEST_COMMAND]
 
 
 def digest(*parts: npt.NDArray[Any] | str | Mapping[str, Any]) -> str:
@@ -69,8 +79,9 @@ def check_fingerprint(what: str, *, found: str, expected: str, where: object) ->
 
 
 def write_manifest(folder: Path, kind: str, format_version: int, content: Mapping[str, Any]) -> None:
-    """Write ``manifest.json``: the kind of artefact, its format version, the libraries' versions and ``content``."""
-    head = {"kind": f"comove/{kind}", "format_version": format_version, "versions": versions()}
+    """Write ``manifest.json``: kind, format version, versions of libraries, the command that made it, ``content``."""
+    made = {"versions": versions(), "command": command_line()}
+    head = {"kind": f"comove/{kind}", "format_version": format_version, **made}
     write_json(folder / MANIFEST, {**head, **content})
 
 

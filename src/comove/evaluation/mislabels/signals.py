@@ -6,7 +6,7 @@ method       s_i                                                            susp
 aum          mean over epochs of z_y - max of the other logits              low         margins
 loss         cross-entropy after the last epoch                             high        losses
 trak         phi_i' (Phi' Phi + lambda I)^-1 phi_i times mean (1 - p_i)     high        checkpoints, data
-tracin       sum over checkpoints of lr |grad l(theta, z_i)|^2              high        checkpoints, data
+tracin       sum over checkpoints of lr norm(grad l(theta, z_i))^2          high        checkpoints, data
 forgetting   times it went from right to wrong; epochs, if never right      high        correctness
 cld          Pearson(Delta_i, mean Delta of validation examples of y_i)     low         losses, validation labels
 random       uniform: what any method must surpass                          high        nothing
