@@ -17,6 +17,7 @@ from comove import cli
 from comove.evaluation.mislabels.detection import detect
 from comove.evaluation.mislabels.ranking import flips_of, rank_labels
 from comove.evaluation.mislabels.suspicion import Suspicion
+from comove.report.html import read_suspects
 from comove.training import Run
 
 
@@ -59,6 +60,21 @@ def test_what_is_written_is_what_python_says(noisy: Path, tmp_path: Path) -> Non
     assert (tmp_path / "suspicious.png").read_bytes()[:4] == (tmp_path / "detection.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_report_knows_which_data_the_suspects_are_of(noisy: Path, tmp_path: Path) -> None:
+    assert comove("clean", noisy, "--methods", "loss", "--out", tmp_path / "clean").exit_code == 0
+    made = read_suspects(tmp_path / "clean").provenance
+    assert made.fingerprint == Run.load(noisy).manifest["dataset"]["fingerprint"]
+    assert made.command
+    assert "torch" in made.versions
+    other = tmp_path / "other"
+    words = ("--limit", 200, "--held-out", 40, "--epochs", 2, "--quiet", "--out", other)
+    assert comove("train", *words).exit_code == 0
+    refused = comove("report", other, "--clean", tmp_path / "clean", "--out", tmp_path / "report.html")
+    assert refused.exit_code == 2
+    assert "was made with another data set" in refused.stderr
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_by_orders_the_tables(noisy: Path, tmp_path: Path) -> None:
     made = comove("clean", noisy, "--methods", "cld", "loss", "--by", "loss", "--out", tmp_path)
     assert made.exit_code == 0, made.stderr
@@ -70,7 +86,7 @@ def test_a_bare_trace_is_ranked_by_what_it_has_and_the_rest_is_named(noisy: Path
     made = comove("clean", noisy / "trace", "--methods", "all", "--out", tmp_path)
     assert made.exit_code == 0, made.stderr
     names = set(pd.read_csv(tmp_path / "suspicion.csv").columns)
-    assert {"cld", "aum", "forgetting", "loss", "random"} <= names
+    assert {"cld", "aum", "forgetting", "loss"} <= names
     assert not {"tracin", "trak"} & names
     assert "tracin is left out" in made.stderr
     assert not (tmp_path / "detection.csv").exists()

@@ -66,6 +66,11 @@ class Source:
             raise InputError(f"{who} needs training labels; pass train_labels= (and query_labels=) when recording.")
         return self.trace.train_labels
 
+    @property
+    def data_fingerprint(self) -> str | None:
+        """The fingerprint of the data that the run was trained on, where it is known."""
+        return None if self.run is None else str(self.run.manifest["dataset"]["fingerprint"])
+
 
 @runtime_checkable
 class Bank(Protocol):

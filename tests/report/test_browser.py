@@ -56,6 +56,10 @@ def visit(browser: Any) -> Iterator[Open]:
 
     yield open_
     for context in contexts:
+        for page in context.pages:
+            if page.locator("#fault").count() and page.locator("#fault").is_visible():
+                faults.append(page.locator("#fault").inner_text())
+    for context in contexts:
         context.close()
     assert faults == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
@@ -206,7 +210,7 @@ def test_the_query_s_line_is_its_recorded_loss(visit: Open, report: Path, runs: 
     page.wait_for_function(
         """(count) => {
           const line = document.querySelector(".trajectory.query polyline");
-          return line.getAttribute("points").split(" ").length === count;
+          return line !== null && line.getAttribute("points").split(" ").length === count;
         }""",
         arg=len(losses) - 1,
     )

@@ -179,7 +179,6 @@ class Attributor(ABC):
 
 def _provenance(source: Source | BankSource) -> dict[str, Any]:
     """What scores say of where they come from."""
-    found: dict[str, Any] = {"command": command_line(), "versions": versions()}
-    if isinstance(source, Source) and source.run is not None:
-        found["data_fingerprint"] = source.run.manifest["dataset"]["fingerprint"]
-    return found
+    fingerprint = source.data_fingerprint if isinstance(source, Source) else None
+    made = {"command": command_line(), "versions": versions()}
+    return made if fingerprint is None else {**made, "data_fingerprint": fingerprint}

@@ -41,6 +41,7 @@ def clean(
     from comove.store import new_folder, write_bytes
 
     sources = open_runs(runs)
+    wrong = _flips(sources)
     found = rank_labels(sources, None if methods in (None, ["all"]) else methods, device=device)
     order = by or found.methods[0]
     found.most(top, order)  # refuses what cannot be shown, before anything is written
@@ -50,7 +51,6 @@ def clean(
     for method, reason in found.skipped.items():
         say(f"{method} is left out: {reason}", "Note:", "yellow")
     _print(found, top, order)
-    wrong = _flips(sources)
     write_bytes(out / "suspects.csv", found.suspects(min(REPORTED, len(found)), wrong).to_csv(index=False).encode())
     written = ["suspicion.csv", "suspicion.safetensors", "suspects.csv"]
     if wrong is not None:

@@ -39,4 +39,7 @@ def coreset(
         for label, count in chosen.per_class.items()
     ]
     table(str(chosen), ["class", "kept", "mean score"], rows)
+    if missing := len(names) - len(chosen.per_class):
+        told = f"; for {budget:g} % give {budget / 100:g}" if 1 < budget < 100 else ""
+        say(f"{missing} of {len(names)} classes have no example{told}.", "Note:", "yellow")
     say(f"Written to {out}")

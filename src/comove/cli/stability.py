@@ -32,15 +32,16 @@ def stability(
     """
     from comove.evaluation.curves.stability import early_epochs
     from comove.evaluation.curves.stability import stability as compare
+    from comove.sources import as_sources
 
     sources = open_runs(runs)
     shares = budgets or [0.1, 0.3]
+    last = int(min(as_sources(source, frozenset(), "stability")[0].trace.rows[-1].epoch for source in sources))
+    looked = epochs or sorted({max(2, last * step // 8) for step in (1, 2, 4, 6, 8)})
+    early = [early_epochs(sources, looked, share) for share in shares]
     between = [compare(sources, method, share) for method in methods or ["cld"] for share in shares] if runs[1:] else []
     if not between:
         say("One run says nothing about seeds: give runs of several.", "Note:", "yellow")
-    last = min(row.epoch for source in sources for row in source.trace.rows[-1:])
-    looked = epochs or sorted({max(2, last * step // 8) for step in (1, 2, 4, 6, 8)})
-    early = [early_epochs(sources, looked, share) for share in shares]
     _print(between, early)
     if out is not None:
         _write(between, early, out)

@@ -189,5 +189,10 @@ class Coreset:
 
     def __repr__(self) -> str:
         counts = list(self.per_class.values())
-        spread = f", {min(counts)} to {max(counts)} a class over {len(counts)} classes" if counts else ""
+        missing = max(0, len(self.classes or ()) - len(counts))
+        spread = (
+            f", {0 if missing else min(counts)} to {max(counts)} a class over {len(counts) + missing} classes"
+            if counts
+            else ""
+        )
         return f"Coreset({self.method}: {len(self):,} of {self.n_candidates:,}{spread})"

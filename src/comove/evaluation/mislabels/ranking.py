@@ -12,6 +12,7 @@ from comove.evaluation.mislabels.suggestions import mean_probabilities, other_cl
 from comove.evaluation.mislabels.suspicion import Suspicion
 from comove.label_noise import known_flips
 from comove.sources import Source, SourceLike, as_sources
+from comove.store import command_line, versions
 
 __all__ = ["flips_of", "rank_labels"]
 
@@ -30,7 +31,8 @@ def rank_labels(
     Args:
         source: a run or a trace, or several of the same training examples, which are averaged.
         methods: names of :data:`SIGNALS`, with options as ``"trak:proj_dim=256"``, or methods built already; ``None``
-            for all, those that the runs did not record enough for left out (see ``Suspicion.skipped``).
+            for all, those that the runs did not record enough for left out (see ``Suspicion.skipped``); ``random``, a
+            yardstick, only where labels were flipped on purpose.
         suggest: whether to ask the runs' networks which other class each example might have (a forward pass a
             checkpoint).
         device: where to ask them.
@@ -47,7 +49,7 @@ def rank_labels(
     sources = as_sources(source, frozenset({"trace"}), WHO)
     first = sources[0]
     labels = first.labels(WHO)
-    chosen = as_signals(tuple(SIGNALS) if methods is None else methods)
+    chosen = as_signals(_all(sources) if methods is None else methods)
     values, skipped = {}, {}
     for name, (method, _) in chosen.items():
         try:
@@ -68,8 +70,18 @@ def rank_labels(
         suggested,
         confidence,
         skipped,
-        {"runs": len(sources)},
+        {"runs": len(sources), "command": command_line(), "versions": versions(), **_data(first)},
     )
+
+
+def _all(sources: Sequence[Source]) -> tuple[str, ...]:
+    described = [source.run.manifest["dataset"].get("source") or {} for source in sources if source.run is not None]
+    flipped = any(source.get("flip_labels") for source in described)
+    return tuple(name for name in SIGNALS if flipped or name != "random")
+
+
+def _data(source: Source) -> dict[str, str]:
+    return {} if source.data_fingerprint is None else {"data_fingerprint": source.data_fingerprint}
 
 
 def flips_of(sources: Sequence[SourceLike]) -> Ids | None:

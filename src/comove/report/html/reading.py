@@ -14,7 +14,7 @@ from comove.evaluation import LDS, Brittleness, Counterfactual, Curve, CurvePoin
 from comove.report.html.evidence import Evidence, Suspects
 from comove.report.html.provenance import Provenance, of_manifest, told
 from comove.report.html.queries import UNKNOWN
-from comove.store import read_json
+from comove.store import read_header, read_json
 
 __all__ = ["read_brittleness", "read_curves", "read_lds", "read_suspects", "read_texts"]
 
@@ -115,7 +115,15 @@ def read_suspects(path: Path) -> Evidence:
         lists = tuple(_suspects(name, rows) for name, rows in methods.items())
     except ValueError as error:
         raise CorruptFileError(f"{path} is no table of suspects: {error}.") from error
-    return Evidence(lists, Provenance(told(path)))
+    return Evidence(lists, _made_with(path))
+
+
+def _made_with(table: Path) -> Provenance:
+    """What the ranking beside a table of suspects tells of itself, where ``comove clean`` wrote one."""
+    ranking = table.with_name("suspicion.safetensors")
+    info = read_header(ranking)[1].get("info", {}) if ranking.exists() else {}
+    fingerprint = info.get("data_fingerprint")
+    return Provenance(told(table), info.get("command"), fingerprint=fingerprint, versions=info.get("versions") or {})
 
 
 def _suspects(name: str, rows: list[dict[str, str]]) -> Suspects:

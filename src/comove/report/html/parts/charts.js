@@ -53,7 +53,7 @@ function responsive(draw, label) {
     drawn = width;
     holder.replaceChildren(draw(width));
   };
-  new ResizeObserver(redraw).observe(holder);
+  new ResizeObserver(() => requestAnimationFrame(redraw)).observe(holder); // in the next frame: drawing changes sizes
   return holder;
 }
 
