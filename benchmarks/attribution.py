@@ -35,7 +35,7 @@ import numpy as np
 import peers
 import torch
 import torch.nn.functional as F
-from measuring import agreement, peak_memory, processor, resident, timed
+from measuring import agreement, machine, peak_memory, resident, timed
 from torch import Tensor, nn
 
 from comove.attribution import TRAK, Arnoldi, TracIn
@@ -45,7 +45,6 @@ from comove.attribution.tracin import similarity, spread
 from comove.data import Splits
 from comove.datasets import load_dataset
 from comove.sources import Source
-from comove.store import versions
 from comove.training import Recipe, Resident, Run, train
 from comove.training.run import read_weights
 
@@ -356,10 +355,9 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
         "recipe": RECIPE.to_json(),
         "seeds": {"data, weights, projections, start vectors": SEED, "second projection": 1},
         "precision": "float32",
+        **(here := machine()),
         "threads": 1,
-        "cores": os.cpu_count(),
-        "processor": processor(),
-        "versions": {**versions(), **found},
+        "versions": {**here["versions"], **found},
     }
 
 

@@ -15,16 +15,13 @@ examples, against their true ones; the CPU seconds of each method. Runs are kept
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from measuring import processor, timed
+from measuring import machine, plain, timed, write_result
 
 from comove.data import Splits, positions_of
 from comove.datasets import load_dataset
@@ -37,7 +34,6 @@ from comove.label_noise import known_flips
 from comove.report import save_figure
 from comove.report.mislabel_figures import detection_figure, suspicion_gallery
 from comove.sources import as_sources
-from comove.store import versions
 from comove.training import Run, as_recipe, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -152,15 +148,6 @@ def _learned(run: Run) -> Any:
     return trace.read("train", "correct", rows=[len(trace.rows) - 1])[0].astype(np.float64)
 
 
-def _plain(value: Any) -> Any:
-    """Floats rounded to four significant digits."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
 def main() -> None:
     """Train what is missing, rank, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,15 +161,10 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/clean.py {arguments.data}",
         "study": {**asdict(study), "flipped": FLIPPED, "seeds": SEEDS},
-        **_plain(found),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processor": processor(),
-        "versions": versions(),
+        **plain(found),
+        **machine(),
     }
-    path = RESULTS / f"clean-{arguments.data}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {path}")
+    write_result(f"clean-{arguments.data}", result)
 
 
 if __name__ == "__main__":

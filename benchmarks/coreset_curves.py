@@ -13,15 +13,12 @@ step is kept in ``--folder``: the same command goes on where it was cut off. The
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from measuring import processor
+from measuring import machine, plain, write_result
 
 from comove.coreset import selectors
 from comove.data import Splits
@@ -32,7 +29,6 @@ from comove.evaluation.curves.noise import noise_kept
 from comove.evaluation.curves.stability import early_epochs, stability
 from comove.label_noise import known_flips
 from comove.report import curve_figure, save_figure
-from comove.store import versions
 from comove.training import Recipe, Recording, Run, as_recipe, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,7 +133,7 @@ def study_of(name: str, study: Study, folder: Path, data_dir: str | None) -> dic
         "early epochs of cld": {
             str(share): early_epochs(runs[0], _looked(runs[0].recipe.epochs), share).rows for share in (0.1, 0.3)
         },
-        "cost of one recorded run": _plain(asdict(measured_cost(runs[0]))),
+        "cost of one recorded run": plain(asdict(measured_cost(runs[0]))),
     }
     return found | noisy(name, study, folder / "noisy", data_dir)
 
@@ -154,23 +150,11 @@ def noisy(name: str, study: Study, folder: Path, data_dir: str | None) -> dict[s
         for one in curve.coresets
         if one.number == 0
     ]
-    return {f"{FLIPPED:.0%} wrong labels": {**curve_rows(curve), "kept": _plain(kept)}}
+    return {f"{FLIPPED:.0%} wrong labels": {**curve_rows(curve), "kept": plain(kept)}}
 
 
 def _looked(epochs: int) -> list[int]:
     return sorted({max(2, round(epochs * step / 8)) for step in range(1, 9)})
-
-
-def _plain(value: Any) -> Any:
-    """Floats rounded to four significant digits."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-# --- the page -------------------------------------------------------------------------------------------------------
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -272,17 +256,13 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/coreset_curves.py {arguments.data}",
         "study": asdict(study),
-        **_plain(found),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processor": processor(),
-        "versions": versions(),
+        **plain(found),
+        **machine(),
     }
-    path = RESULTS / f"coreset-curves-{arguments.data}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_result(f"coreset-curves-{arguments.data}", result)
     written = Path(__file__).parents[1] / "docs" / f"coresets-{arguments.data}.md"
     written.write_text(page(arguments.data, result), encoding="utf-8")
-    print(f"written to {path} and {written}")
+    print(f"written to {written}")
 
 
 if __name__ == "__main__":

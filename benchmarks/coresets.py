@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -28,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from measuring import machine, write_result
 
 from comove.coreset import Selector, select, selectors
 from comove.data import ExampleSet, Normalization, Splits
-from comove.store import as_header, new_folder, versions, write_arrays, write_manifest
+from comove.store import as_header, new_folder, write_arrays, write_manifest
 from comove.trace import FIELDS, FORMAT_VERSION, Row, Trace, write_row
 from comove.training import Recipe, Recording, Run, train
 
@@ -225,20 +224,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="comove-coresets-") as temporary:
         rows = table(Path(arguments.folder or temporary), sizes, arguments)
-    name = "coresets-large.json" if arguments.large else "coresets.json"
-    out = arguments.out or Path(__file__).parent / "results" / name
-    new_folder(out.parent)
+    name = "coresets-large" if arguments.large else "coresets"
     result = {
         "command": " ".join(["python benchmarks/coresets.py", *sys.argv[1:]]),
         "sizes": asdict(sizes),
         "rows": rows,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "versions": versions(),
+        **machine(),
     }
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {out}")
+    write_result(arguments.out or name, result)
 
 
 def table(folder: Path, sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ takes ImageNet sizes and needs about 6 GB of memory and 2 GB of disk. The result
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -25,13 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import peak_memory, processor, resident
+from measuring import machine, peak_memory, resident, write_result
 
 from comove.correlation import blocks, pairwise, per_class, top_k
-from comove.store import versions
 
 Work = dict[str, Callable[[], object]]
-RESULT = Path(__file__).parent / "results" / "correlation.json"
 
 
 def normal(rows: int, columns: int, seed: int) -> np.ndarray:
@@ -166,9 +163,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": "python benchmarks/correlation.py" + (" --full" if full else ""),
         "repetitions": repetitions,
-        "cores": os.cpu_count(),
-        "processor": processor(),
-        "versions": versions(),
+        **machine(),
         "load average at the start": round(os.getloadavg()[0], 1),
     }
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -190,9 +185,7 @@ def main() -> None:
             for name in watched:
                 rows[name]["peak extra MB"] = extra_memory(make, given, name)
             result[title] = {"sizes": sizes, "limit": " or ".join(limits), "rows": rows}
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {RESULT}")
+    write_result("correlation", result)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -35,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dattri.model_util.retrain import retrain_lds
+from measuring import machine, write_result
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -42,7 +40,6 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from comove.data import Splits
 from comove.datasets import load_dataset
 from comove.models import ModelSpec
-from comove.store import versions
 from comove.training import Engine, Member, Recipe, Resident, as_recipe, choose_engine, train_many
 from comove.training.loop import batch_bounds
 from comove.training.randomness import generator_for
@@ -233,14 +230,6 @@ def cifar10(data_dir: str, repetitions: int, epochs: int = 4) -> dict[str, Any]:
     return {"engine": engine.to_json(), "recipe": recipe.to_json(), "examples a model": size, "rows": found}
 
 
-def processor() -> str:
-    """The processor's model name, where the system tells."""
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.exists() else []
-    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Time, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -257,16 +246,13 @@ def main() -> None:
         "command": f"python benchmarks/engine.py {given}--models {arguments.models} "
         f"--repetitions {arguments.repetitions}",
         "seed": SEED,
-        "threads": 1,
         "digits MLP, a model": digits(arguments.models, arguments.repetitions),
     }
     if arguments.data_dir:
         result["ResNet-9/8, a model and epoch"] = cifar10(arguments.data_dir, arguments.repetitions)
-    result |= {"cores": os.cpu_count(), "processor": processor()}
-    result["versions"] = {**versions(), "dattri": metadata.version("dattri")}
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {arguments.out}")
+    result |= machine()
+    result["versions"]["dattri"] = metadata.version("dattri")
+    write_result(arguments.out, result)
 
 
 if __name__ == "__main__":

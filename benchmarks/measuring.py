@@ -1,16 +1,23 @@
-"""What the attribution benchmark measures with: seconds, memory, agreement of scores, the processor's name."""
+"""What benchmarks share: seconds, memory, agreement of scores, the machine, writing results."""
 
 from __future__ import annotations
 
 import gc
-import platform
+import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
+
+from comove.execution.local import processor
+from comove.store import versions
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -49,8 +56,24 @@ def agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     return {"spearman": round(spearman, 4), "largest difference": float(f"{difference:.2g}")}
 
 
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    named = [part for part in info.read_text().splitlines() if part.startswith("model name")] if info.exists() else []
-    return named[0].partition(":")[2].strip() if named else platform.processor() or platform.machine()
+def machine() -> dict[str, Any]:
+    """What figures were measured on and with."""
+    where = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": processor()}
+    return {**where, "versions": versions()}
+
+
+def plain(value: Any) -> Any:
+    """Floats within, rounded to four significant digits."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def write_result(name: str | Path, result: Mapping[str, Any]) -> None:
+    """Write ``benchmarks/results/NAME.json``, or the file named, and say so."""
+    path = name if isinstance(name, Path) else RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}")

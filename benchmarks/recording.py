@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import processor
+from measuring import machine, write_result
 
 from comove import Recorder, Trace
 from comove.data import ExampleSet
 from comove.models import build_model
-from comove.store import versions
 from comove.training import Recipe, Resident, evaluate, fit
 from comove.training.loop import OptimizerState
 
@@ -235,12 +234,10 @@ def main() -> None:
         f"--batch {arguments.batch} --repetitions {arguments.repetitions}",
         **{key: value for key, value in before.items() if isinstance(value, dict) and key != "versions"},
         **found,
-        "cores": os.cpu_count(),
-        "processor": processor(),
-        "versions": versions(),
+        **machine(),
     }
     print(json.dumps(found, indent=1))
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, result)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import processor
+from measuring import machine, write_result
 from threadpoolctl import threadpool_limits
 
 from comove import Trace
@@ -34,7 +34,6 @@ from comove.attribution.tiles import prepare, score_block
 from comove.coreset.cld import CLDCoreset
 from comove.execution import Local, Serial
 from comove.sources import Source
-from comove.store import versions
 
 IMAGENET = (1_281_167, 12_812)
 
@@ -135,12 +134,10 @@ def main() -> None:
         f"--rows {arguments.rows} --workers {arguments.workers}",
         "measured": found,
         "in proportion, for 1,281,167 x 12,812": plan,
-        "cores": os.cpu_count(),
-        "processor": processor(),
-        "versions": versions(),
+        **machine(),
     }
     print(json.dumps({"measured": found, "plan": plan}, indent=1))
-    (Path(__file__).parent / "results" / "scale.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("scale", result)
 
 
 if __name__ == "__main__":

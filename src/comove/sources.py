@@ -68,8 +68,16 @@ class Source:
 
     @property
     def data_fingerprint(self) -> str | None:
-        """The fingerprint of the data that the run was trained on, where it is known."""
-        return None if self.run is None else str(self.run.manifest["dataset"]["fingerprint"])
+        """The fingerprint of the data that was trained on, where it is known."""
+        if self.run is not None:
+            return str(self.run.manifest["dataset"]["fingerprint"])
+        found = self.trace.manifest.get("data_fingerprint")
+        return None if found is None else str(found)
+
+    @property
+    def noted(self) -> dict[str, str]:
+        """What results say of their data: ``data_fingerprint``, where it is known."""
+        return {} if self.data_fingerprint is None else {"data_fingerprint": self.data_fingerprint}
 
 
 @runtime_checkable

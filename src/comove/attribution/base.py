@@ -179,6 +179,5 @@ class Attributor(ABC):
 
 def _provenance(source: Source | BankSource) -> dict[str, Any]:
     """What scores say of where they come from."""
-    fingerprint = source.data_fingerprint if isinstance(source, Source) else None
-    made = {"command": command_line(), "versions": versions()}
-    return made if fingerprint is None else {**made, "data_fingerprint": fingerprint}
+    data = source.noted if isinstance(source, Source) else {}
+    return {"command": command_line(), "versions": versions(), **data}

@@ -27,7 +27,7 @@ from comove.correlation import constant, top_k
 from comove.data import ExampleSet, Ids
 from comove.errors import InputError
 from comove.execution import Executor, run_jobs
-from comove.sources import Source, SourceLike
+from comove.sources import SourceLike
 from comove.store import digest, new_folder
 
 __all__ = ["BLOCK_BYTES", "blocks_of", "top_in_blocks", "write_scores_in_blocks"]
@@ -201,13 +201,9 @@ def _problem(method: CLD, sources: Any, queries: Any) -> _Problem:
             "method": method.label,
             "classes": first.classes,
             # Not the command: another command goes on with the same file.
-            "info": {**method.options, "runs": len(found), "not_scored": 0, **_data(first)},
+            "info": {**method.options, "runs": len(found), "not_scored": 0, **first.noted},
         },
     )
-
-
-def _data(source: Source) -> dict[str, str]:
-    return {} if source.data_fingerprint is None else {"data_fingerprint": source.data_fingerprint}
 
 
 # --- jobs --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ Shape legend: B examples of a chunk, C channels, H, W places.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ def _by_channel(g: Tensor) -> Tensor:
 # --- rules ---------------------------------------------------------------------------------------------------------
 
 
-class Layer:
+class Layer(ABC):
     """A recorded step. Values are named by numbers, in the order in which they came about."""
 
     def __init__(self, inputs: tuple[int, ...], output: int) -> None:
@@ -60,13 +61,13 @@ class Layer:
         """Return the gradients of its inputs (where needed) from that of its output, once; mostly this is ``pull``."""
         return self.pull(g, needed)
 
+    @abstractmethod
     def push(self, *tangents: Tensor | None) -> Tensor | None:
         """Return R{y} from the R{x} of the inputs; None is zero."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pull(self, rg: Tensor, needed: bool) -> tuple[Tensor | None, ...]:
         """Return R{dx} of the inputs (where needed) from the output's R{g}."""
-        raise NotImplementedError
 
 
 class LinearLayer(Layer):
@@ -159,17 +160,21 @@ class WeightedLayer(Layer):
         self._rx = None
         return (lower,)
 
+    @abstractmethod
     def _up(self, rx: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """R{y}, R{x} being zero where it is None."""
 
+    @abstractmethod
     def _down(self, g: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The input's gradient from the output's."""
 
+    @abstractmethod
     def _down_both(self, rg: Tensor, g: Tensor) -> Tensor:
-        raise NotImplementedError
+        """R{dx} = R{g} W' + g V'."""
 
+    @abstractmethod
     def _weights(self, g: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The weight's gradient from the output's and the input."""
 
 
 class ConvolutionLayer(WeightedLayer):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ from comove.execution.crew import Crew
 from comove.execution.serial import Serial
 from comove.execution.wire import Parts, pack
 
-__all__ = ["Local", "usable_cpus"]
+__all__ = ["Local", "processor", "usable_cpus"]
 
 START_SECONDS = 6.0
 """What a worker needs before its first job, besides the set-up that is timed here: mostly the import of torch."""
@@ -126,6 +127,14 @@ def usable_cpus() -> int:
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or "max": no quota
         return cores
+
+
+def processor() -> str:
+    """Return the processor's name, where the system tells; else its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _gpus() -> int:

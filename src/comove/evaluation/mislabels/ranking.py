@@ -70,7 +70,7 @@ def rank_labels(
         suggested,
         confidence,
         skipped,
-        {"runs": len(sources), "command": command_line(), "versions": versions(), **_data(first)},
+        {"runs": len(sources), "command": command_line(), "versions": versions(), **first.noted},
     )
 
 
@@ -78,10 +78,6 @@ def _all(sources: Sequence[Source]) -> tuple[str, ...]:
     described = [source.run.manifest["dataset"].get("source") or {} for source in sources if source.run is not None]
     flipped = any(source.get("flip_labels") for source in described)
     return tuple(name for name in SIGNALS if flipped or name != "random")
-
-
-def _data(source: Source) -> dict[str, str]:
-    return {} if source.data_fingerprint is None else {"data_fingerprint": source.data_fingerprint}
 
 
 def flips_of(sources: Sequence[SourceLike]) -> Ids | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,8 +172,7 @@ class Counterfactual:
         Raises:
             StorageError: it cannot be written.
         """
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        arrays |= {f"full.{f.name}": getattr(self.full, f.name) for f in fields(FullData)}
+        arrays = {name: getattr(self, name) for name in ARRAYS} | self.full.to_arrays()
         head = {"kind": "comove/counterfactual", "format_version": FORMAT_VERSION, "info": dict(self.info)}
         rest = {name: getattr(self, name) for name in ("methods", "controls", "seeds", "confidence")}
         new_folder(Path(path).parent)
@@ -189,7 +188,7 @@ class Counterfactual:
         _, header = read_header(Path(path))
         check_kind(header, "counterfactual", FORMAT_VERSION, path)
         arrays = read_arrays(Path(path))
-        full = FullData(**{f.name: arrays[f"full.{f.name}"] for f in fields(FullData)})
+        full = FullData.from_arrays(arrays)
         own: dict[str, Any] = {name: tuple(header[name]) for name in ("methods", "controls")}
         own |= {name: arrays[name] for name in ARRAYS}
         own |= {name: header[name] for name in ("seeds", "confidence", "info")}

@@ -6,7 +6,7 @@ Shape suffixes: C removed sets, Q queries, R models a set, B voting models, c cl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,6 +146,15 @@ class FullData:
         check_models(seeds, voting)
         predicted, margins = predicted_and_margins(retraining.full(voting + max(voting, seeds)), labels)
         return cls(predicted[:voting], margins[:voting], predicted[voting:], margins[voting:])
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> FullData:
+        """Make it from :meth:`to_arrays` (of a file in which other arrays may stand beside it)."""
+        return cls(**{field.name: arrays[f"full.{field.name}"] for field in fields(cls)})
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return its arrays by the names that they have in files."""
+        return {f"full.{field.name}": getattr(self, field.name) for field in fields(self)}
 
     @property
     def prediction(self) -> Ids:

@@ -194,8 +194,7 @@ class Brittleness:
         Raises:
             StorageError: it cannot be written.
         """
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        arrays |= {f"full.{f.name}": getattr(self.full, f.name) for f in fields(FullData)}
+        arrays = {name: getattr(self, name) for name in ARRAYS} | self.full.to_arrays()
         head = {"kind": "comove/brittleness", "format_version": FORMAT_VERSION, "confidence": self.confidence}
         lists = {"methods": self.methods, "controls": self.controls, "ks": self.ks, "info": dict(self.info)}
         new_folder(Path(path).parent)
@@ -211,7 +210,7 @@ class Brittleness:
         _, header = read_header(Path(path))
         check_kind(header, "brittleness", FORMAT_VERSION, path)
         arrays = read_arrays(Path(path))
-        full = FullData(**{f.name: arrays[f"full.{f.name}"] for f in fields(FullData)})
+        full = FullData.from_arrays(arrays)
         own: dict[str, Any] = {name: tuple(header[name]) for name in ("methods", "controls", "ks")}
         own |= {name: arrays[name] for name in ARRAYS}
         return cls(**own, full=full, confidence=header["confidence"], info=header["info"])

@@ -17,15 +17,7 @@ from comove.report.html.provenance import Provenance
 from comove.sources import Source
 from comove.store import check_fingerprint, digest
 
-__all__ = ["check_data", "check_ids", "check_provenance", "check_scores", "fingerprint_of"]
-
-
-def fingerprint_of(source: Source) -> str | None:
-    """The fingerprint of the data a run was trained on, where it is known."""
-    if source.run is not None:
-        return str(source.run.manifest["dataset"]["fingerprint"])
-    found = source.trace.manifest.get("data_fingerprint")
-    return None if found is None else str(found)
+__all__ = ["check_data", "check_ids", "check_provenance", "check_scores"]
 
 
 def check_data(sources: Sequence[Source], splits: Splits | None) -> str | None:
@@ -34,7 +26,7 @@ def check_data(sources: Sequence[Source], splits: Splits | None) -> str | None:
     Raises:
         FingerprintError: they have not.
     """
-    known = [(source, found) for source in sources if (found := fingerprint_of(source)) is not None]
+    known = [(source, found) for source in sources if (found := source.data_fingerprint) is not None]
     expected = splits.fingerprint if splits is not None else known[0][1] if known else None
     for source, found in known:
         where = source.run.path if source.run is not None else source.trace.path
