@@ -61,8 +61,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "BLOCK", {"cpu": 100, "cuda": 100})
     monkeypatch.setattr(sizes, "NARROWEST", 1)
     monkeypatch.setattr(sizes, "PANEL", 300)
-    monkeypatch.setattr(sizes, "TILE_N", 8)
-    monkeypatch.setattr(sizes, "TILE_Q", 5)
+    monkeypatch.setattr(sizes, "TILE", dict.fromkeys(("cpu", "cuda"), (8, 5)))
     monkeypatch.setattr(sizes, "FAST_COLUMNS", 3)
     monkeypatch.setattr(sizes, "FAST_ROWS", 4)
 
@@ -279,8 +278,8 @@ def test_top_k_equals_stable_argsort_with_ties(rows: int, n: int, q: int, levels
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     train, query = rng.integers(0, levels, (rows, n)), rng.integers(0, levels, (rows, q))  # few levels: many ties
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sizes, "TILE_N", data.draw(st.sampled_from([4, 16, 512])))
-        patch.setattr(sizes, "TILE_Q", data.draw(st.sampled_from([8, 8192])))
+        tile = data.draw(st.tuples(st.sampled_from([4, 16, 512]), st.sampled_from([4, 8, 8192])))
+        patch.setattr(sizes, "TILE", {"cpu": tile})
         patch.setattr(sizes, "PANEL", data.draw(st.sampled_from([64, 1 << 25])))
         scores = pairwise(train, query).T
         ids, best = top_k(train, query, k)
@@ -310,7 +309,7 @@ def test_scores_equal_once_clipped_or_but_for_the_sign_of_zero_tie_to_the_lower_
     if path != "numpy":
         request.getfixturevalue(path)
     best = Kept(sides(GOOD, GOOD, None, None)[0], 3, 2, 1.0)
-    best.add(best.candidates(0, tile if path == "numpy" else torch.from_numpy(tile)))
+    best.look(0, tile if path == "numpy" else torch.from_numpy(tile))
     best.settle()
     ids, scores = unpack(descending(torch.as_tensor(best.keys_BK).numpy()))
     assert ids.tolist() == [[0, 1]] * 3

@@ -119,8 +119,8 @@ def test_the_sizes_of_blocks_do_not_matter_and_threads_do_not_change_a_bit(losse
 
     whole = all_scores()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sizes, "TILE_N", data.draw(st.sampled_from([1, 4, 16])))
-        patch.setattr(sizes, "TILE_Q", data.draw(st.sampled_from([1, 3])))
+        tile = data.draw(st.tuples(st.sampled_from([1, 4, 16]), st.sampled_from([1, 3])))
+        patch.setattr(sizes, "TILE", {"cpu": tile})
         patch.setattr(sizes, "PANEL", data.draw(st.sampled_from([1, 1 << 10])))
         patch.setattr(sizes, "FAST_COLUMNS", data.draw(st.sampled_from([1, 5, 16])))
         patch.setattr(sizes, "NARROWEST", data.draw(st.sampled_from([1, 8])))
@@ -138,6 +138,18 @@ def test_the_sizes_of_blocks_do_not_matter_and_threads_do_not_change_a_bit(losse
     np.testing.assert_allclose(alone[1], whole[1], atol=2e-6)
 
 
+@pytest.mark.parametrize("steep", [3, 800], ids=["a few columns", "most columns"])
+@pytest.mark.parametrize("ratio", [0.5, 2, 8, 30, 1e3])
+def test_losses_that_fall_steadily_score_in_float32_as_in_float64(steep: int, ratio: float) -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.standard_normal((70, 1000))
+    differences[:, rng.permutation(1000)[:steep]] -= ratio  # times the standard deviation about the mean
+    train = np.vstack([np.zeros(1000), differences.cumsum(0)]).astype(np.float32) / 10
+    query, labels = rng.standard_normal((71, 7)).cumsum(0), np.arange(1000) % 7
+    exact = pairwise(train.astype(np.float64), query)[np.arange(1000), labels]
+    np.testing.assert_allclose(per_class(train, labels, query, np.arange(7)), exact, atol=1e-6)
+
+
 @given(n=st.integers(1, 60), q=st.integers(1, 20), rows=st.integers(3, 9), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_blocks_of_any_range_are_pairwise_bit_for_bit_each_pair_once(n: int, q: int, rows: int, data: Any) -> None:
@@ -147,8 +159,8 @@ def test_blocks_of_any_range_are_pairwise_bit_for_bit_each_pair_once(n: int, q: 
     train, query = losses.made(n, 0), losses.made(q, 1)
     options = data.draw(st.sampled_from([{}, {"common_mode": "remove"}, {"row_scaling": "rms"}]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sizes, "TILE_N", data.draw(st.sampled_from([4, 16, 256])))
-        patch.setattr(sizes, "TILE_Q", data.draw(st.sampled_from([8, 16384])))
+        tile = data.draw(st.tuples(st.sampled_from([4, 16, 256]), st.sampled_from([8, 16384])))
+        patch.setattr(sizes, "TILE", {"cpu": tile})
         patch.setattr(sizes, "PANEL", data.draw(st.sampled_from([64, 1 << 25])))
         found, times = np.full((n, q), np.nan, np.float32), np.zeros((n, q), int)
         for at, columns, scores in blocks(train, query, start=start, stop=stop, **options):

@@ -34,6 +34,7 @@ __all__ = ["BLOCK_BYTES", "blocks_of", "top_in_blocks", "write_scores_in_blocks"
 
 BLOCK_BYTES = 256 << 20
 """Bytes of scores computed, sent and written at a time; a worker holds one such block, its driver up to three."""
+WIDEST = 16384 // TILE_Q * TILE_Q  # queries of a block: the losses of its training examples are sent once for all
 Floats = npt.NDArray[np.float32]
 
 
@@ -45,7 +46,7 @@ def blocks_of(n: int, q: int, rows: int, block_bytes: int = BLOCK_BYTES) -> list
     Raises:
         InputError: ``block_bytes`` is too small for one tile.
     """
-    wide = min(q, TILE_Q)
+    wide = min(q, WIDEST)
     page = max(TILE_N, PAGE // 4)  # blocks are whole pages of the file
     high = block_bytes // (4 * max(wide, rows)) // page * page
     if high == 0:

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from comove.correlation.columns import Plan, plan_for, ranges
 from comove.correlation.inputs import one_side, sides
 from comove.correlation.product import Panel, panels, score_tile
-from comove.correlation.sizes import TILE_N, TILE_Q
+from comove.correlation.sizes import TILE
 from comove.correlation.workers import workers
 
 __all__ = ["TILE_N", "TILE_Q", "Plan", "prepare", "score_block"]
 
+TILE_N, TILE_Q = TILE["cpu"]
 Floats = npt.NDArray[np.float32]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
-from comove.correlation import sizes
 from comove.correlation.columns import CommonMode, Correlation, RowScaling, plan_for, ranges
 from comove.correlation.inputs import ArrayLike, sides
 from comove.correlation.keeping import Kept, descending, unpack
-from comove.correlation.product import Panel, panels, score_tile
-from comove.correlation.workers import Workers, plain_products, workers
+from comove.correlation.product import Panel, panels, score_tile, tile_of
+from comove.correlation.workers import plain_products, workers
 from comove.errors import InputError, InputTypeError
 
 __all__ = ["top_k"]
@@ -62,34 +63,34 @@ def top_k(
     _check_k(k, train.columns)
     plan = plan_for(train, correlation, common_mode, row_scaling)
     limit = np.inf if correlation == "covariance" else 1.0
-    kept: list[Kept] = []
+    (tile_n, tile_q), keys = tile_of(train), []
     with plain_products(), workers(train) as crew:
-        for query_panel in panels(query, plan, sizes.TILE_Q, crew):
-            tiles = list(ranges(query_panel.start, query_panel.stop, sizes.TILE_Q))
-            best = [Kept(train, q.stop - q.start, k, limit) for q in tiles]
-            for train_panel in panels(train, plan, sizes.TILE_N, crew):
-                for each, q in zip(best, tiles, strict=True):
-                    _look_through(each, train_panel, query_panel, q, crew)
-            kept += best
-    index_QK, scores_QK = unpack(descending(train.xp.concatenate([each.keys_BK for each in kept])))
+        for query_panel in panels(query, plan, tile_q, crew):
+            tiles = list(ranges(query_panel.start, query_panel.stop, tile_q))
+            parts = -(-crew.number // len(tiles))  # of the training examples, where there are more threads than tiles
+            best = [Kept(train, q.stop - q.start, k, limit) for q in tiles for _ in range(parts)]
+            for train_panel in panels(train, plan, tile_n, crew):
+                rows = list(ranges(train_panel.start, train_panel.stop, tile_n))
+                jobs = [(q, rows[part::parts]) for q in tiles for part in range(parts)]
+                crew.each(_look_through, best, repeat(train_panel), repeat(query_panel), *zip(*jobs, strict=True))
+            for i in range(0, len(best), parts):
+                every = train.xp.concatenate([each.keys_BK for each in best[i : i + parts]], 1)
+                keys.append(descending(every)[:, :k])
+    index_QK, scores_QK = unpack(train.xp.concatenate(keys))
     ids_QK = index_QK if train.ids is None else train.native(train.ids)[index_QK]
     return train.result(ids_QK), train.result(scores_QK)
 
 
-def _look_through(kept: Kept, train: Panel, query: Panel, q: slice, crew: Workers) -> None:
-    """Tiles in the order of the training columns, a wave of them at a time: what beats the bar before the wave."""
+def _look_through(kept: Kept, train: Panel, query: Panel, q: slice, rows: Sequence[slice]) -> None:
+    """The tiles of some queries, in the order of the training examples: what beats the bar that the last ones left."""
+    if not rows:
+        return
     empty = np.empty if isinstance(train.unit, np.ndarray) else train.unit.new_empty
-    shape = min(sizes.TILE_N, train.stop - train.start), q.stop - q.start
-    space = [empty(shape, dtype=train.unit.dtype) for _ in range(crew.number)]
-
-    def look(n: slice, scratch: Any) -> Any:
-        tile_NB = scratch[: n.stop - n.start]
+    space = empty((rows[0].stop - rows[0].start, q.stop - q.start), dtype=train.unit.dtype)
+    for n in rows:
+        tile_NB = space[: n.stop - n.start]
         score_tile(train, query, n, q, tile_NB)
-        return kept.candidates(n.start, tile_NB)
-
-    for wave in crew.waves(list(ranges(train.start, train.stop, sizes.TILE_N))):
-        for found in crew.each(look, wave, space):
-            kept.add(found)
+        kept.look(n.start, tile_NB)
     kept.settle()
 
 

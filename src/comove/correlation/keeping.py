@@ -41,36 +41,31 @@ def descending(keys_QK: Any) -> Any:
 class Kept:
     """The best k keys (B, K) of B queries; the least of each query's, its bar, stands in column 0.
 
-    Candidates come in waves, each from training examples after those of the wave before: whatever only equals a bar has
-    the higher index, and is not among the best.
+    Tiles come in the order of their training examples: whatever only equals a bar has the higher index, and is not
+    among the best.
     """
 
     def __init__(self, train: Side, width: int, k: int, limit: float) -> None:
         self.keys_BK = train.zeros(width, k, dtype="int64") + NOTHING
-        self._limit, self._waiting = limit, 0
+        self._limit, self._waiting, self._begun = limit, 0, False
         self._found: list[tuple[Any, Any]] = []
         self._raise_bar()
 
-    def candidates(self, first: int, tile_NB: Any) -> Any:
-        """What of a tile of scores beats the bar, the tile's first row being the training example ``first``."""
+    def look(self, first: int, tile_NB: Any) -> None:
+        """Take what of a tile of scores beats the bar, the tile's first row being the training example ``first``."""
+        k, width = self.keys_BK.shape[1], tile_NB.shape[1]
         if isinstance(tile_NB, torch.Tensor):
             index_N = torch.arange(first, first + len(tile_NB), device=tile_NB.device)
-            return pack(tile_NB.clamp(-self._limit, self._limit).T.contiguous(), index_N)
-        width = tile_NB.shape[1]
-        at = _true_at(tile_NB > (self._first_bar(tile_NB) if first == 0 else self._bar_B))
+            found = pack(tile_NB.clamp(-self._limit, self._limit).T.contiguous(), index_N)
+            self.keys_BK = torch.cat([self.keys_BK, found], 1).topk(k).values
+            return
+        at = _true_at(tile_NB > (self._bar_B if self._begun else self._first_bar(tile_NB)))
+        self._begun = True
         row = at // width
         column = (at - row * width).astype(np.uint16)  # a tile is narrower than 65,536: _join sorts them by radix
         scores = tile_NB.reshape(-1).take(at).clip(-self._limit, self._limit)
-        return column, pack(scores, row + first)
-
-    def add(self, found: Any) -> None:
-        """Take candidates in; the bar rises whenever enough have come."""
-        width, k = self.keys_BK.shape
-        if isinstance(found, torch.Tensor):
-            self.keys_BK = torch.cat([self.keys_BK, found], 1).topk(k).values
-            return
-        self._found.append(found)
-        self._waiting += len(found[0])
+        self._found.append((column, pack(scores, row + first)))
+        self._waiting += len(at)
         if 2 * self._waiting > k * width:
             self.settle()
 

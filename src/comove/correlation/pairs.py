@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from comove.correlation import sizes
 from comove.correlation.columns import CommonMode, Correlation, Plan, RowScaling, plan_for, ranges
 from comove.correlation.inputs import ArrayLike, Side, output, sides
-from comove.correlation.product import Panel, panels, score_tile
+from comove.correlation.product import Panel, panels, score_tile, tile_of
 from comove.correlation.workers import Workers, plain_products, workers
 from comove.errors import InputError, InputTypeError
 
@@ -89,7 +88,7 @@ def blocks(
     train_ids: ArrayLike | None = None,
     query_ids: ArrayLike | None = None,
 ) -> Iterator[tuple[slice, slice, Any]]:
-    """Hand out the scores of :func:`pairwise`, bit for bit, a block of at most 256 x 16,384 (16 MB) at a time.
+    """Hand out the scores of :func:`pairwise`, bit for bit, at most 1,024 x 512 at a time (x 16,384 on a GPU).
 
     For scores that fit nowhere in memory: write each block where it belongs, or keep what matters of it. Training
     examples ``start`` to ``stop`` alone can be asked for, as a job of its own; what the options learn from the training
@@ -154,7 +153,8 @@ def _blocks(train: Side, query: Side, plan: Plan, start: int, stop: int) -> Iter
 
 
 def _space(train: Side, query: Side) -> Any:
-    shape = min(sizes.TILE_N, train.columns) * min(sizes.TILE_Q, query.columns)
+    tile_n, tile_q = tile_of(train)
+    shape = min(tile_n, train.columns) * min(tile_q, query.columns)
     return np.empty(shape, np.float32) if train.xp is np else torch.empty(shape, device=train.device)
 
 
@@ -169,12 +169,13 @@ def _tiles(
     train: Side, query: Side, plan: Plan, crew: Workers, start: int = 0, stop: int | None = None
 ) -> Iterator[list[_Tile]]:
     """The tiles of each pair of panels: what can be computed with no more than these in memory."""
-    for query_panel in panels(query, plan, sizes.TILE_Q, crew):
-        for train_panel in panels(train, plan, sizes.TILE_N, crew, start, stop):
+    tile_n, tile_q = tile_of(train)
+    for query_panel in panels(query, plan, tile_q, crew):
+        for train_panel in panels(train, plan, tile_n, crew, start, stop):
             yield [
                 (train_panel, query_panel, n, q)
-                for n in ranges(train_panel.start, train_panel.stop, sizes.TILE_N)
-                for q in ranges(query_panel.start, query_panel.stop, sizes.TILE_Q)
+                for n in ranges(train_panel.start, train_panel.stop, tile_n)
+                for q in ranges(query_panel.start, query_panel.stop, tile_q)
             ]
 
 

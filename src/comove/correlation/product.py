@@ -14,7 +14,7 @@ from comove.correlation.inputs import Side
 from comove.correlation.workers import Workers
 from comove.errors import InputError
 
-__all__ = ["Panel", "panels", "score_tile"]
+__all__ = ["Panel", "panels", "score_tile", "tile_of"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -32,6 +32,11 @@ class Panel:
         """Some of these columns, numbered as on their side."""
         here = slice(columns.start - self.start, columns.stop - self.start)
         return self.unit[:, here], None if self.scale is None else self.scale[here]
+
+
+def tile_of(side: Side) -> tuple[int, int]:
+    """How many training examples and queries make one product: the same for all scores, which then are equal bits."""
+    return sizes.TILE["cpu" if side.xp is np else "cuda"]
 
 
 def panels(
@@ -66,7 +71,10 @@ def score_tile(train: Panel, query: Panel, n: slice, q: slice, out: Any) -> None
     """Fill ``out``; correlations are left unclipped, some rounding beyond 1 at worst."""
     (unit_TN, scale_N), (unit_TQ, scale_Q) = train.at(n), query.at(q)
     xp = namespace(unit_TN)
-    xp.matmul(unit_TN.T, unit_TQ, out=out)
+    if 1 in out.shape and xp is np:  # how NumPy sums a single row or column depends on how it lies in memory
+        out[...] = np.ascontiguousarray(unit_TN).T @ np.ascontiguousarray(unit_TQ)
+    else:
+        xp.matmul(unit_TN.T, unit_TQ, out=out)
     if scale_N is None:
         return
     largest_N, largest_Q = float(scale_N.max()), float(scale_Q.max())
