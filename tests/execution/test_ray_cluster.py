@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+from comove.attribution import CLD
+from comove.attribution.blocks import write_scores_in_blocks
 from comove.errors import InputError, NonFiniteError
 from comove.execution import JobLostError, RayCluster, ray_cluster, run_jobs
+from comove.trace import Trace
 
 if TYPE_CHECKING:
     from tests.execution.conftest import Training
@@ -161,6 +165,15 @@ def test_ray_is_given_few_tasks_at_a_time(session: None, tmp_path: Path, monkeyp
 
     assert run_jobs(range(20), setup, tmp_path, deliver, executor=RayCluster(), description="") == 20
     assert sorted(done) == list(range(20))
+
+
+def test_blocks_of_scores_over_a_cluster_are_those_of_one_process(session: None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    trace = Trace.from_arrays(train_losses=rng.random((8, 3_000)), query_losses=rng.random((8, 20)))
+    over_cluster = write_scores_in_blocks(
+        tmp_path / "scores.safetensors", CLD(), trace, executor=RayCluster(), block_bytes=4 * 1_024 * 20
+    )
+    np.testing.assert_array_equal(over_cluster.values, CLD().fit(trace).attribute().values)
 
 
 def test_a_job_that_kills_its_process_is_given_up_by_name(session: None) -> None:

@@ -70,9 +70,15 @@ def pairwise(
     plan = plan_for(train, correlation, common_mode, row_scaling)
     scores_NQ = output(out, train, query)
     flat = scores_NQ.numpy() if isinstance(scores_NQ, torch.Tensor) and train.xp is np else scores_NQ
+
+    def fill(tiles: list[_Tile], part: slice) -> None:
+        space = _space(train, query)
+        for tile in tiles[part]:
+            _score(tile, plan, space, flat[tile[2], tile[3]])
+
     with plain_products(), workers(train) as crew:
         for tiles in _tiles(train, query, plan, crew):
-            crew.each(lambda tile: _fill(tile, plan, flat[tile[2], tile[3]]), tiles)
+            crew.each(fill, repeat(tiles), ranges(0, len(tiles), 1 + len(tiles) // (8 * crew.number)))
     return scores_NQ if out is None else out
 
 
@@ -146,7 +152,7 @@ def _blocks(train: Side, query: Side, plan: Plan, start: int, stop: int) -> Iter
         for tiles in _tiles(train, query, plan, crew, start, stop):
             for wave in crew.waves(tiles):
                 with plain_products():
-                    filled = crew.each(_filled, wave, repeat(plan), space)
+                    filled = crew.each(_score, wave, repeat(plan), space)
                 for (_, _, n, q), scores_NQ in zip(wave, filled, strict=True):
                     asked = slice(max(n.start, start), min(n.stop, stop))
                     yield asked, q, train.result(scores_NQ[asked.start - n.start : asked.stop - n.start])
@@ -158,11 +164,14 @@ def _space(train: Side, query: Side) -> Any:
     return np.empty(shape, np.float32) if train.xp is np else torch.empty(shape, device=train.device)
 
 
-def _filled(tile: _Tile, plan: Plan, space: Any) -> Any:
+def _score(tile: _Tile, plan: Plan, space: Any, out: Any = None) -> Any:
+    """Fill ``out``, or ``space``: the product stays in cache until it is clipped, then memory is written once."""
     rows, columns = tile[2].stop - tile[2].start, tile[3].stop - tile[3].start
     scores_NQ = space[: rows * columns].reshape(rows, columns)
-    _fill(tile, plan, scores_NQ)
-    return scores_NQ
+    score_tile(*tile, scores_NQ)
+    limit = np.inf if plan.correlation == "covariance" else 1.0
+    xp = np if isinstance(space, np.ndarray) else torch
+    return xp.clip(scores_NQ, -limit, limit, out=scores_NQ if out is None else out)
 
 
 def _tiles(
@@ -177,9 +186,3 @@ def _tiles(
                 for n in ranges(train_panel.start, train_panel.stop, tile_n)
                 for q in ranges(query_panel.start, query_panel.stop, tile_q)
             ]
-
-
-def _fill(tile: _Tile, plan: Plan, out: Any) -> None:
-    score_tile(*tile, out)
-    if plan.correlation != "covariance":
-        (np if isinstance(out, np.ndarray) else torch).clip(out, -1, 1, out=out)
