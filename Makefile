@@ -12,7 +12,7 @@ demo: $(VENV)/.ready  ## the main job on embedded real data, about a minute; ope
 	$(BIN)/comove demo --out demo
 
 test: $(VENV)/.ready lint  ## everything CI checks
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 	$(BIN)/python -m pytest --doctest-modules src
 
 lint: $(VENV)/.ready

@@ -315,7 +315,7 @@ def _verdicts(parts: _Parts, noise: dict[tuple[str, float], float]) -> list[str]
 def test_claims_that_are_true_of_the_data_hold(parts: _Parts) -> None:
     cld, names = parts.claims.PAPER_CLD, (parts.claims.PAPER_CLD, "trak", "tracin")
     noise = {(name, alpha): 0.05 for name in names for alpha in (0.3, 0.9)} | {(name, 0.995): 40.0 for name in names}
-    assert _verdicts(parts, noise) == ["holds", "undecided", "holds", "not measured"]
+    assert _verdicts(parts, noise) == ["holds", "undecided", "holds", "not measured", "not measured"]
     assert _verdicts(parts, noise | {(cld, 0.3): 8.0})[:2] == ["undecided", "holds"]
 
 
@@ -324,6 +324,15 @@ def test_claims_that_are_false_of_the_data_do_not_hold(parts: _Parts) -> None:
     noise = {(name, alpha): 0.5 for name in ("trak", "tracin") for alpha in (0.3, 0.9, 0.995)}
     noise |= {(cld, 0.3): 2.0, (cld, 0.9): 20.0, (cld, 0.995): 20.0}
     assert _verdicts(parts, noise)[:3] == ["does not hold", "does not hold", "does not hold"]
+
+
+@pytest.mark.parametrize(("control", "verdict"), [(8.0, "holds"), (0.5, "does not hold"), (0.52, "does not hold")])
+def test_what_the_class_alone_says_is_the_least_that_cld_is_held_to(
+    parts: _Parts, control: float, verdict: str
+) -> None:
+    noise = {(parts.claims.PAPER_CLD, alpha): 0.5 for alpha in (0.3, 0.9)}
+    noise |= {("same-class-control", alpha): control for alpha in (0.3, 0.9)}
+    assert _verdicts(parts, noise)[4] == verdict
 
 
 def test_too_few_data_decide_nothing(parts: _Parts, finished: Path) -> None:
@@ -345,6 +354,6 @@ def test_flips_are_judged_by_the_interval_at_the_papers_share(parts: _Parts, fin
     for flipped, verdict in ((0, "does not hold"), (1, "holds")):
         predicted = np.array(found.predicted)
         predicted[row] = (found.prediction[:, None, None] + flipped) % 10
-        claim = parts.claims.claims_of([], replace(found, predicted=predicted), 200)[-1]
+        claim = parts.claims.claims_of([], replace(found, predicted=predicted), 200)[3]
         assert claim.verdict == verdict
         assert f"k = {min(found.ks)}" in claim.because[0]

@@ -1,4 +1,4 @@
-"""The claims of the CLD paper's appendix F, held to what was measured: each verdict is computed, with its rule.
+"""The claims of the CLD paper's appendix F, and a question of ours: each verdict is computed, by a rule that it states.
 
 Verdicts: ``holds``, ``does not hold``, ``undecided`` (the intervals allow both) and ``not measured``.
 """
@@ -44,7 +44,7 @@ def claims_of(results: Sequence[LDS], removed: Brittleness | None, n_train: int)
         removed: the brittleness measurement.
         n_train: N.
     """
-    return [_tracks(results), _narrows(results), _drops(results), _flips(removed, n_train)]
+    return [_tracks(results), _narrows(results), _drops(results), _flips(removed, n_train), _beyond_class(results)]
 
 
 def _find(results: Sequence[LDS], start: str, alpha: float) -> LDS | None:
@@ -164,6 +164,28 @@ def _flips(removed: Brittleness | None, n_train: int) -> Claim:
         told.append(f"CLD-inf, k = {REMOVED} ({REMOVED / n_train:.0%}): {_rate(removed.rate(PAPER_CLD, REMOVED))}.")
     verdict = HOLDS if rate.low > 0.5 else FAILS if rate.high < 0.5 else UNDECIDED
     return Claim(text, rule, verdict, tuple(told), about_flips=True)
+
+
+def _beyond_class(results: Sequence[LDS]) -> Claim:
+    text = "Not of the paper, but needed to read the rest: CLD-inf says more than which class an example is of."
+    rule = (
+        "By paired differences with the same-class control (1 for the query's class, 0 for others) at each ratio of "
+        "random subsets. Holds if CLD-inf is decidedly above it at every ratio; does not hold if at every ratio the "
+        f"whole interval of the difference is below {CLOSE}."
+    )
+    more, same, told = [], [], []
+    for alpha in _alphas(results)[0]:
+        ours, control = (_find(results, start, alpha) for start in (PAPER_CLD, "same-class-control"))
+        if ours is None or control is None:
+            continue
+        gap = paired_difference(ours, control)
+        more.append(gap.interval[0] > 0)
+        same.append(gap.interval[1] < CLOSE)
+        told.append(f"alpha {alpha:g}: CLD-inf less {gap.other} {_signed(gap.mean, gap.interval)}.")
+    if not told:
+        return Claim(text, rule, UNMEASURED, ())
+    verdict = HOLDS if all(more) else FAILS if all(same) and not any(more) else UNDECIDED
+    return Claim(text, rule, verdict, tuple(told))
 
 
 def _rate(estimate: tuple[float, float, float]) -> str:

@@ -188,7 +188,7 @@ class TracIn(_GradientSimilarity):
 
     name: ClassVar[str] = "tracin"
     summary: ClassVar[str] = "inner products of loss gradients, summed over checkpoints with their learning rates"
-    cost: ClassVar[str] = "about 1.7 epochs of training a checkpoint"
+    cost: ClassVar[str] = "about 1.5 epochs of training a checkpoint"
 
     rate: Literal["last", "mean"] = "last"
     checkpoints: Literal["all"] | int = "all"
@@ -217,7 +217,7 @@ class GradDot(_GradientSimilarity):
 
     name: ClassVar[str] = "grad-dot"
     summary: ClassVar[str] = "inner products of loss gradients at the last checkpoint"
-    cost: ClassVar[str] = "about 1.7 epochs of training"
+    cost: ClassVar[str] = "about 1.5 epochs of training"
 
     def _weights(self, run: Run) -> list[tuple[Checkpoint, float]]:
         return [(run.checkpoints[-1], 1.0)]
@@ -235,7 +235,7 @@ class GradCos(_GradientSimilarity):
 
     name: ClassVar[str] = "grad-cos"
     summary: ClassVar[str] = "cosines of loss gradients at the last checkpoint"
-    cost: ClassVar[str] = "about 1.7 epochs of training"
+    cost: ClassVar[str] = "about 1.5 epochs of training"
     cosine: ClassVar[bool] = True
 
     def _weights(self, run: Run) -> list[tuple[Checkpoint, float]]:
