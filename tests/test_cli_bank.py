@@ -103,7 +103,7 @@ def test_what_is_no_bank_is_the_users_mistake(tmp_path: Path) -> None:
     for words in (["status", tmp_path], ["work", tmp_path], ["merge", tmp_path, tmp_path]):
         made = comove(*words)
         assert made.exit_code == 2
-        assert "manifest.json does not exist" in made.stderr
+        assert "has no manifest.json, but a retraining bank is needed; comove lds --out OUT makes one" in made.stderr
 
 
 def test_interrupted_work_says_how_to_go_on_and_lets_go(bank: RetrainingBank, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,3 +78,11 @@ def test_checkpoints_are_asked_for_where_needed(run: Run, small_digits: Splits, 
 def test_a_source_without_labels_says_how_to_record_them() -> None:
     with pytest.raises(InputError, match="m needs training labels; pass train_labels="):
         Source(small_trace()).labels("m")
+
+
+def test_a_runs_data_are_known_by_its_manifest_and_a_traces_by_its_own(run: Run, small_digits: Splits) -> None:
+    assert Source(run.trace, run).data_fingerprint == small_digits.fingerprint
+    assert Source(run.trace).data_fingerprint == small_digits.fingerprint
+    assert Source(run.trace).noted == {"data_fingerprint": small_digits.fingerprint}
+    assert Source(small_trace()).data_fingerprint is None
+    assert Source(small_trace()).noted == {}

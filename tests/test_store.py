@@ -327,6 +327,32 @@ def test_another_claim_is_refused_with_both_fingerprints_and_the_differences(tmp
     assert "seed was 0, now 1; recipe.lr was 0.1, now 0.2. Use another folder" in message  # and nothing else
 
 
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (
+            list(range(10)),
+            "now 10; the first 10 agree, then it was 10, 11, 12, 13, 14, 15, 16, 17 and 22 more, now none. Use another",
+        ),
+        ([*range(39), 99], "now 40; the first 39 agree, then it was 39, now 99. Use another"),
+    ],
+)
+def test_of_long_lists_that_differ_only_what_differs_is_told_and_not_all_of_it(
+    now: list[int], told: str, tmp_path: Path
+) -> None:
+    claim_folder(tmp_path, "bank", 1, {"seed": 0, "query_ids": list(range(40))})
+    with pytest.raises(FingerprintError) as caught:
+        claim_folder(tmp_path, "bank", 1, {"seed": 0, "query_ids": now})
+    assert f"query_ids was 40 values, {told}" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_short_lists_that_differ_are_told_whole(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "run", 1, {"anchors": [2, 5]})
+    with pytest.raises(FingerprintError, match=r"anchors was \[2, 5\], now \[2, 6, 7\]\. Use"):
+        claim_folder(tmp_path, "run", 1, {"anchors": (2, 6, 7)})
+
+
 def test_a_folder_with_something_else_is_not_claimed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="not empty"):
@@ -400,6 +426,22 @@ def test_every_error_of_ours_is_also_a_builtin_one() -> None:
 def test_manifests_are_plain_json(tmp_path: Path) -> None:
     write_manifest(tmp_path, "run", 1, {"a": 1})
     assert json.loads((tmp_path / "manifest.json").read_text())["kind"] == "comove/run"
+
+
+@pytest.mark.parametrize(
+    ("called", "noted"),
+    [
+        (["/home/me/bin/comove", "train", "--out", "my runs/a"], "comove train --out 'my runs/a'"),
+        (["-c", "x"], "python x"),  # no folder of the program, and no code
+        ([""], "python"),
+    ],
+)
+def test_a_manifest_notes_the_command_that_made_it_so_that_it_can_be_run_again(
+    called: list[str], noted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", called)
+    write_manifest(tmp_path, "run", 1, {"a": 1})
+    assert read_json(tmp_path / "manifest.json")["command"] == noted
 
 
 def test_a_checked_file_gives_back_what_was_written(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def run_demo(
     started = time.monotonic()
     folder = new_folder(out)
     splits = load_dataset("digits", seed=seed)
-    say(f"1/4  {splits}: training {runs} recorded runs, then {subset_count} x {retrain_seeds} models for the truth")
+    say(f"1/4  {splits}: training {runs} recorded runs, then {subset_count} × {retrain_seeds} models for the truth")
     methods = [CLD(), CLD(correlation="covariance", common_mode="remove"), SameClassControl(), RandomControl()]
     benchmark = lds_benchmark(
         splits,
@@ -98,7 +98,7 @@ def run_demo(
     say("2/4  attributing 20 queries")
     scores = methods[0].fit(benchmark.runs).attribute(choose_queries(benchmark.runs[0].trace, 20))
     scores.save(folder / "scores.safetensors")
-    say("3/4  selecting a 30 % coreset, and training on it and on random ones")
+    say("3/4  selecting a 30% coreset, and training on it and on random ones")
     coreset = select("cld", benchmark.runs[0], budget=0.3)
     coreset.save(folder / "coreset.csv")
     curve = coreset_curve(
@@ -133,16 +133,16 @@ def _page(folder: Path, splits: Splits, scores: Scores, coreset: Coreset, curve:
             "Which training examples does a prediction depend on?",
             f"CLD scores averaged over {len(benchmark.runs)} runs of an MLP on {len(splits.train):,} real handwritten "
             "digits: the training examples whose losses moved most with the query's (blue), and most against it "
-            "(orange).",
+            "(orange). The losses below them are of the first run.",
             figures=["figures/influence.png", "figures/trajectories.png"],
         ),
         Section(
             "Are the scores right? Linear datamodeling score against real retraining",
-            f"{first.subsets} random halves of the training data x {first.seeds} seeds were trained from scratch. LDS "
+            f"{first.subsets} random halves of the training data × {first.seeds} seeds were trained from scratch. LDS "
             "is the rank correlation, over subsets, of what the scores predict with what retraining gave; the interval "
-            "is a 95 % bootstrap over queries and subsets. A method that stays below the same-class control tells less "
+            "is a 95% bootstrap over queries and subsets. A method that stays below the same-class control tells less "
             "than the labels do.",
-            ["method", "LDS", "95 % interval", "undefined queries"],
+            ["method", "LDS", "95% interval", "undefined queries"],
             [lds_row(result) for result in benchmark.results],
             ["figures/lds.png"],
         ),
@@ -150,7 +150,7 @@ def _page(folder: Path, splits: Splits, scores: Scores, coreset: Coreset, curve:
             "Which examples are worth keeping?",
             "Models trained from scratch on class-balanced CLD coresets and on random ones; accuracy on held-out "
             "queries that no selector saw, mean and standard deviation over 3 seeds.",
-            ["method", "share", "examples", "accuracy", "deviation"],
+            ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
             curve_rows(curve),
             ["figures/curve.png", "figures/coreset.png"],
         ),
@@ -168,12 +168,12 @@ def lds_row(result: LDS) -> list[str]:
 
 
 def curve_rows(curve: Curve) -> list[list[str]]:
-    """A curve's summary as table cells."""
+    """A curve's summary as table cells, accuracies in percent."""
     return [
-        [row["method"], f"{row['budget']:.0%}", f"{row['size']:,}", _cell(row["mean"]), _cell(row["std"])]
+        [row["method"], f"{row['budget']:.0%}", f"{row['size']:,}", *(_cell(100 * row[x], 1) for x in ("mean", "std"))]
         for row in curve.summary()
     ]
 
 
-def _cell(value: float) -> str:
-    return f"{round(value, 3) + 0.0:.3f}" if math.isfinite(value) else "-"  # + 0.0: no "-0.000"
+def _cell(value: float, digits: int = 3) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else "-"  # + 0.0: no "-0.000"

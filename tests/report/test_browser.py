@@ -17,6 +17,7 @@ from comove.evaluation import LDS, Curve
 from comove.report import Suspects, write_report
 from comove.report.html.lists import top_lists
 from comove.report.html.thumbnails import pixels
+from comove.report.numbers import scored
 from comove.trace import Trace
 from comove.training import Run
 
@@ -129,8 +130,7 @@ def test_choosing_a_query_shows_its_tops_and_bottoms_by_each_method_with_scores(
     told = page.locator(".method").first.locator(".example").evaluate_all("(all) => all.map((one) => one.title)")
     rankings = [*scores[0].top(5, query=query), *scores[0].bottom(5, query=query)]
     for text, (id_, score) in zip(told, rankings, strict=True):
-        assert f"id {id_}, score" in text
-        assert float(text.split("score ")[1].split(";")[0].replace("\u2212", "-")) == pytest.approx(score, rel=6e-3)
+        assert f"id {id_}, score {scored(score)}" in text  # written as in every figure
     drawn(page, ".example canvas")
 
 
@@ -214,6 +214,106 @@ def test_the_query_s_line_is_its_recorded_loss(visit: Open, report: Path, runs: 
         }""",
         arg=len(losses) - 1,
     )
+
+
+def test_the_losses_say_that_their_scale_is_logarithmic_and_the_changes_that_theirs_is_not(
+    visit: Open, report: Path
+) -> None:
+    page = visit(report)
+    panel = page.locator(".panel:has(#line-kind)")
+    page.wait_for_selector(".trajectory polyline")
+    assert "loss (nats, log scale)" in panel.inner_text()
+    assert "The scale is logarithmic" in panel.inner_text()
+    page.select_option("#line-kind", "change")
+    page.wait_for_function("document.querySelector('.chart').textContent.includes('change of the loss (nats)')")
+    assert "as CLD correlates them, from each recorded row to the next. The scale is linear." in panel.inner_text()
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_rows_and_columns_of_the_overlap_bear_the_names_of_the_methods(
+    visit: Open, report: Path, scores: tuple[Scores, ...], width: int
+) -> None:
+    page = visit(report, width=width)
+    names = [one.method for one in scores]
+    for scope in ("col", "row"):
+        heads = page.locator(f".overlap th[scope={scope}]")
+        assert heads.evaluate_all("(all) => all.map((one) => one.textContent)") == names
+    clipped = page.locator(".overlap th").evaluate_all(
+        "(all) => all.filter((one) => one.scrollWidth > one.clientWidth)"
+    )
+    assert clipped == []
+
+
+# --- measurements and suspects -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [320, 360, 1440])
+@pytest.mark.parametrize("anchor", ["", "#lds", "#curves"])
+def test_no_words_of_a_chart_overlap_or_are_cut_off(visit: Open, report: Path, width: int, anchor: str) -> None:
+    page = visit(report, anchor, width=width)
+    page.wait_for_selector(".chart svg text:visible")
+    faults = page.evaluate(
+        """() => [...document.querySelectorAll(".chart svg")].filter((svg) => svg.checkVisibility()).flatMap((svg) => {
+          const frame = svg.getBoundingClientRect(), found = [];
+          const boxes = [...svg.querySelectorAll("text")].filter((one) => one.textContent)
+            .map((one) => [one.textContent, one.getBBox()]);
+          for (const [text, box] of boxes)
+            if (box.x < -0.5 || box.x + box.width > frame.width + 0.5) found.push("cut off: " + text);
+          boxes.forEach(([text, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
+            if (a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height - 2 && b.y < a.y + a.height - 2)
+              found.push(text + " over " + other);
+          }));
+          return found;
+        })"""
+    )
+    assert faults == []
+
+
+def test_the_table_of_the_lds_fits_a_telephone(visit: Open, report: Path) -> None:
+    page = visit(report, "#lds", width=360)
+    sizes = page.locator("#panel-lds .scroll").evaluate_all(
+        "(all) => all.map((one) => [one.scrollWidth, one.clientWidth])"
+    )
+    assert sizes
+    assert all(whole <= seen for whole, seen in sizes)
+
+
+def test_many_suspects_are_folded_and_unfold_by_key_and_for_print(visit: Open, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    trace = Trace.from_arrays(train_losses=rng.uniform(size=(4, 50)), query_losses=rng.uniform(size=(4, 2)))
+    lists = [
+        Suspects("aum", trace.train_ids[:40], np.arange(40.0)),
+        Suspects("loss", trace.train_ids[:20], np.ones(20)),
+    ]
+    page = visit(write_report(tmp_path / "r.html", trace, CLD().fit(trace).attribute(), lists), "#suspects")
+    shown = page.locator("#panel-suspects section:first-of-type .suspect:visible")
+    assert (shown.count(), page.locator("#panel-suspects .suspect").count()) == (16, 60)
+    assert page.locator("#panel-suspects .fold").count() == 1  # twenty are not worth a fold
+    summary = page.locator("#panel-suspects .fold summary")
+    assert summary.inner_text() == "The other 24"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert shown.count() == 40
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert shown.count() == 16
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert shown.count() == 40
+    page.locator(".jumps button").nth(1).click()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "loss"
+
+
+def test_a_dark_page_is_printed_in_the_colours_of_a_light_one(visit: Open, report: Path) -> None:
+    page = visit(report, "#lds", color_scheme="dark")
+    colour = "getComputedStyle(document.querySelector('.c0')).color"
+    page.wait_for_selector(".chart .c0")
+    dark = page.evaluate(colour)
+    page.emulate_media(media="print", color_scheme="dark")
+    printed = page.evaluate(colour)
+    page.emulate_media(media="screen", color_scheme="light")
+    assert printed == page.evaluate(colour) != dark
+
+
+# --- the way around ----------------------------------------------------------------------------------------------
 
 
 def test_filters_and_search_leave_what_was_asked_for(visit: Open, report: Path, scores: tuple[Scores, ...]) -> None:

@@ -26,6 +26,7 @@ from comove.report import (
     thumbnail,
     trajectories,
 )
+from comove.report.numbers import scored
 from comove.trace import Trace
 from comove.training import Run
 
@@ -93,7 +94,7 @@ def test_an_influence_grid_shows_each_query_and_its_top_and_bottom(
     for query in chosen:
         assert f"query {query}\n" in written
         for id_, score in [*scores.top(k, query=query), *scores.bottom(k, query=query)]:
-            assert f"{score:+.3g}\n#{id_}" in written
+            assert f"\n#{id_}  {scored(score)}" in written
 
 
 def test_every_cell_of_the_grid_shows_the_image_of_its_own_id(scores: Scores, small_digits: Splits) -> None:
@@ -174,7 +175,28 @@ def test_trajectories_are_the_recorded_losses(k: int, trace: Trace, scores: Scor
     own = trace.query_losses[:, trace.query_ids == query][:, 0]
     np.testing.assert_allclose(np.asarray(lines[-1].get_ydata(), float), own, rtol=1e-6)
     assert ink(figure) > 0.01
-    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {"helps", "hurts", f"query {query}"}  # type: ignore[union-attr]
+    assert {text.get_text() for text in figure.axes[1].get_legend().get_texts()} == {"helps", "hurts", f"query {query}"}  # type: ignore[union-attr]
+
+
+def test_beside_losses_on_a_logarithmic_axis_stand_their_changes_on_a_linear_one(trace: Trace, scores: Scores) -> None:
+    query = int(scores.query_ids[3])
+    losses, changes = trajectories(trace, scores, query, 2).axes
+    assert (losses.get_yscale(), changes.get_yscale()) == ("log", "linear")
+    assert "log scale" in losses.get_ylabel()
+    drawn = [
+        np.asarray(line.get_ydata(), float) for line in changes.get_lines() if len(np.asarray(line.get_ydata())) > 2
+    ]
+    columns = [*scores.top(2, query=query).ids, *scores.bottom(2, query=query).ids]
+    wanted = [np.diff(trace.train_losses[:, trace.train_ids == id_][:, 0]) for id_ in columns]
+    np.testing.assert_allclose(drawn, [*wanted, np.diff(trace.query_losses[:, trace.query_ids == query][:, 0])])
+    correlations = [np.corrcoef(line, drawn[-1])[0, 1] for line in drawn[:-1]]
+    assert min(correlations[:2]) > max(correlations[2:])  # of one run; the scores are means over two
+
+
+def test_a_title_says_that_scores_are_of_several_runs_and_losses_of_one(trace: Trace, scores: Scores) -> None:
+    query = int(scores.query_ids[3])
+    assert "scores of 2 runs, losses of one" in texts(trajectories(trace, scores, query))
+    assert "runs" not in texts(trajectories(trace, CLD().fit(trace).attribute([query]), query))
 
 
 def test_a_loss_of_zero_stays_on_the_logarithmic_axis() -> None:
@@ -203,10 +225,20 @@ def test_a_curve_has_a_line_a_method_and_the_full_data_dotted(accuracies: tuple[
     mean = float(np.mean(accuracies))
     drawn = [np.asarray(line.get_xydata(), float) for line in axes.get_lines()]
     for place in range(2):  # shares 10 and 30 %, in this order though the points came in the other
-        expected = [[10, mean - 0.1 * place + 0.05], [30, mean - 0.1 * place + 0.15]]
+        expected = [[10, 100 * (mean - 0.1 * place + 0.05)], [30, 100 * (mean - 0.1 * place + 0.15)]]
         assert any(line.shape == (2, 2) and np.allclose(line, expected) for line in drawn)
-    assert any((line[:, 1] == 0.9).all() for line in drawn)
+    assert any(np.allclose(line[:, 1], 90) for line in drawn)
     assert ink(figure) > 0.01
+
+
+@pytest.mark.parametrize(("budgets", "scale"), [((0.1, 0.3), "linear"), ((0.01, 0.012, 0.1, 0.9), "log")])
+def test_shares_far_apart_are_on_a_logarithmic_axis_that_says_so(budgets: tuple[float, ...], scale: str) -> None:
+    points = [CurvePoint("cld", budget, int(200 * budget), 0, 0.5) for budget in budgets]
+    axes = curve_figure(Curve(tuple(points), 200, 40, {})).axes[0]
+    assert axes.get_xscale() == scale
+    assert ("log scale" in axes.get_xlabel()) == (scale == "log")
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert set(shown) == ({"10", "30"} if scale == "linear" else {"1.2", "10", "90"})  # 1 would overlap 1.2
 
 
 def test_many_methods_still_have_a_line_each() -> None:

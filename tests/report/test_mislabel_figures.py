@@ -28,8 +28,8 @@ def test_the_gallery_shows_the_worst_first_with_label_suggestion_and_id(
     figure = suspicion_gallery(suspicion, images, 12, ["one"], np.array([1039, 1036]))
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 20  # two rows of ten
-    assert titles[:4] == ["d\n> a\n#1039", "c\n> a\n#1038", "\\$b\\$\n> a\n#1037", "a\n> a\n#1036"]
-    assert titles[11] == "a\n> a\n#1028"
+    assert titles[:4] == ["d\n\u2192 a\n#1039", "c\n\u2192 a\n#1038", "\\$b\\$\n\u2192 a\n#1037", "a\n\u2192 a\n#1036"]
+    assert titles[11] == "a\n\u2192 a\n#1028"
     assert titles[12:] == [""] * 8
     colours = [to_hex(axes.title.get_color()) for axes in figure.axes[:4]]
     assert colours == [HURT, "#000000", "#000000", HURT]

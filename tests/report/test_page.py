@@ -59,6 +59,10 @@ def test_titles_class_names_cells_and_paths_are_escaped_everywhere(tmp_path: Pat
         "src",
         "alt",
         "loading",
+        "tabindex",
+        "role",
+        "aria-label",
+        "scope",
     }
     assert ("src", f'figures/"onerror="alert(1)"{EVIL}.png') in page.attributes
 
@@ -82,6 +86,14 @@ def test_sections_stand_in_order_with_their_tables_and_figures(tmp_path: Path) -
         for word in ("First part", "method", "cld", "trak", "Zwei", "Überprüfung ✓", "the very end")
     ]
     assert places == sorted(places)
+
+
+def test_numbers_in_a_table_stand_on_the_right_with_a_real_minus_and_names_keep_their_hyphens(tmp_path: Path) -> None:
+    rows = [["trak-1", "-0.002", "-0.1 to 1,000.5", "-"], ["-1", "0.3", "-", "a-b"]]
+    page = read(write_page(tmp_path / "i.html", "t", [Section("a", "b", ["name", "LDS", "interval", "-2"], rows)], "f"))
+    for text in ("trak-1", "\u22120.002", "\u22120.1 to 1,000.5", "a-b"):
+        assert text in page.text
+    assert [value for name, value in page.attributes if name == "class"].count("number") == 2 * 3
 
 
 def test_a_page_without_sections_is_a_page(tmp_path: Path) -> None:

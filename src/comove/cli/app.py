@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,7 +24,7 @@ from typer.core import TyperArgument, TyperCommand
 
 from comove.errors import ComoveError
 
-__all__ = ["app", "command", "command_of", "facts", "one_line", "print_ranking", "run", "say", "table"]
+__all__ = ["app", "command", "command_of", "facts", "fits", "one_line", "print_ranking", "run", "say", "show", "table"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -194,11 +195,23 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], pla
     (out_console if out_console.is_terminal else Console(width=1000)).print(table)
 
 
+def fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Tell whether a table can be printed without folding a cell; in a pipe it always can."""
+    if not out_console.is_terminal:
+        return True
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    return sum(widths) + 2 * len(widths) <= out_console.width
+
+
 def facts(title: str, facts: Mapping[str, object]) -> None:
     """Print names and values, a line each, unfolded: a path or a name can be copied whole."""
     width = max(map(len, facts))
-    lines = [title, *(f"{name:<{width}}  {value}" for name, value in facts.items())]
-    out_console.print(Text("\n".join(lines)), soft_wrap=True)
+    show("\n".join([title, *(f"{name:<{width}}  {value}" for name, value in facts.items())]))
+
+
+def show(text: str) -> None:
+    """Print ``text`` as it is, unfolded and free of markup."""
+    out_console.print(Text(text), soft_wrap=True)
 
 
 def print_ranking(scores: Any, query: int, k: int) -> None:

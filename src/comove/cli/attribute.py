@@ -17,7 +17,12 @@ __all__ = ["attribute"]
 @command
 def attribute(
     runs: Runs,
-    out: Annotated[Path, typer.Option(help="Folder for scores, top.csv and a figure.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for METHOD.safetensors, METHOD-top.csv and METHOD-influence.png; other methods' stay."
+        ),
+    ],
     method: Annotated[str, typer.Option(help="A method, with options as cld:correlation=spearman.")] = "cld",
     queries: Annotated[int, typer.Option(min=1, help="How many recorded queries, spread over classes.")] = 20,
     query_id: Annotated[list[int] | None, typer.Option(help="A query's id; may be given several times.")] = None,
@@ -34,6 +39,7 @@ def attribute(
     Example: comove attribute runs/a runs/b --method cld --queries 20 --top 10 --out scores/
     """
     from comove.attribution import attributors
+    from comove.data import positions_of
     from comove.demo import choose_queries
     from comove.discovery import parse_method
     from comove.evaluation.lds.benchmark import file_name
@@ -43,20 +49,34 @@ def attribute(
     chosen = parse_method(method, attributors(), "attribution method")
     banked = "bank" in chosen.requires
     sources = open_banks(runs, method) if banked else open_runs(runs)
-    new_folder(out)
     first = as_bank(sources, method) if banked else as_sources(sources, frozenset(), method)[0].trace
-    wanted = query_id or choose_queries(first, queries)
-    file = out / f"{file_name(chosen.label)}.safetensors"
+    wanted = list(dict.fromkeys(query_id)) if query_id else choose_queries(first, queries)
+    positions_of(wanted, first.query_ids, "query ids")  # refuses unknown ones before anything is written
+    new_folder(out)
+    name = file_name(chosen.label)
+    file = out / f"{name}.safetensors"
     if blocks is None:
         scores = chosen.fit(sources).attribute(wanted)
         scores.save(file)
     else:
         scores = _in_blocks(file, chosen, sources, wanted, blocks)
     top = min(top, scores.train_ids.size)
-    _top_csv(scores, top, out / "top.csv")
+    _write_top(scores, top, out / f"{name}-top.csv")
     print_ranking(scores, int(scores.query_ids[0]), min(top, 5))
-    figure = _attribution_figure(sources[0], scores, out)
-    say(f"\n{scores}\nWritten to {out}/: scores, top.csv" + (f", {figure.name}" if figure else ""))
+    figure = _attribution_figure(sources[0], scores, out / f"{name}-influence.png")
+    say("")
+    if left_out := scores.info.get("not_scored"):
+        say(f"{left_out:,} training examples have no score: {method} knows nothing of them.", "Note:", "yellow")
+    say(_told(scores))
+    written = [file.name, f"{name}-top.csv (of each query the {top} that help and hurt most)"]
+    say(f"Written to {out}/: {', '.join([*written, *([figure.name] if figure else [])])}")
+
+
+def _told(scores: Any) -> str:
+    """What the scores are, in a line; how they were made stands in their file."""
+    size = f"{scores.train_ids.size:,} training examples x {scores.query_ids.size:,} queries"
+    runs = scores.info.get("runs", 1)
+    return f"{scores.method}: {size}{f', the mean of {runs} runs' if runs > 1 else ''}; positive = helps."
 
 
 def _in_blocks(file: Path, method: Any, sources: Any, queries: list[int], executor: str) -> Any:
@@ -69,8 +89,10 @@ def _in_blocks(file: Path, method: Any, sources: Any, queries: list[int], execut
     return write_scores_in_blocks(file, method, sources, queries, executor=as_executor(executor), progress=True)
 
 
-def _top_csv(scores: Any, k: int, path: Path) -> None:
+def _write_top(scores: Any, k: int, path: Path) -> None:
     import pandas as pd
+
+    from comove.store import write_bytes
 
     parts = []
     for query in scores.query_ids.tolist():
@@ -80,10 +102,11 @@ def _top_csv(scores: Any, k: int, path: Path) -> None:
             part.insert(0, "side", side)
             part.insert(0, "query_id", query)
             parts.append(part)
-    pd.concat(parts).rename(columns={"id": "train_id"}).to_csv(path, index=False)
+    table = pd.concat(parts).rename(columns={"id": "train_id"})
+    write_bytes(path, table.to_csv(index=False).encode())
 
 
-def _attribution_figure(source: object, scores: Any, out: Path) -> Path | None:
+def _attribution_figure(source: object, scores: Any, path: Path) -> Path | None:
     from comove.report import influence_grid, save_figure
     from comove.training import Run
 
@@ -91,7 +114,7 @@ def _attribution_figure(source: object, scores: Any, out: Path) -> Path | None:
         return None
     try:
         splits = source.data()
-        return save_figure(influence_grid(scores, splits, scores.query_ids[:8].tolist()), out / "influence.png")
+        return save_figure(influence_grid(scores, splits, scores.query_ids[:8].tolist()), path)
     except InputError as error:
         say(one_line(error), "No figure:", "yellow")
         return None

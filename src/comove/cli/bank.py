@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from comove.cli.app import app, command_of, facts, say, table
-from comove.cli.options import Device, Machines, Quiet, importable
+from comove.cli.options import Device, Machines, Quiet, check_bank, importable
 
 __all__ = ["bank", "compact", "merge", "status", "work"]
 
@@ -35,6 +35,7 @@ def status(path: Annotated[Path, typer.Argument(help="Folder of the bank, or its
     """
     from comove.evaluation import RetrainingBank
 
+    check_bank(path)
     found = RetrainingBank.load(path).status()
     rows = [[plan.name, f"{plan.subsets:,}", f"{plan.done:,}", f"{plan.total:,}"] for plan in found.plans]
     table(str(path), ["plan", "subsets", "trained", "models"], rows)
@@ -65,6 +66,7 @@ def work(
     """
     from comove.evaluation import RetrainingBank
 
+    check_bank(path)
     found = RetrainingBank.load(path, model=importable(model))
     pending = len(found.pending)
     found.run(executor=machines.executor_of(), device=device, progress=not quiet)
@@ -86,8 +88,10 @@ def merge(
     """
     from comove.evaluation import RetrainingBank
 
+    check_bank(path)
     found = RetrainingBank.load(path)
     for other in others:
+        check_bank(other)
         say(f"{found.merge(other):,} results copied from {other}")
     now = RetrainingBank.load(path).status()
     say(f"{path}: {now.done:,} of {now.total:,} models trained")
@@ -105,6 +109,7 @@ def compact(
     """
     from comove.evaluation import RetrainingBank
 
+    check_bank(path)
     found = RetrainingBank.load(path)
     found.compact(out, "float16" if half else "float32")
     models, pending = len(found.jobs), len(found.pending)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import open_runs
+from comove.cli.options import open_runs, parse_budget
 
 __all__ = ["coreset"]
 
@@ -18,7 +18,13 @@ def coreset(
     run: Annotated[Path, typer.Argument(help="Folder of a recorded run or trace.")],
     out: Annotated[Path, typer.Option(help="A .csv table, or a .safetensors file.")],
     method: Annotated[str, typer.Option(help="A method, with options as random:seed=1.")] = "cld",
-    budget: Annotated[float, typer.Option(help="A share up to 1.0 (0.1), or a number of examples (500).")] = 0.1,
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE|NUMBER",
+            help="A share (0.1, 10%; 100% is all), or a number of examples from 2 on (500); a bare 1 is refused.",
+        ),
+    ] = "0.1",
 ) -> None:
     """Choose the training examples worth keeping.
 
@@ -28,8 +34,7 @@ def coreset(
     from comove.discovery import parse_method
     from comove.store import new_folder
 
-    selector = parse_method(method, selectors(), "coreset method")
-    amount = int(budget) if budget > 1 and budget == int(budget) else budget
+    selector, amount = parse_method(method, selectors(), "coreset method"), parse_budget(budget)
     chosen = selector.select(open_runs([run]), amount)
     new_folder(out.parent)
     chosen.save(out)
@@ -39,7 +44,7 @@ def coreset(
         for label, count in chosen.per_class.items()
     ]
     table(str(chosen), ["class", "kept", "mean score"], rows)
-    if missing := len(names) - len(chosen.per_class):
-        told = f"; for {budget:g} % give {budget / 100:g}" if 1 < budget < 100 else ""
+    if missing := max(0, len(names) - len(chosen.per_class)):
+        told = f"; for {amount} % give {amount}%" if isinstance(amount, int) and amount < 100 else ""
         say(f"{missing} of {len(names)} classes have no example{told}.", "Note:", "yellow")
     say(f"Written to {out}")

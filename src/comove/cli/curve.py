@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import BudgetList, Machines, MethodList, Task, importable, open_runs, width_option
+from comove.cli.options import (
+    BudgetList,
+    Machines,
+    Task,
+    importable,
+    open_runs,
+    parse_shares,
+    width_option,
+)
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +34,10 @@ def curve(
     run: Annotated[
         Path | None, typer.Argument(help="The recorded run to select with; by default one is trained, as comove train.")
     ] = None,
-    methods: MethodList = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="Coreset methods, as cld random el2n, or all; options as random:seed=1."),
+    ] = None,
     budgets: BudgetList = None,
     seeds: Annotated[int, typer.Option(min=1, help="Models trained a point.")] = 3,
     target_model: Annotated[
@@ -49,6 +60,7 @@ def curve(
 
     named = methods or ["cld", "random"]
     names = [name for name in selectors() if name != "per_class"] if named == ["all"] else named
+    shares = parse_shares(budgets, [0.1, 0.3, 0.5])
     proxy = _proxy(run, task, out)
     found = {}
     targets: list[str | None] = list(target_model or [None])  # type: ignore[list-item]
@@ -57,7 +69,7 @@ def curve(
         found[target or proxy.model_spec.name] = coreset_curve(
             proxy,
             names,
-            budgets or [0.1, 0.3, 0.5],
+            shares,
             seeds=seeds,
             seed=task.seed,
             target_model=importable(target),
@@ -108,7 +120,7 @@ def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
     save_figure(curve_figure(curve), folder / "curve.png")
     table(
         f"\nAccuracy of {target} on {curve.n_query:,} held-out queries",
-        ["method", "share", "examples", "accuracy", "deviation"],
+        ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
         curve_rows(curve),
     )
     for method, reason in curve.skipped.items():

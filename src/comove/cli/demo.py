@@ -32,7 +32,7 @@ def demo(
     print_ranking(made.scores, query, 5)
     table(
         "\nLinear datamodeling score (margin), against real retraining",
-        ["method", "LDS", "95 % interval", "undefined"],
+        ["method", "LDS", "95% interval", "undefined"],
         [lds_row(result) for result in made.benchmark.results],
     )
     ceiling = made.benchmark.results[0].noise_ceiling
@@ -40,7 +40,7 @@ def demo(
         say(f"Noise ceiling {ceiling:.3f}")
     table(
         "\nAccuracy of models trained on coresets",
-        ["method", "share", "examples", "accuracy", "deviation"],
+        ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
         curve_rows(made.curve),
     )
     say(f"\nDone in {made.seconds:.0f} s. Open {made.page} for the figures; everything is in {out}/.")

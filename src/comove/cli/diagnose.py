@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import Device, MethodList, Quiet, open_runs
+from comove.cli.options import CoresetMethodList, Device, Quiet, open_runs, parse_share
 from comove.errors import InputError
 
 __all__ = ["diagnose"]
@@ -18,8 +18,10 @@ __all__ = ["diagnose"]
 def diagnose(
     run: Annotated[Path, typer.Argument(help="Folder of a recorded run with its checkpoints.")],
     out: Annotated[Path, typer.Option(help="Folder for the runs on the coresets, table and figure.")],
-    methods: MethodList = None,
-    budget: Annotated[float, typer.Option(min=0, max=1, help="Share of the training data kept.")] = 0.1,
+    methods: CoresetMethodList = None,
+    budget: Annotated[
+        str, typer.Option(metavar="SHARE", help="Share of the training data kept, as 0.1 or 10%.")
+    ] = "0.1",
     checkpoints: Annotated[int, typer.Option(min=1, help="How many of each run are looked at.")] = 6,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -32,13 +34,14 @@ def diagnose(
     from comove.report import diagnosis_figure, save_figure
     from comove.training import Run
 
+    share = parse_share(budget, "--budget")
     (source,) = open_runs([run])
     if not isinstance(source, Run):
         raise InputError(f"{run} is a bare trace; gradients need a run made by comove train.")
     found = measure(
         source,
         methods or ["cld", "random", "el2n"],
-        budget,
+        share,
         checkpoints=checkpoints,
         out=out,
         device=device,
@@ -50,6 +53,6 @@ def diagnose(
         [r.method, r.trajectory, f"{r.epoch}", f"{r.mean:+.3f}", f"{r.own_class:+.3f}", f"{r.distance:.2f}"]
         for r in found.rows
     ]
-    title = f"Coresets of {budget:.0%} against the validation gradient"
+    title = f"Coresets of {share:.0%} against the validation gradient"
     table(title, ["method", "trained on", "epoch", "cosine", "own class", "distance"], rows, plain=2)
     say(f"Written to {out}/: diagnosis.csv, diagnosis.json, diagnosis.png, the runs on the coresets")

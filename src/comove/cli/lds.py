@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import Machines, MethodList, Task, importable, parse_methods
+from comove.cli.options import Machines, MethodList, Task, check_bank, importable, parse_methods
 from comove.cli.train import recording_of
 from comove.errors import InputError
 
@@ -115,6 +115,7 @@ def _known_truth(
         raise InputError(f"With --bank, how models are trained, and on what, is given: leave out {' '.join(ignored)}.")
     model = importable(task.model)
     factory = model if model and ":" in model else None
+    check_bank(path)
     bank = RetrainingBank.load(path, dataset=splits, model=factory)
     return {"bank": bank if alphas is None else at_alphas(bank, alphas), "model": model}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,14 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import say
-from comove.errors import InputError
+from comove.errors import InputError, some
 
 if TYPE_CHECKING:
     from comove.data import Splits
     from comove.execution import Executor
     from comove.training import Recipe
 
-__all__ = ["Machines", "Task", "importable", "open_banks", "open_runs", "parse_methods"]
+__all__ = [
+    "Machines",
+    "Task",
+    "check_bank",
+    "importable",
+    "open_banks",
+    "open_runs",
+    "parse_budget",
+    "parse_methods",
+    "parse_share",
+    "parse_shares",
+]
 
 Dataset = Annotated[
     str, typer.Option(help="digits (embedded), cifar10, or a folder with one sub-folder of images a class.")
@@ -52,13 +63,16 @@ FlipLabels = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Runs = Annotated[
     list[Path],
-    typer.Argument(help="Folders of runs (several are averaged) or traces; of a bank for fz."),
+    typer.Argument(help="Folders of runs (several are averaged) or traces; of a bank for fz, datamodels, ..."),
 ]
 BudgetList = Annotated[
-    list[float] | None, typer.Option("--budgets", help="Shares to keep, as 0.1 0.3 0.5.", min=0, max=1)
+    list[str] | None, typer.Option("--budgets", metavar="SHARE", help="Shares to keep, as 0.1 0.3 0.5 or 10% 30% 50%.")
 ]
 MethodList = Annotated[
     list[str] | None, typer.Option("--methods", help="As cld trak, or all; options as cld:correlation=spearman.")
+]
+CoresetMethodList = Annotated[
+    list[str] | None, typer.Option("--methods", help="Coreset methods, as cld random el2n; options as random:seed=1.")
 ]
 
 
@@ -161,11 +175,54 @@ def parse_methods(words: Sequence[str] | None, default: Sequence[str], controls:
     return [parse_method(word, known, "attribution method") for word in dict.fromkeys(named)]
 
 
+def parse_budget(text: str) -> float | int:
+    """Return the share or the number of examples that ``--budget`` gives.
+
+    A whole number is a number of examples, as an integer is in Python; anything else is a share.
+
+    Raises:
+        InputError: neither, or a bare 1: by hand it may mean all examples or one.
+    """
+    word = text.strip()
+    if not word.isdecimal():
+        return parse_share(word, "--budget", "a share of the training examples (0.1, 10%) or a number of them (500)")
+    if int(word) == 1:
+        raise InputError(
+            "--budget 1 may mean every example or a single one: write 100% (or 1.0) for all of them; "
+            "a single one is comove.select(..., budget=1) in Python."
+        )
+    return int(word)
+
+
+def parse_share(text: str, option: str, what: str = "a share of the training examples (0.1, 10%)") -> float:
+    """Return a share given as 0.1 or 10%.
+
+    Raises:
+        InputError: no number, or not above 0 and up to 1.
+    """
+    word, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(word) / (100 if percent else 1)
+    except ValueError:
+        raise InputError(f"{option} must be {what}, got {text!r}.") from None
+    if not 0 < value <= 1:
+        told = f"; for {value:g} % write {value:g}%" if 1 < value <= 100 and not percent else ""
+        raise InputError(f"{option} must be {what}; a share is above 0 and up to 1, got {text}{told}.")
+    return value
+
+
+def parse_shares(words: Sequence[str] | None, default: Sequence[float]) -> list[float]:
+    """Return the shares of ``--budgets``; errors as of :func:`parse_share`."""
+    return [parse_share(word, "--budgets") for word in words] if words else list(default)
+
+
 def open_runs(paths: Sequence[Path]) -> list[Any]:
     """Open recorded runs and traces, and say so where one is unfinished."""
     from comove.sources import open_source
     from comove.training import Run
 
+    for path in paths:
+        _check_folder(path, ("run", "trace"), "run or trace", "comove train --out RUN makes a run.")
     found = [open_source(path) for path in paths]
     for source in found:
         if isinstance(source, Run) and not source.finished:
@@ -179,5 +236,37 @@ def open_banks(paths: Sequence[Path], method: str) -> list[Any]:
     from comove.evaluation import RetrainingBank
 
     if len(paths) != 1:
-        raise InputError(f"{method} is computed from one retraining bank: give its folder (comove lds makes OUT/bank).")
+        raise InputError(f"{method} is computed from one retraining bank, got {len(paths)} folders; {_advice(method)}")
+    check_bank(paths[0], method)
     return [RetrainingBank.load(path) for path in paths]
+
+
+def check_bank(path: Path, method: str = "") -> None:
+    """Refuse a folder that holds no retraining bank, and say how one is made (for ``method``)."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; {_advice(method)}")
+    _check_folder(path, ("bank",), "retraining bank", _advice(method))
+
+
+def _advice(method: str) -> str:
+    alpha = " --alpha loo" if method.startswith("leave-one-out") else ""
+    then = f", for comove attribute OUT/bank --method {method}" if method else ""
+    return f"comove lds{alpha} --out OUT makes one, OUT/bank{then}."
+
+
+def _check_folder(path: Path, kinds: Collection[str], what: str, advice: str) -> None:
+    """Refuse a folder of another kind, and name those of the right kind in it; what is no folder its reader refuses."""
+    if not path.is_dir() or _kind(path) in kinds:
+        return
+    inside = [*path.glob("*/manifest.json"), *path.glob("runs/*/manifest.json")]
+    near = [file.parent for file in sorted(inside) if _kind(file.parent) in kinds]
+    found = f"holds a {_kind(path)}" if _kind(path) else "has no manifest.json"
+    raise InputError(f"{path} {found}, but a {what} is needed; {f'did you mean {some(near, 3)}?' if near else advice}")
+
+
+def _kind(folder: Path) -> str:
+    """What a folder holds, by its manifest: ``"run"``, ``"bank"``, ...; ``""`` without one."""
+    from comove.store import MANIFEST, read_json
+
+    file = folder / MANIFEST
+    return str(read_json(file).get("kind", "something foreign")).removeprefix("comove/") if file.exists() else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import BudgetList, MethodList, open_runs
+from comove.cli.options import BudgetList, CoresetMethodList, open_runs, parse_shares
 
 if TYPE_CHECKING:
     from comove.evaluation.curves.stability import EarlyRows, Stability
@@ -19,7 +19,7 @@ __all__ = ["stability"]
 @command
 def stability(
     runs: Annotated[list[Path], typer.Argument(help="Runs or traces of the same data, from different seeds.")],
-    methods: MethodList = None,
+    methods: CoresetMethodList = None,
     budgets: BudgetList = None,
     epochs: Annotated[
         list[int] | None, typer.Option(help="After how many epochs to look at CLD's choice; by default a few.")
@@ -34,8 +34,7 @@ def stability(
     from comove.evaluation.curves.stability import stability as compare
     from comove.sources import as_sources
 
-    sources = open_runs(runs)
-    shares = budgets or [0.1, 0.3]
+    shares, sources = parse_shares(budgets, [0.1, 0.3]), open_runs(runs)
     last = int(min(as_sources(source, frozenset(), "stability")[0].trace.rows[-1].epoch for source in sources))
     looked = epochs or sorted({max(2, last * step // 8) for step in (1, 2, 4, 6, 8)})
     early = [early_epochs(sources, looked, share) for share in shares]

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from comove.cli.app import command, facts, table
+import typer
+
+from comove.cli.app import command, facts, fits, say, show, table
 from comove.cli.options import DataDir
+from comove.discovery import lookup
 
 __all__ = ["doctor", "methods"]
 
 
 @command
-def methods() -> None:
-    """List attribution methods, coreset methods, models, recipes and data sets.
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, to tell everything of it.")] = None,
+) -> None:
+    """List attribution methods, coreset methods, models, recipes and data sets; or tell all of one method.
+
+    On a narrow terminal the lists lack costs and options; in a pipe (comove methods | less -S) they never do.
 
     Example: comove methods
+
+    Example: comove methods cld
     """
     from comove.attribution import attributors
     from comove.coreset import selectors
@@ -23,13 +33,12 @@ def methods() -> None:
     from comove.models import model_names
     from comove.training import RECIPES
 
-    for title, found, what in (
-        ("\nAttribution methods", attributors(), "what it measures"),
-        ("\nCoreset methods", selectors(), "what it keeps"),
-    ):
-        table(
-            title, ["name", "needs", what, "what it costs", "options"], [_row(cls) for cls in found.values()], plain=5
-        )
+    known: dict[str, Mapping[str, Any]] = {"attribution": attributors(), "coreset": selectors()}
+    if name is not None:
+        _tell(name, known)
+        return
+    whole = _list("Attribution methods", known["attribution"], "what it measures")
+    whole &= _list("Coreset methods", known["coreset"], "what it keeps")
     recipes = [
         [name, f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.schedule}"]
         for name, recipe in RECIPES.items()
@@ -37,13 +46,44 @@ def methods() -> None:
     table("\nRecipes", ["name", "training"], recipes, plain=2)
     data = f"{', '.join(dataset_names())}, or a folder of images"
     facts("", {"Models": ", ".join(model_names()), "Data sets": data})
+    if not whole:
+        say("\ncomove methods NAME tells what a method costs, and its options; comove methods | less -S those of all.")
 
 
-def _row(method: Any) -> list[str]:
+def _list(title: str, found: Mapping[str, Any], what: str) -> bool:
+    """Print a table of methods, and tell whether the terminal is wide enough for all there is to say."""
+    head = ["name", "needs", what, "what it costs", "options"]
+    rows = [[m.name, ", ".join(sorted(m.requires)), m.summary, m.cost, _options(m)] for m in found.values()]
+    if whole := fits(head, rows):
+        table(f"\n{title}", head, rows, plain=5)
+    else:
+        short = [[m.name, ", ".join(sorted(m.requires - {"trace"})) or "trace", m.summary] for m in found.values()]
+        table(f"\n{title}", head[:3], short, plain=3)
+    return whole
+
+
+def _options(method: Any) -> str:
     import dataclasses
 
-    options = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(method)) or "-"
-    return [method.name, ", ".join(sorted(method.requires)), method.summary, method.cost, options]
+    return ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(method)) or "-"
+
+
+def _tell(name: str, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Everything of the methods called ``name``: one may be of both kinds."""
+    import inspect
+
+    lookup(name, {name: kind for kind, among in known.items() for name in among}, "method")
+    for kind, among in known.items():
+        if (method := among.get(name)) is not None:
+            told = {
+                "needs": ", ".join(sorted(method.requires)),
+                "measures" if kind == "attribution" else "keeps": method.summary,
+                "costs": method.cost,
+                "options": _options(method),
+                "in Python": f"{method.__module__.rpartition('.')[0]}.{method.__name__}",
+            }
+            facts(f"\n{name}, {'an' if kind == 'attribution' else 'a'} {kind} method", told)
+            show(f"\n{inspect.getdoc(method)}")
 
 
 @command

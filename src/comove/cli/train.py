@@ -69,5 +69,11 @@ def _print_run(finished: Run) -> None:
     result = finished.result
     shown: dict[str, object] = {"trace": finished.trace, "checkpoints": len(finished.checkpoints)}
     for name, value in result.items():
-        shown[name.replace("_", " ")] = f"{value:.4g}" if isinstance(value, float) else value
+        shown[name.removesuffix("_bytes").replace("_", " ")] = _shown(name, value)
     facts(str(finished), shown)
+
+
+def _shown(name: str, value: object) -> object:
+    if name.endswith("_bytes"):
+        return f"{value / 2**20:,.0f} MiB" if isinstance(value, int) else "not noted"
+    return f"{value:.4g}" if isinstance(value, float) else value

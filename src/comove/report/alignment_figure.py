@@ -2,49 +2,89 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from comove.errors import InputError
-from comove.evaluation.alignment import TRAJECTORIES, Diagnosis
-from comove.report.drawing import COLOURS, literal, new_figure
+from comove.evaluation.alignment import TRAJECTORIES, Alignment, Diagnosis
+from comove.report.drawing import literal, new_figure
+from comove.report.lines import styles_with_random
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["diagnosis_figure"]
+
+MOST_TICKS = 10
+DODGE = 0.4
+"""The methods of a checkpoint stand side by side within this share of the shortest way between two checkpoints."""
 
 
 def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
     """Cosines with the validation gradient along both trainings (mean, 10th to 90th percentile), and the distance.
 
-    Dashed: the mean cosine with the validation gradient of the example's own class.
+    Dotted: the mean cosine with the validation gradient of the example's own class.
 
     Raises:
         InputError: nothing was measured.
     """
     if not diagnosis.rows:
         raise InputError("There is no diagnosis to draw.")
-    figure = new_figure(12.0, 3.9)
-    first, second, third = figure.subplots(1, 3)
-    for colour, method in zip(COLOURS * len(diagnosis.methods), diagnosis.methods, strict=False):
+    figure = new_figure(13.0, 4.9)
+    panels = first, second, third = figure.subplots(1, 3)
+    epochs = sorted({row.epoch for row in diagnosis.rows})
+    styles = styles_with_random(diagnosis.methods)
+    shifts = DODGE * min(np.diff(epochs), default=1) * (np.arange(len(styles)) / len(styles) - 0.5 + 0.5 / len(styles))
+    for method, shift in zip(diagnosis.methods, shifts.tolist(), strict=True):
         for axes, trajectory in zip((first, second), TRAJECTORIES, strict=True):
-            rows = diagnosis.of(method, trajectory)
-            epochs = [row.epoch for row in rows]
-            axes.fill_between(epochs, [r.low for r in rows], [r.high for r in rows], color=colour, alpha=0.12, lw=0)
-            axes.plot(epochs, [row.mean for row in rows], color=colour, marker="o", ms=4, label=literal(method))
-            axes.plot(epochs, [row.own_class for row in rows], color=colour, linestyle="--", lw=1)
+            _cosines(axes, diagnosis.of(method, trajectory), shift, {**styles[method], "label": literal(method)})
         rows = diagnosis.of(method, "coreset")
-        third.plot([r.epoch for r in rows], [r.distance for r in rows], color=colour, marker="o", ms=4)
-    first.set(title="Lemma 1: trained on everything", ylabel="cosine with the validation gradient")
-    second.set(title="Lemma 2: trained on the coreset")
-    third.set(title="Lemma 3: mean over the coreset", ylabel="distance to the validation gradient / its norm")
-    for axes in (first, second):
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_ylim(-1.05, 1.05)
-    for axes in (first, second, third):
-        axes.set_xlabel("epoch")
-    third.set_ylim(bottom=0)
-    third.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    first.plot([], [], color="black", linestyle="--", lw=1, label="with one's own class's")
-    first.legend(frameon=False, fontsize=8, loc="lower left")
+        third.plot([row.epoch for row in rows], [row.distance for row in rows], **styles[method])
+    second.sharey(first)
+    first.set(ylabel="cosine with the validation gradient", ylim=(-1.05, 1.05))
+    third.set(ylabel="distance / norm of that gradient", ylim=(0, None))
+    third.axhline(1, color="black", linewidth=0.8, linestyle="-.", label="as far as no gradient at all")
+    for axes, title in zip(panels, _titles(diagnosis.budget), strict=True):
+        _finish(axes, epochs, title)
+    _legend(figure, first, third)
     return figure
+
+
+def _cosines(axes: Axes, rows: Sequence[Alignment], shift: float, style: dict[str, Any]) -> None:
+    """One coreset: means as a line, percentiles as bars, the own class's dotted."""
+    epochs = [row.epoch + shift for row in rows]
+    axes.plot(epochs, [row.mean for row in rows], **style)
+    axes.vlines(epochs, [row.low for row in rows], [row.high for row in rows], color=style["color"], alpha=0.45, lw=2.2)
+    axes.plot(epochs, [row.own_class for row in rows], color=style["color"], linestyle=":", lw=1.5)
+
+
+def _titles(budget: float) -> tuple[str, str, str]:
+    kept = f"{100 * budget:.3g}%"
+    return (
+        f"Lemma 1: examples of the coreset ({kept}),\nmodel trained on everything",
+        "Lemma 2: examples of the coreset,\nmodel trained on the coreset",
+        "Lemma 3: mean gradient of the coreset,\nits distance to the validation gradient",
+    )
+
+
+def _finish(axes: Axes, epochs: Sequence[int], title: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch")
+    if len(epochs) <= MOST_TICKS:
+        axes.set_xticks(list(epochs))
+    axes.axhline(0, color="black", linewidth=0.8, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, cosines: Axes, distances: Axes) -> None:
+    """One for all panels, below them, where it covers nothing."""
+    cosines.plot([], [], color="black", linestyle=":", lw=1.5, label="mean cosine with the own class's gradient")
+    cosines.vlines([], [], [], color="black", alpha=0.45, lw=2.2, label="10th to 90th percentile")
+    handles, labels = cosines.get_legend_handles_labels()
+    further, told = distances.get_legend_handles_labels()
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "ncols": min(6, len(labels) + 1)}
+    figure.legend([*handles, *further], [*labels, *told], loc="outside lower center", **style)

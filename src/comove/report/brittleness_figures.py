@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comove.evaluation import Brittleness, Counterfactual
 from comove.evaluation.removals.flips import Estimate
-from comove.report.drawing import NEUTRAL, broken, literal, new_figure
+from comove.report.drawing import NEUTRAL, broken, legend_beside, literal, new_figure
 from comove.report.lines import line_styles
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def brittleness_figure(result: Brittleness) -> Figure:
     axes.set_ylabel("predictions flipped (%)")
     count, models = len(result.query_ids), result.predicted.shape[-1]
     bands = f"{result.confidence:.0%} intervals over queries"
-    _finish(axes, result.ks, f"{count} queries, {models} models a removed set, {bands}")
+    _finish(axes, result.ks, f"{count:,} queries, {models:,} models a removed set, {bands}")
     return figure
 
 
@@ -60,8 +60,8 @@ def counterfactual_figure(result: Counterfactual) -> Figure:
     axes.set_xlabel("budget: training examples removed for each query, k")
     axes.set_ylabel("queries flipped within the budget (%)")
     wrong, asked = result.contradictions
-    size = f"{len(result.query_ids)} queries, majority of {result.seeds} models a removed set"
-    _finish(axes, grid, f"{size}; bisection, which {wrong} of {asked} checks contradict")
+    size = f"{len(result.query_ids):,} queries, majority of {result.seeds:,} models a removed set"
+    _finish(axes, grid, f"{size}; bisection, which {wrong:,} of {asked:,} checks contradict")
     return figure
 
 
@@ -97,6 +97,7 @@ def _hollow(axes: Axes, result: Brittleness, lines: dict[str, list[Estimate]]) -
 def _finish(axes: Axes, ks: Sequence[int], title: str) -> None:
     if max(ks) >= WIDE * min(ks):
         axes.set_xscale("log")
+        axes.set_xlabel(f"{axes.get_xlabel()} (log scale)")
     shown = list(ks)[:: -len(ks) // MOST_TICKS][::-1]  # the largest in any case
     axes.set_xticks(shown, [f"{k:,}" for k in shown])
     axes.minorticks_off()
@@ -105,4 +106,4 @@ def _finish(axes: Axes, ks: Sequence[int], title: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(literal(title), fontsize=9, color=NEUTRAL)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_beside(axes)

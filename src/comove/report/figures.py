@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.attribution import Scores
+from comove.attribution import Ranking, Scores
 from comove.coreset import Coreset
 from comove.data import ExampleSet, Splits, positions_of
 from comove.errors import InputError
-from comove.report.drawing import HELP, HURT, literal, new_figure
+from comove.report.drawing import HELP, HURT, legend_beside, literal, new_figure, short
+from comove.report.numbers import scored
 from comove.trace import Trace
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ __all__ = ["coreset_gallery", "influence_grid", "thumbnail", "trajectories"]
 
 MOST_CLASSES = 20
 """Rows of a gallery: a picture of a thousand classes could not be drawn."""
+LOWEST = 1e-8
+"""The loss in nats that a logarithmic axis ends at."""
 
 
 def thumbnail(examples: ExampleSet, id_: int) -> npt.NDArray[Any]:
@@ -47,7 +50,7 @@ def _show(axes: Axes, examples: ExampleSet, id_: int, text: str, colour: str = "
         axes.imshow(image)
     else:
         axes.imshow(image, cmap="gray_r" if float(image.mean()) < 0.5 else "gray", vmin=0, vmax=1)
-    axes.set_title(literal(text), fontsize=7, color=colour)
+    axes.set_title(text, fontsize=7, color=colour)
     axes.axis("off")
 
 
@@ -62,14 +65,14 @@ def influence_grid(scores: Scores, splits: Splits, queries: Sequence[int], k: in
     rankings = [(scores.top(k, query=query), scores.bottom(k, query=query)) for query in queries]
     figure = new_figure(1.0 + 1.05 * (2 * k + 1), 1.35 * len(queries) + 0.5)
     grid = figure.subplots(len(queries), 2 * k + 1, squeeze=False)
-    names = splits.classes
+    names, counts = splits.classes, _are_counts(scores.values)
     for row, query, ranked in zip(grid, queries, rankings, strict=True):
         label = splits.query.labels[splits.query.positions([query])[0]]
-        _show(row[0], splits.query, query, f"query {query}\n{names[label]}")
+        _show(row[0], splits.query, query, f"query {query}\n{short(names[label])}")
         cells = iter(row[1:])
         for ranking, colour in zip(ranked, (HELP, HURT), strict=True):
             for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
-                _show(next(cells), splits.train, id_, f"{name}  {score:+.3g}\n#{id_}", colour)
+                _show(next(cells), splits.train, id_, f"{short(name)}\n#{id_}  {scored(score, counts=counts)}", colour)
     title = f"{scores.method}: training examples that help (blue) and hurt (orange) each query"
     figure.suptitle(literal(title), fontsize=10)
     return figure
@@ -78,27 +81,56 @@ def influence_grid(scores: Scores, splits: Splits, queries: Sequence[int], k: in
 def trajectories(trace: Trace, scores: Scores, query: int, k: int = 3) -> Figure:
     """The query's loss along training against those of its k top and k bottom training examples.
 
+    On the left the losses, on a logarithmic axis: else nothing of late training could be seen. On the right their
+    changes from row to row, which is what CLD correlates; they are not logarithmic.
+
     Raises:
         InputError: an unknown query, k above the number of examples.
     """
-    figure = new_figure(7.2, 3.8)
-    axes = figure.subplots()
-    epochs = [row.epoch for row in trace.rows]
-    train_TN, query_TQ = (np.maximum(losses, 1e-8) for losses in (trace.train_losses, trace.query_losses))
+    figure = new_figure(11.0, 3.9)
     place = positions_of([query], trace.query_ids, "query ids")[0]
-    for ranking, colour, word in (
-        (scores.top(k, query=query), HELP, "helps"),
-        (scores.bottom(k, query=query), HURT, "hurts"),
-    ):
-        columns = positions_of(ranking.ids, trace.train_ids, "train ids")
-        for number, column in enumerate(columns):
-            axes.plot(epochs, train_TN[:, column], color=colour, alpha=0.7, label=word if number == 0 else None)
-    axes.plot(epochs, query_TQ[:, place], color="black", linewidth=2, label=f"query {query}")
-    title = f"Losses that co-move with query {query} ({scores.method})"
-    axes.set(xlabel="epoch", ylabel="loss (nats)", title=literal(title))
-    axes.set_yscale("log")
-    axes.legend(frameon=False)
+    lines = [("helps", column) for column in _columns(trace, scores.top(k, query=query))]
+    lines += [("hurts", column) for column in _columns(trace, scores.bottom(k, query=query))]
+    drawn = [(word, trace.train_losses[:, column]) for word, column in lines]
+    drawn += [(f"query {query}", trace.query_losses[:, place])]
+    epochs = [row.epoch for row in trace.rows]
+    left, right = figure.subplots(1, 2)
+    for word, losses_T in drawn:
+        style, new = _line(word), word not in left.get_legend_handles_labels()[1]
+        left.plot(epochs, np.maximum(losses_T, LOWEST), label=word if new else None, **style)
+        right.plot(epochs[1:], np.diff(losses_T), label=word if new else None, **style)
+    left.set_yscale("log")
+    left.set(xlabel="epoch", ylabel="loss (nats, log scale)")
+    left.set_title("losses", fontsize=10)
+    right.axhline(0, color="black", linewidth=0.6, zorder=0)
+    right.set(xlabel="epoch", ylabel="change of the loss from row to row (nats)")
+    right.set_title("their changes, which CLD correlates (linear scale)", fontsize=10)
+    legend_beside(right)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    runs = scores.info.get("runs", 1)
+    of_one = f"; scores of {runs:,} runs, losses of one" if isinstance(runs, int) and runs > 1 else ""
+    title = f"Training examples that help and hurt query {query} most ({scores.method}{of_one})"
+    figure.suptitle(literal(title), fontsize=11)
     return figure
+
+
+def _columns(trace: Trace, ranking: Ranking) -> list[int]:
+    return [int(column) for column in positions_of(ranking.ids, trace.train_ids, "train ids")]
+
+
+def _line(word: str) -> dict[str, Any]:
+    """Helpful ones are blue and solid, hurtful ones orange and dashed, the query is black and thick."""
+    if word == "helps":
+        return {"color": HELP, "alpha": 0.8, "linewidth": 1.3}
+    if word == "hurts":
+        return {"color": HURT, "alpha": 0.8, "linewidth": 1.3, "linestyle": "--"}
+    return {"color": "black", "linewidth": 3, "alpha": 0.75, "zorder": 1}  # below: lines that co-move lie on it
+
+
+def _are_counts(values: npt.NDArray[Any]) -> bool:
+    """Whether scores are whole numbers, such as of forgettings."""
+    return bool(np.isfinite(values).all() and (values == np.round(values)).all())
 
 
 def coreset_gallery(coreset: Coreset, examples: ExampleSet, per_class: int = 8) -> Figure:
@@ -109,13 +141,15 @@ def coreset_gallery(coreset: Coreset, examples: ExampleSet, per_class: int = 8) 
     """
     label_of_kept = examples.labels[examples.positions(coreset.ids)]
     labels = np.unique(label_of_kept)[:MOST_CLASSES]
-    figure = new_figure(0.9 * per_class + 0.6, 1.0 * len(labels) + 0.5)
+    figure = new_figure(0.9 * per_class + 0.6, 1.15 * len(labels) + 0.5)
+    counts = _are_counts(coreset.scores)
     grid = figure.subplots(len(labels), per_class, squeeze=False)
     for row, label in zip(grid, labels, strict=True):
         kept = np.flatnonzero(label_of_kept == label)[:per_class]
         for axes in row:
             axes.axis("off")
         for axes, place in zip(row, kept, strict=False):
-            _show(axes, examples, int(coreset.ids[place]), f"{examples.classes[label]}  {coreset.scores[place]:+.2f}")
+            told = scored(float(coreset.scores[place]), plus=False, counts=counts)
+            _show(axes, examples, int(coreset.ids[place]), f"{short(examples.classes[label])}\nscore {told}")
     figure.suptitle(literal(f"{coreset.method}: first kept of each class"), fontsize=10)
     return figure

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from comove.errors import InputError
 from comove.evaluation import LDS
 from comove.evaluation.lds.result import alpha_name
-from comove.report.drawing import HELP, NEUTRAL, broken, literal, new_figure
+from comove.report.drawing import HELP, NEUTRAL, broken, legend_beside, literal, new_figure
 from comove.report.lines import is_control, line_styles
+from comove.report.numbers import MINUS, fixed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,9 +43,14 @@ def lds_bars(results: Sequence[LDS]) -> Figure:
     for axes, (output, own) in zip(grid, panels.items(), strict=True):
         _bars(axes, own)
         if len(panels) > 1:
-            axes.set_title(literal(output), fontsize=9)
-    figure.supxlabel(f"linear datamodeling score, mean over {results[0].per_query.size} queries", fontsize=9)
+            axes.set_title(literal(output), fontsize=9, loc="left")
+    figure.supxlabel(_scale(results[0]), fontsize=9)
     return figure
+
+
+def _scale(result: LDS) -> str:
+    bars = f"; bars: {result.confidence:.0%} intervals" if result.interval is not None else ""
+    return f"linear datamodeling score, mean over {result.per_query.size:,} queries{bars}"
 
 
 def _bars(axes: Axes, results: Sequence[LDS]) -> None:
@@ -56,7 +62,8 @@ def _bars(axes: Axes, results: Sequence[LDS]) -> None:
     ceiling = results[0].noise_ceiling
     if ceiling is not None and np.isfinite(ceiling):
         axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
-        axes.text(ceiling, places[-1], "noise ceiling ", ha="right", va="center", fontsize=8)
+        above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 8}
+        axes.text(ceiling, 1.01, f"noise ceiling {fixed(ceiling, 2)}", **above)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(places, [broken(str(result.method)) for result in results], fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -84,7 +91,7 @@ def lds_curves(results: Sequence[LDS]) -> Figure:
             axes.fill_between(alphas, *_ends(line), color=style["color"], alpha=0.13, linewidth=0)
         _finish(axes, sorted({_alpha(result) for result in own}), output if len(panels) > 1 else "")
     grid[0].set_ylabel("linear datamodeling score")
-    grid[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_beside(grid[-1])
     figure.suptitle(literal(_measured(results, panels)), fontsize=9)
     return figure
 
@@ -105,7 +112,9 @@ def _height(results: Sequence[LDS], method: str) -> float:
 
 def _finish(axes: Axes, alphas: Sequence[float], title: str) -> None:
     crowded = bool((np.diff(alphas) < 0.1 * (alphas[-1] - alphas[0])).any())
-    axes.set_xticks(alphas, [alpha_name(alpha) for alpha in alphas], fontsize=8, rotation=40 if crowded else 0)
+    axes.set_xticks(
+        alphas, [alpha_name(alpha).replace("-", MINUS) for alpha in alphas], fontsize=8, rotation=40 if crowded else 0
+    )
     axes.axhline(0, color="black", linewidth=0.8, zorder=0)
     axes.grid(axis="y", color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -119,12 +128,13 @@ def _measured(results: Sequence[LDS], panels: dict[str, list[LDS]]) -> str:
     first, output = results[0], f"{next(iter(panels))}, " if len(panels) == 1 else ""
     subsets, seeds = (_range([getattr(result, name) for result in results]) for name in ("subsets", "seeds"))
     bands = f", {first.confidence:.0%} intervals" if first.interval is not None else ""
-    return f"{output}{first.per_query.size} queries, {subsets} subsets x {seeds} seeds at each ratio{bands}"
+    models = f"{subsets} subsets \u00d7 {seeds} {'seed' if seeds == '1' else 'seeds'}"
+    return f"{output}{first.per_query.size:,} queries, {models} at each ratio{bands}"
 
 
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _by_output(results: Sequence[LDS]) -> dict[str, list[LDS]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from comove.report.drawing import COLOURS, NEUTRAL
 
-__all__ = ["is_control", "line_styles"]
+__all__ = ["is_control", "line_styles", "styles_with_random"]
 
 MARKERS = "osD^vP*"
-CONTROL_STYLES = ("--", ":", "-.")
+CONTROL_STYLES = ("--", ":", "-.", (0, (10, 3)), (0, (5, 2, 1, 2, 1, 2)))
 
 
 def is_control(method: object) -> bool:
@@ -28,3 +28,10 @@ def line_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     for name, dashes in zip(controls, cycle(CONTROL_STYLES), strict=False):
         styles[name] = {"color": NEUTRAL, "linestyle": dashes, "marker": ".", "linewidth": 1.5}
     return styles
+
+
+def styles_with_random(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Lines as everywhere, in the order given; a random choice is drawn as a control is."""
+    marked = {method: f"{method} control" if method.startswith("random") else method for method in methods}
+    styles = line_styles(list(marked.values()))
+    return {method: styles[name] for method, name in marked.items()}

@@ -11,9 +11,9 @@ from comove.data import ExampleSet, Ids
 from comove.errors import InputError
 from comove.evaluation.mislabels.detection import Detection
 from comove.evaluation.mislabels.suspicion import Suspicion
-from comove.report.drawing import HURT, NEUTRAL, literal, new_figure
+from comove.report.drawing import HURT, NEUTRAL, broken, legend_beside, literal, new_figure, short
 from comove.report.figures import thumbnail
-from comove.report.lines import line_styles
+from comove.report.lines import styles_with_random
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,8 @@ def suspicion_gallery(
     for cells, (method, ids) in zip(grid, rows, strict=True):
         for axes in cells:
             axes.axis("off")
-        cells[0].text(-0.15, 0.5, literal(method), rotation=90, ha="center", va="center", transform=cells[0].transAxes)
+        side = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 8, "transform": cells[0].transAxes}
+        cells[0].text(-0.1, 0.5, broken(method), **side)
         for axes, id_ in zip(cells, ids.tolist(), strict=False):
             _cell(axes, suspicion, examples, id_, wrong_ids)
     figure.suptitle(_title(wrong_ids), fontsize=9)
@@ -62,7 +63,7 @@ def suspicion_gallery(
 
 
 def _title(wrong_ids: Ids | None) -> str:
-    head = "Most suspicious labels (> the other class that the networks suggest)"
+    head = "Most suspicious labels (\u2192 the other class that the networks suggest)"
     return head if wrong_ids is None else f"{head}; orange: flipped on purpose"
 
 
@@ -74,9 +75,9 @@ def _cell(axes: Axes, suspicion: Suspicion, examples: ExampleSet, id_: int, wron
         axes.imshow(image, cmap="gray_r" if float(image.mean()) < 0.5 else "gray", vmin=0, vmax=1)
     label = suspicion.class_name(int(suspicion.labels[suspicion.train_ids == id_][0]))
     other = suspicion.suggestion(id_)
-    lines = [label, *([] if other is None else [f"> {other}"]), f"#{id_}"]
+    lines = [short(label), *([] if other is None else [f"\u2192 {short(other)}"]), f"#{id_}"]
     known = NEUTRAL if wrong_ids is None else HURT if id_ in wrong_ids else "black"
-    axes.set_title(literal("\n".join(lines)), fontsize=7, color=known, pad=2)
+    axes.set_title("\n".join(lines), fontsize=7, color=known, pad=2)
 
 
 def detection_figure(detection: Detection) -> Figure:
@@ -86,7 +87,7 @@ def detection_figure(detection: Detection) -> Figure:
     """
     figure = new_figure(13.0, 4.2)
     precise, found, areas = figure.subplots(1, 3)
-    styles = _styles(detection.methods)
+    styles = styles_with_random(detection.methods)
     k = np.arange(1, detection.n + 1)
     for method in detection.methods:
         style = {name: value for name, value in styles[method].items() if not name.startswith("marker")}
@@ -102,33 +103,27 @@ def detection_figure(detection: Detection) -> Figure:
     precise.set(xlabel="wrong labels found (%)", ylabel="of those looked at, wrong (%)", xlim=(0, 102), ylim=(0, 102))
     looked = min(100, 5 * share)  # what matters happens where about as many are looked at as are wrong
     found.set(xlabel="labels looked at (%)", ylabel="wrong labels found (%)", xlim=(0, looked), ylim=(0, 102))
-    found.legend(frameon=False, fontsize=8, loc="best")
+    legend_beside(found)
     _bars(areas, detection)
     for axes in (precise, found, areas):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"{detection.wrong:,} of {detection.n:,} labels are wrong; {detection.confidence:.0%} intervals over examples",
+        f"{detection.wrong:,} of {detection.n:,} labels are wrong; bands and bars: {detection.confidence:.0%} "
+        "intervals over examples",
         fontsize=9,
         color=NEUTRAL,
     )
     return figure
 
 
-def _styles(methods: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Lines as everywhere; a random order is drawn as a control is."""
-    marked = {method: f"{method} control" if method.startswith("random") else method for method in methods}
-    styles = line_styles(list(marked.values()))
-    return {method: styles[name] for method, name in marked.items()}
-
-
 def _bars(axes: Axes, detection: Detection) -> None:
-    styles = _styles(detection.methods)
+    styles = styles_with_random(detection.methods)
     areas = [detection.average_precision(method) for method in detection.methods]
     places = np.arange(len(areas))[::-1]
     values, low, high = np.array(areas).T
     axes.barh(places, values, color=[styles[method]["color"] for method in detection.methods], height=0.65)
     ends = np.maximum([values - low, high - values], 0)
     axes.errorbar(values, places, xerr=ends, fmt="none", ecolor="black", capsize=3)
-    axes.set_yticks(places, [literal(method) for method in detection.methods], fontsize=8)
+    axes.set_yticks(places, [broken(method) for method in detection.methods], fontsize=8)
     axes.axvline(detection.wrong / detection.n, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="average precision (dotted: by chance)", xlim=(0, 1.02))

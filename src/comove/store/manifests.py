@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.errors import CorruptFileError, FingerprintError, InputError
+from comove.errors import CorruptFileError, FingerprintError, InputError, some
 from comove.store.files import is_empty, read_json, write_json
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 LONGEST_COMMAND = 2000
+LONGEST_LIST = 8
+"""Longer lists, such as ids, are told in part."""
 
 
 def versions() -> dict[str, str]:
@@ -123,11 +125,23 @@ def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     for key, now in asked.items():
         before = found.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            names = [name for name in now if before.get(name) != now[name]]
-            parts += [f"{key}.{name} was {before.get(name)}, now {now[name]}" for name in names]
-        elif before != now:
-            parts.append(f"{key} was {before}, now {now}")
-    return "; ".join(parts) or "entries written by another version differ"
+            parts += [_change(f"{key}.{name}", before.get(name), now[name]) for name in now]
+        else:
+            parts.append(_change(key, before, now))
+    return "; ".join(filter(None, parts)) or "entries written by another version differ"
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """What became of one entry, ``""`` for nothing; of long lists, what follows their common beginning."""
+    if before == now:
+        return ""
+    if not (isinstance(before, list) and isinstance(now, list) and max(len(before), len(now)) > LONGEST_LIST):
+        return f"{name} was {before}, now {now}"
+    shorter = min(len(before), len(now))
+    start = next((i for i in range(shorter) if before[i] != now[i]), shorter)
+    tails = [some(values[start:], LONGEST_LIST) or "none" for values in (before, now)]
+    counts = f"{name} was {len(before):,} values, now {len(now):,}"
+    return f"{counts}; the first {start:,} agree, then it was {tails[0]}, now {tails[1]}"
 
 
 def open_manifest(folder: Path, kind: str, format_version: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Measured results as figures and tables that the page draws: values, labels and styles, and no picture.
 
 A figure is a JSON object: ``kind`` (``"bars"`` along x, or ``"lines"``), titles of both axes, ``series`` of points
-(x, y, low, high), ``levels`` (horizontal lines; of bars: vertical ones), a ``table`` and ``notes``.
+(x, y, low, high), ``levels`` (horizontal lines; of bars: vertical ones), ``named`` ticks (x, text), a ``table`` and
+``notes``.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from comove.evaluation import LDS, Brittleness, Counterfactual, Curve
 from comove.evaluation.lds.result import alpha_name
 from comove.evaluation.removals.result import NOTHING
 from comove.report.lines import is_control
+from comove.report.numbers import MINUS, fixed, percent, span
+from comove.report.numbers import NOTHING as NO_NUMBER
 
 __all__ = ["PAGES", "brittleness_figures", "counterfactual_figures", "curve_figures", "figures_of", "lds_figures"]
 
 Figure = dict[str, Any]
 WIDE = 8
-"""From this ratio of the largest to the smallest number removed on, the axis is logarithmic."""
+"""From this ratio of the largest to the smallest number removed, or kept, on, the axis is logarithmic."""
 
 
 def lds_figures(results: Sequence[LDS]) -> list[Figure]:
@@ -55,43 +58,59 @@ def _lds_figure(output: str, results: Sequence[LDS]) -> Figure:
         "y": "" if single else "LDS, mean over queries",
         "series": series,
         "levels": [{"name": "noise ceiling", "at": known[0]}] if single and known else [],
-        "table": _lds_table(results),
-        "notes": [
-            f"{first.per_query.size} queries, {first.subsets} subsets x {first.seeds} seeds a sampling ratio"
-            + (f"; {first.confidence:.0%} intervals" if first.interval else "")
-            + ". What a method's scores predict for retrained models, ranked as retraining ranked them: 1 is perfect, "
-            "0 is no better than chance."
-        ],
+        "named": [[alpha, _ratio(alpha)] for alpha in alphas],
+        "table": _lds_table(results, single),
+        "notes": [_lds_note(first, known[0] if single and known else None, single)],
     }
 
 
-def _lds_table(results: Sequence[LDS]) -> dict[str, Any]:
+def _ratio(alpha: float) -> str:
+    return alpha_name(alpha).replace("-", MINUS)
+
+
+def _lds_note(first: LDS, ceiling: float | None, single: bool) -> str:
+    """What was measured; at one sampling ratio also what the table has no columns for."""
+    share = f" of {percent(first.alpha)} of the training data" if single and first.alpha is not None else ""
+    size = f"{first.per_query.size:,} queries, {first.subsets:,} subsets{share} \u00d7 {_seeds(first.seeds)}"
+    told = [
+        size if single else f"{size} a sampling ratio",
+        *([f"{first.confidence:.0%} intervals"] if first.interval else []),
+        *([f"noise ceiling {fixed(ceiling)}"] if ceiling is not None else []),
+    ]
+    means = "What a method's scores predict for retrained models, ranked as retraining ranked them"
+    return f"{'; '.join(told)}. {means}: 1 is perfect, 0 is no better than chance."
+
+
+def _lds_table(results: Sequence[LDS], single: bool) -> dict[str, Any]:
+    """A row a method and ratio; what is the same in every row is left to the note."""
     rows = []
     for one in results:
         low, high = one.interval or (math.nan, math.nan)
-        alpha = "-" if one.alpha is None else alpha_name(one.alpha)
-        span = f"{_text(low)} to {_text(high)}" if one.interval else "-"
-        ceiling = "-" if one.noise_ceiling is None else _text(one.noise_ceiling)
-        rows.append([str(one.method), alpha, _text(one.mean), span, ceiling, str(one.undefined)])
-    return {"columns": ["method", "alpha", "LDS", "interval", "noise ceiling", "undefined queries"], "rows": rows}
+        alpha = NO_NUMBER if one.alpha is None else _ratio(one.alpha)
+        ceiling = NO_NUMBER if one.noise_ceiling is None else fixed(one.noise_ceiling)
+        own = [fixed(one.mean), span(low, high)]
+        rows.append([str(one.method), *([] if single else [alpha]), *own, *([] if single else [ceiling])])
+        rows[-1].append(f"{one.undefined:,}")
+    ratio, ceiling_of = ([], []) if single else (["share in a subset"], ["noise ceiling"])
+    return {"columns": ["method", *ratio, "LDS", "interval", *ceiling_of, "undefined queries"], "rows": rows}
 
 
 def brittleness_figures(found: Brittleness) -> list[Figure]:
     """Predictions flipped against the number of examples removed."""
     lines = {name: [[k, *(100 * v for v in found.rate(name, k))] for k in found.ks] for name in found.methods}
     noise = [100 * bound for bound in found.noise]
-    rows = [[NOTHING, "0", *_percent(found.noise), "-"]]
+    rows = [[NOTHING, "0", *_percent(found.noise), NO_NUMBER]]
     for name in found.methods:
         for k in found.ks:
             emptied = int(found.class_emptied[found.methods.index(name), :, found.ks.index(k)].sum())
-            rows.append([name, f"{k:,}", *_percent(found.rate(name, k)), str(emptied)])
+            rows.append([name, f"{k:,}", *_percent(found.rate(name, k)), f"{emptied:,}"])
     return [
         {
             "kind": "lines",
             "title": "Predictions flipped by removing what mattered most",
             "x": "training examples removed for each query, k",
             "y": "predictions flipped (%)",
-            "log": max(found.ks) >= WIDE * max(1, min(found.ks)),
+            "log": _wide(found.ks),
             "range": [0, None],
             "series": [_series(name, points, name in found.controls) for name, points in lines.items()],
             "levels": [{"name": f"{NOTHING} (k = 0)", "at": noise[0], "low": noise[1], "high": noise[2]}],
@@ -109,7 +128,7 @@ def counterfactual_figures(found: Counterfactual) -> list[Figure]:
     grid = found.grid.tolist()
     lines = {name: [[k, *(100 * v for v in found.share(name, k))] for k in grid] for name in found.methods}
     rows = [
-        [name, found.median_text(name), *_percent(found.share(name, grid[-1])), str(found.not_flipped[name])]
+        [name, found.median_text(name), *_percent(found.share(name, grid[-1])), f"{found.not_flipped[name]:,}"]
         for name in found.methods
     ]
     return [
@@ -119,7 +138,7 @@ def counterfactual_figures(found: Counterfactual) -> list[Figure]:
             "title": "Smallest removal that flips a prediction",
             "x": "budget: training examples removed for each query, k",
             "y": "queries flipped within the budget (%)",
-            "log": grid[-1] >= WIDE * max(1, grid[0]),
+            "log": _wide(grid),
             "range": [0, None],
             "series": [_series(name, points, name in found.controls) for name, points in lines.items()],
             "levels": [{"name": f"{NOTHING} (k = 0)", "at": 100 * found.noise}],
@@ -143,7 +162,7 @@ def curve_figures(found: Curve, name: str = "") -> list[Figure]:
             point = [100 * row["budget"], *(100 * v for v in (row["mean"], row["mean"] - spread, row["mean"] + spread))]
             lines.setdefault(row["method"], []).append(point)
     cells = [
-        [r["method"], f"{r['budget']:.1%}", f"{r['size']:,}", *(_text(100 * r[n], 1) for n in ("mean", "std"))]
+        [r["method"], percent(r["budget"]), f"{r['size']:,}", *(fixed(100 * r[n], 1) for n in ("mean", "std"))]
         for r in rows
     ]
     queries = f" on {found.n_query:,} held-out queries" if found.n_query else " on held-out queries"
@@ -153,11 +172,12 @@ def curve_figures(found: Curve, name: str = "") -> list[Figure]:
             "title": f"Accuracy of {name} trained on coresets" if name else "Accuracy of models trained on coresets",
             "x": "share of the training data kept (%)",
             "y": "accuracy (%)",
+            "log": _wide([row["budget"] for row in rows if row["method"] != "full data"]),
             "series": [_series(method, points, method == "random") for method, points in lines.items()],
             "levels": [{"name": "full data", "at": 100 * full[0]["mean"]}] if full else [],
-            "table": {"columns": ["method", "share", "examples", "accuracy (%)", "deviation"], "rows": cells},
+            "table": {"columns": ["method", "share kept", "examples", "accuracy (%)", "deviation (%)"], "rows": cells},
             "notes": [
-                f"Accuracy{queries} of models trained from scratch; band: deviation over {rows[0]['seeds']} seeds.",
+                f"Accuracy{queries} of models trained from scratch; {_spread(rows[0]['seeds'])}.",
                 *(f"{method} is left out: {reason}" for method, reason in found.skipped.items()),
             ],
         }
@@ -168,13 +188,22 @@ def _series(name: str, points: Sequence[Sequence[Any]], control: bool = False) -
     return {"name": name, "control": control or is_control(name), "points": [list(point) for point in points]}
 
 
+def _wide(values: Sequence[float]) -> bool:
+    """Whether an axis from the least to the largest should be logarithmic."""
+    return bool(values) and 0 < WIDE * min(values) <= max(values)
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number:,} seeds"
+
+
+def _spread(seeds: int) -> str:
+    return f"bands: standard deviation over {_seeds(seeds)}" if seeds > 1 else "one seed, so without deviations"
+
+
 def _percent(estimate: Any) -> tuple[str, str]:
     value, low, high = (100 * bound for bound in estimate)
-    return f"{value:.1f}", f"{_text(low, 0)} to {_text(high, 0)}" if math.isfinite(low) else "-"
-
-
-def _text(value: float, digits: int = 3) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else "-"  # + 0.0: no "-0.000"
+    return fixed(value, 1), span(low, high, 1)
 
 
 def _number(value: float | None) -> float:

@@ -95,4 +95,6 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         few = ", ".join(_short(part) for part in value[:8])
         return few + (f" and {len(value) - 8} more" if len(value) > 8 else "") or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

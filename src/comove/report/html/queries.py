@@ -58,7 +58,10 @@ class QueryFacts:
     def to_json(self) -> dict[str, Any]:
         """Columns as JSON values, without the ids."""
         columns = {name: getattr(self, name).tolist() for name in ("labels", "predicted", "correct", "right")}
-        rounded = {name: [round(value, 4) for value in getattr(self, name).tolist()] for name in ("confidence", "loss")}
+        rounded = {
+            "confidence": [round(value, 4) for value in self.confidence.tolist()],
+            "loss": [float(f"{value:.7g}") for value in self.loss.tolist()],
+        }
         return {**columns, **rounded, "asked": self.asked, "how": self.how}
 
 

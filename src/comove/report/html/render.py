@@ -16,7 +16,17 @@ from comove.report.html.packing import json_for_script
 __all__ = ["render"]
 
 STYLES = ("base.css", "queries.css", "pages.css")
-SCRIPTS = ("data.js", "dom.js", "charts.js", "grid.js", "detail.js", "pages.js", "main.js")
+SCRIPTS = (
+    "data.js",
+    "numbers.js",
+    "dom.js",
+    "charts.js",
+    "grid.js",
+    "agreement.js",
+    "detail.js",
+    "pages.js",
+    "main.js",
+)
 
 
 def render(payload: Mapping[str, Any], blocks: Mapping[str, str], sheets: Sequence[str]) -> str:

@@ -1,37 +1,59 @@
 // Charts as inline SVG in the colours of the theme, drawn anew when their width changes.
-const MARKS = ["circle", "square", "diamond", "triangle", "down", "cross"];
+const CONTROL_DASHES = ["5 4", "2 3", "8 3 2 3", "14 4", "6 2 1 2 1 2"];
+const MARKS = ["circle", "square", "diamond", "triangle", "down", "cross", "plus"], COLOURS = 6; // 42 looks before one comes again
 
+// Round values within an interval, about so many, a step of 1, 2 or 5 times a power of ten apart.
 function ticksBetween(low, high, about) {
+  if (!(high > low)) return Number.isFinite(low) ? [low] : [];
   const rough = (high - low) / Math.max(1, about);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999) * power;
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(12)));
   return found;
 }
 
-function logTicks(low, high) {
-  const found = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
+// Powers of ten, every second or third of them where there are many; 1, 2 and 5 times them, or even steps, where few.
+function logTicks(low, high, most = 6) {
+  const found = [], first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+  for (let power = first; power <= last; power++)
     for (const factor of [1, 2, 5]) {
-      const value = factor * 10 ** power;
+      const value = Number((factor * 10 ** power).toPrecision(12));
       if (value >= low * 0.999 && value <= high * 1.001) found.push(value);
     }
-  const powers = found.filter((value) => Math.abs(Math.log10(value) % 1) < 1e-6);
-  return found.length > 7 && powers.length > 1 ? powers : found;
+  if (found.length < 3) return ticksBetween(low, high, 4).filter((value) => value > 0);
+  if (found.length <= most) return found;
+  const powers = found.filter((value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6);
+  if (powers.length < 3) return found.filter((value) => !String(value).includes("2"));
+  const stride = Math.ceil(powers.length / most);
+  return powers.filter((value) => Math.round(Math.log10(value)) % stride === 0);
 }
 
-const tickText = (value) => {
-  const size = Math.abs(value);
-  if (size > 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(0).replace("-", "\u2212");
-  return Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 4 }).replace("-", "\u2212");
-};
-
-// A function from values to pixels; log is natural where a loss or a count spans decades.
+// A function from values to pixels; log is natural where a loss or a count spans decades. A single value is in the middle.
 function scaleOf(low, high, from, to, log) {
   const f = log ? Math.log : (value) => value;
-  const span = f(high) - f(low) || 1;
-  return (value) => from + ((f(value) - f(low)) / span) * (to - from);
+  const span = f(high) - f(low);
+  return (value) => (span ? from + ((f(value) - f(low)) / span) * (to - from) : (from + to) / 2);
+}
+
+const WIDE_LETTER = 6.6, LINE = 15; // of the text beside an axis, in pixels
+
+// A text in lines that fit a width.
+function linesOf(text, width) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const longer = (lines.at(-1) + " " + word).trim();
+    if (longer.length * WIDE_LETTER > width && lines.at(-1)) lines.push(word);
+    else lines[lines.length - 1] = longer;
+  }
+  return lines;
+}
+
+// The part of a picture that is left for lines, beside texts as long as these.
+function frameOf(width, height, yTexts, xName) {
+  const left = Math.max(34, 16 + WIDE_LETTER * Math.max(0, ...yTexts.map((text) => text.length)));
+  const xLines = linesOf(xName, width - left - 14);
+  return { left, right: width - 14, top: 30, bottom: height - 31 - LINE * xLines.length, xLines };
 }
 
 function markAt(kind, x, y) {
@@ -39,6 +61,7 @@ function markAt(kind, x, y) {
   if (kind === "circle") return shape("circle", { cx: x, cy: y, r });
   const points = { square: [[-1, -1], [1, -1], [1, 1], [-1, 1]], diamond: [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]],
     triangle: [[0, -1.2], [1.2, 1], [-1.2, 1]], down: [[0, 1.2], [1.2, -1], [-1.2, -1]],
+    plus: [[-0.4, -1.3], [0.4, -1.3], [0.4, -0.4], [1.3, -0.4], [1.3, 0.4], [0.4, 0.4], [0.4, 1.3], [-0.4, 1.3], [-0.4, 0.4], [-1.3, 0.4], [-1.3, -0.4], [-0.4, -0.4]],
     cross: [[-1.2, -0.5], [-0.5, -1.2], [0, -0.6], [0.5, -1.2], [1.2, -0.5], [0.6, 0], [1.2, 0.5], [0.5, 1.2], [0, 0.6], [-0.5, 1.2], [-1.2, 0.5], [-0.6, 0]] }[kind];
   return shape("polygon", { points: points.map(([dx, dy]) => x + dx * r + "," + (y + dy * r)).join(" ") });
 }
@@ -57,29 +80,30 @@ function responsive(draw, label) {
   return holder;
 }
 
+// Ticks, rules and titles. A tick whose text would run into the one before it is left out.
 function axes(svg, frame, x, y, options) {
-  const { left, right, top, bottom } = frame;
-  for (const value of options.yTicks) {
+  const { left, right, top, bottom, xLines } = frame;
+  options.yTicks.forEach((value, place) => {
     svg.append(shape("line", { class: "rule", x1: left, x2: right, y1: y(value), y2: y(value) }));
-    svg.append(shape("text", { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end" }, tickText(value)));
-  }
+    svg.append(shape("text", { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end" }, options.yTexts[place]));
+  });
   let last = -Infinity;
-  for (const value of options.xTicks) {
-    const text = tickText(value), half = text.length * 3.4;
-    if (x(value) - half < last + 6) continue;
+  options.xTicks.forEach((value, place) => {
+    const text = options.xTexts[place], half = text.length * WIDE_LETTER / 2;
+    if (x(value) - half < last + 8) return;
     last = x(value) + half;
     svg.append(shape("line", { class: "axis", x1: x(value), x2: x(value), y1: bottom, y2: bottom + 4 }));
     svg.append(shape("text", { class: "tick", x: x(value), y: bottom + 17, "text-anchor": "middle" }, text));
-  }
+  });
   svg.append(shape("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
-  svg.append(shape("text", { class: "title", x: (left + right) / 2, y: bottom + 36, "text-anchor": "middle" }, options.xName));
-  svg.append(shape("text", { class: "title", x: left - 44, y: top - 12 }, options.yName));
+  xLines.forEach((line, place) => svg.append(shape("text", { class: "title", x: (left + right) / 2, y: bottom + 36 + LINE * place, "text-anchor": "middle" }, line)));
+  svg.append(shape("text", { class: "title", x: 4, y: top - 12 }, options.yName));
 }
 
 function styleOf(series, number) {
   if (series.level) return { colour: "level", dash: "5 4" };
-  if (series.control) return { colour: "control", dash: ["5 4", "2 3", "7 3 2 3"][number % 3] };
-  return { colour: "c" + (number % 6), mark: MARKS[number % MARKS.length] };
+  if (series.control) return { colour: "control", dash: CONTROL_DASHES[number % CONTROL_DASHES.length] };
+  return { colour: "c" + (number % COLOURS), mark: MARKS[number % MARKS.length], dash: number < COLOURS ? undefined : "10 3" };
 }
 
 function styled(all) {
@@ -89,22 +113,29 @@ function styled(all) {
 
 const finite = (value) => value !== null && value !== undefined && Number.isFinite(value);
 
+// Where ticks stand along x: at the points themselves if they are few, each named as the figure says.
+function pointTicks(figure, xs, log) {
+  const points = [...new Set(xs)].sort((a, b) => a - b), named = new Map(figure.named ?? []);
+  const values = points.length <= 9 ? points : log ? logTicks(points[0], points.at(-1)) : ticksBetween(points[0], points.at(-1), 6);
+  const texts = logTexts(values);
+  return [values, values.map((value, place) => named.get(value) ?? texts[place])];
+}
+
 function lineChart(figure, width) {
   const height = Math.round(Math.min(400, Math.max(260, width * 0.5)));
-  const frame = { left: 52, right: width - 14, top: 30, bottom: height - 46 };
   const points = figure.series.flatMap((series) => series.points);
   const xs = points.map((point) => point[0]);
   const ys = [...points.flatMap((point) => point.slice(1)), ...figure.levels.flatMap((level) => [level.at, level.low, level.high])].filter(finite);
-  let [low, high] = [Math.min(...ys), Math.max(...ys)];
+  let [low, high] = ys.length ? [Math.min(...ys), Math.max(...ys)] : [0, 1];
   const pad = (high - low || Math.abs(high) || 1) * 0.06;
   [low, high] = [figure.range?.[0] ?? low - pad, figure.range?.[1] ?? high + pad];
   const log = Boolean(figure.log) && Math.min(...xs) > 0;
-  const x = scaleOf(Math.min(...xs), Math.max(...xs), frame.left + 10, frame.right - 10, log);
+  const yTicks = ticksBetween(low, high, 6), yTexts = tickTexts(yTicks), [xTicks, xTexts] = pointTicks(figure, xs, log);
+  const frame = frameOf(width, height, yTexts, log ? (figure.x.endsWith(")") ? figure.x.slice(0, -1) + ", log scale)" : figure.x + " (log scale)") : figure.x);
+  const x = scaleOf(Math.min(...xs), Math.max(...xs), frame.left + 14, frame.right - 14, log);
   const y = scaleOf(low, high, frame.bottom, frame.top, false);
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
-  const xTicks = [...new Set(xs)].sort((a, b) => a - b);
-  axes(svg, frame, x, y, { xTicks: xTicks.length <= 9 ? xTicks : log ? logTicks(xTicks[0], xTicks.at(-1)) : ticksBetween(xTicks[0], xTicks.at(-1), 6),
-    yTicks: ticksBetween(low, high, 5), xName: figure.x, yName: figure.y });
+  axes(svg, frame, x, y, { xTicks, xTexts, yTicks, yTexts, yName: figure.y });
   for (const level of figure.levels) {
     if (finite(level.low)) svg.append(shape("rect", { class: "band level", x: frame.left, width: frame.right - frame.left, y: y(level.high), height: Math.max(0, y(level.low) - y(level.high)) }));
     svg.append(shape("line", { class: "line level", x1: frame.left, x2: frame.right, y1: y(level.at), y2: y(level.at), "stroke-dasharray": "5 4" }));
@@ -123,10 +154,10 @@ function drawSeries(svg, series, style, x, y, steps) {
   } else for (const point of banded) group.append(shape("line", { class: "line", x1: x(point[0]), x2: x(point[0]), y1: y(point[2]), y2: y(point[3]) }));
   const path = stepped(known.map((point) => [x(point[0]), y(point[1])]), steps);
   group.append(shape("polyline", { class: "line", points: path.join(" "), "stroke-dasharray": style.dash }));
-  if (style.mark && known.length <= 16) for (const point of known) {
-    const mark = markAt(style.mark, x(point[0]), y(point[1]));
+  if (known.length === 1 || (style.mark && known.length <= 16)) for (const point of known) {
+    const mark = markAt(style.mark ?? "circle", x(point[0]), y(point[1]));
     mark.setAttribute("class", "mark");
-    mark.append(shape("title", {}, `${series.name}: ${tickText(point[1])} at ${tickText(point[0])}`));
+    mark.append(shape("title", {}, `${series.name}: ${sizeText(point[1])} at ${logTexts([point[0]])[0]}`));
     group.append(mark);
   }
   svg.append(group);
@@ -146,17 +177,20 @@ function barChart(figure, width) {
   const rowHeight = narrow ? 48 : 36;
   const names = figure.series.map((series) => nameParts(series.name));
   const left = narrow ? 12 : Math.min(320, 30 + Math.max(...names.flat().map((text) => 6.9 * text.length)));
-  const frame = { left, right: width - 16, top: 18, bottom: 18 + rowHeight * figure.series.length };
-  const height = frame.bottom + 46;
+  const xLines = linesOf(figure.x, width - left - 16);
+  const frame = { left, right: width - 16, top: 18, bottom: 18 + rowHeight * figure.series.length, xLines };
+  const height = frame.bottom + 31 + LINE * xLines.length;
   const values = [0, ...figure.series.flatMap((series) => series.points[0].slice(1)), ...figure.levels.map((level) => level.at)].filter(finite);
+  if (values.length === 1) values.push(1); // nothing is known
   const pad = (Math.max(...values) - Math.min(...values)) * 0.04 || 0.1;
-  const x = scaleOf(Math.min(...values) - (Math.min(...values) < 0 ? pad : 0), Math.max(...values) + pad, frame.left, frame.right, false);
+  const ends = [Math.min(...values) - (Math.min(...values) < 0 ? pad : 0), Math.max(...values) + pad];
+  const x = scaleOf(...ends, frame.left, frame.right, false);
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
-  const ends = [Math.min(...values), Math.max(...values)];
-  axes(svg, frame, x, () => 0, { xTicks: ticksBetween(ends[0], ends[1], narrow ? 4 : 7), yTicks: [], xName: figure.x, yName: "" });
+  const xTicks = ticksBetween(...ends, narrow ? 5 : 8);
+  axes(svg, frame, x, () => 0, { xTicks, xTexts: tickTexts(xTicks), yTicks: [], yTexts: [], yName: "" });
   svg.append(shape("line", { class: "axis", x1: x(0), x2: x(0), y1: frame.top, y2: frame.bottom }));
   for (const level of figure.levels) {
-    svg.append(shape("line", { class: "line level", x1: x(level.at), x2: x(level.at), y1: frame.top - 2, y2: frame.bottom, "stroke-dasharray": "5 4" }));
+    svg.append(shape("line", { class: "line level", x1: x(level.at), x2: x(level.at), y1: frame.top, y2: frame.bottom, "stroke-dasharray": "5 4" }));
     svg.append(shape("text", { class: "tick", x: x(level.at), y: frame.top - 6, "text-anchor": x(level.at) > width / 2 ? "end" : "start" }, level.name));
   }
   figure.series.forEach((series, row) => {
@@ -185,35 +219,25 @@ function legend(figure) {
   }));
 }
 
-// Losses of a query (dark, thick) and of training examples; nearest line is named under the pointer.
+// Losses of a query (dark, thick) and of training examples; the line under the pointer is named.
 function trajectoryChart(lines, options, width) {
   const height = Math.round(Math.min(360, Math.max(240, width * 0.42)));
-  const frame = { left: 52, right: width - 12, top: 30, bottom: height - 46 };
   const epochs = options.differences ? page.losses.epochs.slice(1) : page.losses.epochs;
   const values = lines.flatMap((line) => line.values).filter((value) => finite(value) && (!options.log || value > 0));
   let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
   if (!options.log) { const pad = (high - low || 1) * 0.05; [low, high] = [low - pad, high + pad]; }
   if (low === high) high = low * 1.5 + 1e-9;
+  const yTicks = options.log ? logTicks(low, high) : ticksBetween(low, high, 6), yTexts = (options.log ? logTexts : tickTexts)(yTicks);
+  const xTicks = epochs.length <= 9 ? epochs : ticksBetween(epochs[0], epochs.at(-1), 7);
+  const frame = frameOf(width, height, yTexts, "epoch");
   const x = scaleOf(epochs[0], epochs.at(-1), frame.left + 6, frame.right - 6, false);
   const y = scaleOf(low, high, frame.bottom, frame.top, options.log);
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
-  axes(svg, frame, x, y, { xTicks: epochs.length <= 9 ? epochs : ticksBetween(epochs[0], epochs.at(-1), 7), yTicks: options.log ? logTicks(low, high) : ticksBetween(low, high, 5),
-    xName: "epoch", yName: options.differences ? "change of the loss (nats)" : "loss (nats)" });
+  axes(svg, frame, x, y, { xTicks, xTexts: tickTexts(xTicks), yTicks, yTexts, yName: options.differences ? "change of the loss (nats)" : "loss (nats, log scale)" });
   if (options.differences) svg.append(shape("line", { class: "axis", x1: frame.left, x2: frame.right, y1: y(0), y2: y(0) }));
   for (const line of lines) {
     const points = line.values.map((value, i) => x(epochs[i]) + "," + y(value)).join(" ");
     svg.append(shape("g", { class: "trajectory " + line.kind + (line.chosen ? " chosen" : "") }, shape("title", {}, line.name), shape("polyline", { class: "line", points })));
   }
   return svg;
-}
-
-// The share of two methods' lists that is common, as a grid of numbers; darker is more.
-function overlapTable(matrix, names) {
-  const head = element("tr", {}, element("td"), ...names.map((name, column) => element("th", { scope: "col", "aria-label": name, title: name }, String(column + 1))));
-  const rows = names.map((name, row) => element("tr", {}, element("th", { scope: "row" }, nameParts(name)[0], element("small", {}, " " + nameParts(name)[1]), ` \u00b7 ${row + 1}`), ...matrix[row].map((share, column) => {
-    const cell = element("td", { class: row === column ? "self" : undefined }, share === null ? "-" : Math.round(100 * share) + "%");
-    if (row !== column && share !== null) cell.style.setProperty("--share", String(share));
-    return cell;
-  })));
-  return element("table", { class: "overlap" }, element("thead", {}, head), element("tbody", {}, ...rows));
 }

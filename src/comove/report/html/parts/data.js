@@ -29,6 +29,13 @@ function listOf(method, query, side) {
   return found;
 }
 
+// Whether a method's scores are counts.
+const counted = page.methods.map((_, method) => onFirstUse(() => {
+  const size = queryCount * sideCount * places;
+  return scores().subarray(method * size, (method + 1) * size).every(Number.isInteger);
+}));
+const scoreOf = (method, score) => scoreText(score, counted[method]());
+
 // Losses along training; queries stand before training examples.
 function lossesOf(example) {
   const rows = page.losses.epochs.length;

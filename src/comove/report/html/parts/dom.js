@@ -37,22 +37,26 @@ function picture(side, index, label = "", lazy = false) {
   return canvas;
 }
 
-const count = (number, noun, nouns = noun + "s") => number.toLocaleString("en") + " " + (number === 1 ? noun : nouns);
+// A name that may be broken behind "=", "," and "(".
+const breakable = (name) => name.match(/[^=,(_]*[=,(_]?/g).filter(Boolean).flatMap((part, place) => (place ? [element("wbr"), part] : [part]));
 
-function scoreText(score) {
-  const size = Math.abs(score);
-  const digits = size === 0 || (size >= 0.001 && size < 10000) ? Number(score.toPrecision(3)).toString() : score.toExponential(1);
-  return (score > 0 ? "+" : "") + digits.replace("-", "\u2212");
+const LONG = 24; // rows of a table that are shown at once
+
+// A table; a long one is folded away, until one wants it or prints.
+function foldedTable(content, label) {
+  const made = table(content, label);
+  return content.rows.length <= LONG ? made : element("details", { class: "fold" }, element("summary", {}, `The numbers, ${count(content.rows.length, "row")}`), made);
 }
 
-function table(content) {
-  const numeric = content.columns.map((_, column) =>
-    content.rows.every((row) => /^[-\u2212+]?[\d.,]+%?( to .*)?$|^-$/.test(row[column])));
-  const cell = (tag) => (text, column) => element(tag, { class: numeric[column] ? "number" : undefined }, text);
-  const head = element("tr", {}, ...content.columns.map((text, column) =>
-    element("th", { scope: "col", class: numeric[column] ? "number" : undefined }, text)));
-  const body = content.rows.map((row) => element("tr", {}, ...row.map(cell("td"))));
-  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
+// The first column names the row and stays in sight when the others have to be scrolled.
+function table(content, label) {
+  const numeric = content.columns.map((_, column) => column > 0 &&
+    content.rows.every((row) => /^[-\u2212+>]? ?[\d.,]+(\u2212[\d.,/]+)?%?( to .*)?$|^[-\u2013]$/.test(row[column])));
+  const kind = (column) => (numeric[column] ? "number" : undefined);
+  const head = element("tr", {}, ...content.columns.map((text, column) => element("th", { scope: "col", class: kind(column) }, text)));
+  const body = content.rows.map((row) => element("tr", {}, ...row.map((text, column) =>
+    column ? element("td", { class: kind(column) }, text) : element("th", { scope: "row" }, ...breakable(text)))));
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table: " + label },
     element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
 }
 

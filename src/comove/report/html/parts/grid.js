@@ -23,8 +23,8 @@ function queryGrid(onChoose) {
     const shown = new Set(visible);
     cards.forEach((card, query) => { card.hidden = !shown.has(query); });
     const wrong = visible.filter((query) => correct[query] === 0).length;
-    const of = visible.length === cards.length ? "" : " of " + cards.length.toLocaleString("en");
-    found.textContent = visible.length === 0 ? "No query is like this." : `${visible.length.toLocaleString("en")}${of} ${visible.length === 1 && !of ? "query" : "queries"}` + (known ? `, ${wrong.toLocaleString("en")} wrong` : "");
+    const of = visible.length === cards.length ? "" : " of " + whole(cards.length);
+    found.textContent = visible.length === 0 ? "No query is like this." : `${whole(visible.length)}${of} ${visible.length === 1 && !of ? "query" : "queries"}` + (known ? `, ${whole(wrong)} wrong` : "");
     if (visible.length && !shown.has(current)) point(visible[0]);
   }
 
@@ -87,7 +87,7 @@ function queryCard(query) {
 function classChoice(id, labels) {
   const counts = new Map();
   for (const label of labels) if (label >= 0) counts.set(label, (counts.get(label) ?? 0) + 1);
-  const options = [...counts].sort((a, b) => a[0] - b[0]).map(([label, number]) => element("option", { value: label }, `${className(label)} (${number.toLocaleString("en")})`));
+  const options = [...counts].sort((a, b) => a[0] - b[0]).map(([label, number]) => element("option", { value: label }, `${className(label)} (${whole(number)})`));
   return element("select", { id }, element("option", { value: "" }, "all"), ...options);
 }
 

@@ -55,11 +55,13 @@ function start() {
   showAt(location.hash);
   function showAt(hash) { const wanted = hash; showQuery(0, false); grid.choose(0); history.replaceState(null, "", wanted || "#queries/" + page.query.ids[0]); follow(); }
   addEventListener("hashchange", follow);
-  addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("details")) one.open = true; });
+  let unfolded = [];
+  addEventListener("beforeprint", () => { unfolded = [...document.querySelectorAll("details:not([open])")]; for (const one of unfolded) one.open = true; });
+  addEventListener("afterprint", () => { for (const one of unfolded) one.open = false; unfolded = []; });
 }
 
 function summary() {
-  const parts = [count(page.trained, "training example"), queryCount === page.scored ? count(queryCount, "query", "queries") : `${queryCount.toLocaleString("en")} of ${count(page.scored, "scored query", "scored queries")}`, count(page.methods.length, "method")];
+  const parts = [count(page.trained, "training example"), queryCount === page.scored ? count(queryCount, "query", "queries") : `${whole(queryCount)} of ${count(page.scored, "scored query", "scored queries")}`, count(page.methods.length, "method")];
   return parts.join(" \u00b7 ");
 }
 

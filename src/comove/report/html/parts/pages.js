@@ -4,20 +4,34 @@ function figurePage(content) {
     const draw = figure.kind === "bars" ? barChart : lineChart;
     return element("figure", { class: "panel" }, element("figcaption", {}, element("h3", {}, figure.title)),
       figure.kind === "bars" ? null : legend(figure), responsive((width) => draw(figure, width), figure.title + "; the numbers are in the table below"),
-      ...figure.notes.map((note) => element("p", { class: "quiet" }, note)), table(figure.table), provenance(figure.made));
+      ...figure.notes.map((note) => element("p", { class: "quiet" }, note)), foldedTable(figure.table, figure.title), provenance(figure.made));
   });
   return element("div", { class: "page" }, element("h2", {}, content.heading), element("p", { class: "about" }, content.about), ...figures);
 }
 
+const UNFOLDED = 16; // suspects of a method that are shown at once
+
 function suspectPage(content) {
   const votes = new Map();
   content.lists.forEach((list, number) => { for (const member of list.members) votes.set(member, [...(votes.get(member) ?? []), number]); });
-  const sections = content.lists.map((list) => element("section", { class: "panel" }, element("h3", {}, list.method),
-    list.note ? element("p", { class: "quiet" }, list.note) : null,
-    element("ol", { class: page.texts || !page.sheets ? "suspects rows" : "suspects" }, ...list.members.map((member, place) => suspectItem(list, member, place, votes.get(member), content.lists)))));
+  const sections = content.lists.map((list) => suspectSection(list, (place) => suspectItem(list, list.members[place], place, votes.get(list.members[place]), content.lists)));
+  const jumps = sections.map((section, number) => element("button", { type: "button", onclick: () => { section.scrollIntoView(); section.focus({ preventScroll: true }); } }, ...breakable(content.lists[number].method)));
+  const shared = [...votes.values()].some((methods) => methods.length > 1) ? " A number on one says how many methods name it." : "";
+  const most = Math.max(...content.lists.map((list) => list.members.length));
   return element("div", { class: "page" }, element("h2", {}, "Which labels look wrong?"),
-    element("p", { class: "about" }, `The ${content.lists[0].members.length} most suspicious training labels by each method, the most suspicious first. A label named twice deserves the first look; whether it is wrong, only a look can say.`),
+    element("p", { class: "about" }, `The ${most === 1 ? "training label" : whole(most) + " training labels"} most suspicious by each method, the most suspicious first.${shared} A label that several methods name deserves the first look; whether it is wrong, only a look can say.`),
+    sections.length > 1 ? element("nav", { class: "jumps", "aria-label": "Methods" }, ...jumps) : null,
     ...sections, provenance(content.made));
+}
+
+// The first suspects of a method; the others are folded away. Printing, and a search within the page, unfold them.
+function suspectSection(list, item) {
+  const kind = page.texts || !page.sheets ? "suspects rows" : "suspects", size = list.members.length;
+  const shown = size <= UNFOLDED + 4 ? size : UNFOLDED; // four more are shorter than a fold
+  const part = (from, to) => element("ol", { class: kind, start: from + 1 }, ...list.members.slice(from, to).map((_, place) => item(from + place)));
+  const rest = size === shown ? null : element("details", { class: "fold" }, element("summary", {}, `The other ${whole(size - shown)}`), part(shown, size));
+  return element("section", { class: "panel", tabindex: "-1", "aria-label": list.method }, element("h3", {}, list.method),
+    list.note ? element("p", { class: "quiet" }, list.note) : null, part(0, shown), rest);
 }
 
 function suspectItem(list, member, place, methods, lists) {
@@ -28,7 +42,7 @@ function suspectItem(list, member, place, methods, lists) {
   return element("li", { class: "suspect" + (wrong ? " wrong" : "") }, picture("train", member, told),
     page.texts ? element("span", { class: "text", dir: "auto" }, textOf("train", member)) : null,
     element("span", { class: "label" }, trainClass(member)), suggested ? element("span", { class: "suggested" }, suggested + "?") : null,
-    element("span", { class: "quiet" }, "#" + page.train.ids[member]), element("span", { class: "quiet" }, scoreText(list.scores[place])),
+    element("span", { class: "quiet" }, "#" + page.train.ids[member]), element("span", { class: "quiet" }, scoreText(list.scores[place], list.scores.every(Number.isInteger), "")),
     wrong ? element("span", { class: "known" }, "known wrong") : null, shared);
 }
 
