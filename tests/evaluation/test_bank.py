@@ -494,7 +494,7 @@ def test_a_predicted_class_is_nothing_to_hold_scores_to(bank: RetrainingBank) ->
 
 
 def test_other_queries_make_another_bank(bank: RetrainingBank, small_digits: Splits) -> None:
-    with pytest.raises(FingerprintError, match=r"query_ids was \[.*\], now \["):
+    with pytest.raises(FingerprintError, match="query_ids was 40 values, now 3"):
         create(bank.path, small_digits, queries=small_digits.query.ids[:3])
 
 

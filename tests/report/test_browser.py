@@ -225,7 +225,7 @@ def test_the_losses_say_that_their_scale_is_logarithmic_and_the_changes_that_the
     assert "loss (nats, log scale)" in panel.inner_text()
     assert "The scale is logarithmic" in panel.inner_text()
     page.select_option("#line-kind", "change")
-    page.wait_for_function("document.querySelector('.chart').textContent.includes('change of the loss (nats)')")
+    panel.get_by_text("change of the loss (nats)").wait_for()
     assert "as CLD correlates them, from each recorded row to the next. The scale is linear." in panel.inner_text()
 
 
