@@ -326,6 +326,16 @@ def test_claims_that_are_false_of_the_data_do_not_hold(parts: _Parts) -> None:
     assert _verdicts(parts, noise)[:3] == ["does not hold", "does not hold", "does not hold"]
 
 
+def test_ratios_are_compared_with_as_many_seeds_at_each(parts: _Parts, finished: Path) -> None:
+    published = parts.published.Published(finished / "results" / "tiny")
+    assert {result.seeds for result in published.lds("margin", 20)} == {1, 2}
+    assert {result.seeds for result in published.lds("margin", 20, most_seeds=1)} == {1}
+    noise = {("trak", 0.3): 0.05, ("trak", 0.9): 0.05, ("trak", 0.995): 40.0}
+    more, fewer = _results(parts, dict.fromkeys(noise, 0.05)), _results(parts, noise)
+    claims = parts.claims.claims_of(more, None, 200, alike=fewer)
+    assert [claims[2].verdict, parts.claims.claims_of(more, None, 200)[2].verdict] == ["holds", "does not hold"]
+
+
 @pytest.mark.parametrize(("control", "verdict"), [(8.0, "holds"), (0.5, "does not hold"), (0.52, "does not hold")])
 def test_what_the_class_alone_says_is_the_least_that_cld_is_held_to(
     parts: _Parts, control: float, verdict: str

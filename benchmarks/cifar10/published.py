@@ -113,8 +113,11 @@ class Published:
         files = sorted(self.folder.glob("bank-*.safetensors"))
         return sorted((RetrainingBank.load(file) for file in files), key=alpha_of)
 
-    def lds(self, output: str, bootstrap: int = 1000) -> list[LDS]:
-        """The LDS of every method at every sampling ratio, by what is finished; see :func:`finished`."""
+    def lds(self, output: str, bootstrap: int = 1000, most_seeds: int | None = None) -> list[LDS]:
+        """The LDS of every method at every sampling ratio, by what is finished; see :func:`finished`.
+
+        More seeds make a truth less noisy and every LDS higher: ratios are compared with as many seeds at each.
+        """
         file = self.folder / "ranks.safetensors"
         if not file.exists():
             return []
@@ -127,7 +130,7 @@ class Published:
             own = [(i, label) for i, label in enumerate(labels) if f"{i}.{plan}" in ranks]
             if chosen is None or not own:
                 continue
-            rows, seeds = chosen
+            rows, seeds = chosen[0], min(chosen[1], most_seeds or chosen[1])
             truth = GroundTruth(
                 bank.masks[rows],
                 bank.outputs(output)[rows, :seeds],
