@@ -12,6 +12,7 @@ from comove.attribution import CLD, Scores
 from comove.attribution import blocks as module
 from comove.attribution.blocks import WIDEST, blocks_of, top_in_blocks, write_scores_in_blocks
 from comove.attribution.partial_scores import PartialScores, partial_folder
+from comove.attribution.tiles import TILE_Q
 from comove.errors import FingerprintError, InputError, LockedError
 from comove.execution import Local, Serial
 from comove.lock import driver_lock
@@ -209,7 +210,7 @@ def test_blocks_are_a_partition_on_the_tiles(n: int, q: int) -> None:
     assert len({(b.n0, b.q0) for b in blocks}) == len(blocks)
     for b in blocks:
         assert 4 * (b.n1 - b.n0) * max(91, b.q1 - b.q0) <= 1 << 27
-        assert (b.n0 % 1_024, b.q0 % WIDEST) == (0, 0)
+        assert (b.n0 % 1_024, b.q0 % TILE_Q) == (0, 0)
         assert b.n1 == n or b.n1 % 1_024 == 0
 
 

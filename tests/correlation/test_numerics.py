@@ -123,6 +123,7 @@ def test_the_sizes_of_blocks_do_not_matter_and_threads_do_not_change_a_bit(losse
         patch.setattr(sizes, "TILE", {"cpu": tile})
         patch.setattr(sizes, "PANEL", data.draw(st.sampled_from([1, 1 << 10])))
         patch.setattr(sizes, "FAST_COLUMNS", data.draw(st.sampled_from([1, 5, 16])))
+        patch.setattr(sizes, "FAST_SPAN", data.draw(st.sampled_from([7, 20])))
         patch.setattr(sizes, "NARROWEST", data.draw(st.sampled_from([1, 8])))
         patch.setattr(sizes, "BLOCK", {"cpu": 1})
         try:
@@ -138,9 +139,14 @@ def test_the_sizes_of_blocks_do_not_matter_and_threads_do_not_change_a_bit(losse
     np.testing.assert_allclose(alone[1], whole[1], atol=2e-6)
 
 
-@pytest.mark.parametrize("steep", [3, 800], ids=["a few columns", "most columns"])
+@pytest.mark.parametrize("span", [96, 1 << 17], ids=["spans", "one span"])
+@pytest.mark.parametrize("steep", [20, 800], ids=["a few columns", "most columns"])
 @pytest.mark.parametrize("ratio", [0.5, 2, 8, 30, 1e3])
-def test_losses_that_fall_steadily_score_in_float32_as_in_float64(steep: int, ratio: float) -> None:
+def test_losses_that_fall_steadily_score_in_float32_as_in_float64(
+    steep: int, ratio: float, span: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizes, "FAST_SPAN", span)
+    monkeypatch.setattr(sizes, "FAST_COLUMNS", min(span, 32))
     rng = np.random.default_rng(0)
     differences = rng.standard_normal((70, 1000))
     differences[:, rng.permutation(1000)[:steep]] -= ratio  # times the standard deviation about the mean
@@ -170,6 +176,15 @@ def test_blocks_of_any_range_are_pairwise_bit_for_bit_each_pair_once(n: int, q: 
     np.testing.assert_array_equal(found[start:stop], expected[start:stop])
     assert (times[start:stop] == 1).all()
     assert times.sum() == (stop - start) * q
+
+
+def test_a_tile_of_one_pair_has_the_same_bits_however_it_lies_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "TILE", {"cpu": (4, 8)})
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        train, query = rng.standard_normal((9, 5)), rng.standard_normal((9, 1))
+        ((_, _, alone),) = blocks(train, query, start=4)  # a panel of this one column; below, the last of five
+        np.testing.assert_array_equal(alone, pairwise(train, query)[4:])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from comove.correlation.columns import CommonMode, Correlation, RowScaling, plan_for, ranges
+from comove.correlation.columns import CommonMode, Correlation, RowScaling, namespace, plan_for, ranges
 from comove.correlation.inputs import ArrayLike, sides
 from comove.correlation.keeping import Kept, descending, unpack
 from comove.correlation.product import Panel, panels, score_tile, tile_of
@@ -73,12 +73,16 @@ def top_k(
                 rows = list(ranges(train_panel.start, train_panel.stop, tile_n))
                 jobs = [(q, rows[part::parts]) for q in tiles for part in range(parts)]
                 crew.each(_look_through, best, repeat(train_panel), repeat(query_panel), *zip(*jobs, strict=True))
-            for i in range(0, len(best), parts):
-                every = train.xp.concatenate([each.keys_BK for each in best[i : i + parts]], 1)
-                keys.append(descending(every)[:, :k])
+            keys += [_best_of(best[i : i + parts], k) for i in range(0, len(best), parts)]
     index_QK, scores_QK = unpack(train.xp.concatenate(keys))
     ids_QK = index_QK if train.ids is None else train.native(train.ids)[index_QK]
     return train.result(ids_QK), train.result(scores_QK)
+
+
+def _best_of(parts: Sequence[Kept], k: int) -> Any:
+    """The best k of the same queries over several parts of the training examples, highest first."""
+    keys = [part.keys_BK for part in parts]
+    return descending(namespace(keys[0]).concatenate(keys, 1))[:, :k]
 
 
 def _look_through(kept: Kept, train: Panel, query: Panel, q: slice, rows: Sequence[slice]) -> None:

@@ -82,11 +82,14 @@ class _Step:
 
     def _center(self, span: slice, steep_B: Any, drift_B: Any, square_B: Any) -> None:
         """Sum the squares of steep columns again, their drift taken out of each difference."""
-        many = 4 * np.count_nonzero(steep_B) > len(steep_B)
-        steep = np.arange(len(steep_B)) if many else np.flatnonzero(steep_B)
+        steep = np.flatnonzero(steep_B)
+        if 4 * len(steep) > len(steep_B):  # so many that all of them are read sooner than picked
+            steep = np.arange(len(steep_B))
         for part in ranges(0, len(steep), sizes.FAST_COLUMNS):
-            here = part if many else steep[part]
-            at = slice(span.start + part.start, span.start + part.stop) if many else here + span.start
+            here = steep[part]
+            at = here + span.start
+            if at[-1] - at[0] == len(at) - 1:  # without gaps: read as it lies
+                at = slice(at[0], at[-1] + 1)
             square_B[here] = 0
             for _, delta_TB in self._differences(self._train.array(at)):
                 delta_TB -= drift_B[here].astype(np.float32)
