@@ -19,6 +19,7 @@ from comove.attribution import Scores
 from comove.errors import FingerprintError
 from comove.evaluation import RetrainingBank, brittleness, linear_datamodeling_score, subsets
 from comove.execution import Serial
+from comove.report import lds_figure
 from comove.store import write_json
 from comove.training import Run
 from comove.training.loop import one_thread
@@ -118,6 +119,26 @@ def test_the_goal_of_the_trainer_is_judged_by_what_was_measured(parts: _Parts, f
         assert "| captured | " in page
         assert "35.0%" in page
         assert "refused: no compiler" in page
+
+
+def test_the_page_draws_and_judges_ratios_by_as_many_seeds_at_each(
+    parts: _Parts, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, drawn = [], []
+
+    def claims(results: Any, *rest: Any, alike: Any = None) -> Any:
+        judged.append(({one.seeds for one in results}, {one.seeds for one in alike or results}))
+        return parts.claims.claims_of(results, *rest, alike=alike)
+
+    def figure(results: Any) -> Any:
+        drawn.append({one.seeds for one in results})
+        return lds_figure(results)
+
+    monkeypatch.setattr(parts.page, "claims_of", claims)
+    monkeypatch.setattr(parts.page, "lds_figure", figure)
+    parts.page.write_page(finished / "results", tmp_path / "study.md", ("tiny",), bootstrap=20)
+    assert (judged, drawn) == ([({1, 2}, {1})] * 2, [{1}])
+    assert "The figure shows R = 1 at every ratio" in (tmp_path / "study.md").read_text()
 
 
 def test_what_is_published_holds_no_path(finished: Path) -> None:
