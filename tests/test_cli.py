@@ -291,6 +291,25 @@ def test_diagnose_writes_table_and_figure(trained: tuple[Path, Path], tmp_path: 
     refused(comove_("diagnose", trained[0] / "trace", "--out", tmp_path / "b"), "is a bare trace")
 
 
+def test_all_methods_are_those_that_the_run_can_feed(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {name: made for name, made in selectors().items() if name in ("cld", "grand", "random", "per_class")}
+    monkeypatch.setattr("comove.coreset.selectors", lambda: known)
+    words = ("--methods", "all", "--out", tmp_path)
+    compared = comove_("stability", *trained, *words, "--budgets", "0.2", "--epochs", "2")
+    assert compared.code == 0, compared.err
+    table = (tmp_path / "stability.csv").read_text().splitlines()[1:]
+    assert [row.partition(",")[0] for row in table] == ["cld", "random"]
+    diagnosed = comove_("diagnose", trained[0], *words, "--budget", "0.2", "--checkpoints", "1", "--quiet")
+    assert diagnosed.code == 0, diagnosed.err
+    table = (tmp_path / "diagnosis.csv").read_text().splitlines()[1:]
+    assert {row.partition(",")[0] for row in table} == {"cld", "random"}
+    for result in (compared, diagnosed):
+        assert re.search("grand is left out: .*anchors", result.err)
+    refused(comove_("diagnose", trained[0], "--methods", "grand", "--out", tmp_path), "anchors")
+
+
 def test_stability_compares_seeds_and_first_epochs(trained: tuple[Path, Path], tmp_path: Path) -> None:
     words = ("stability", *trained, "--methods", "cld", "random", "--budgets", "0.2", "--epochs", "2", "4")
     result = comove_(*words, "--out", tmp_path)
@@ -453,6 +472,14 @@ def test_class_names_in_brackets_are_printed_as_they_are(
     told = comove_("attribute", tmp_path / "run", "--out", tmp_path / "s")
     assert told.code == 0, told.err
     assert "No figure:" in told.err  # the data were in memory
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_none_of_an_earlier_call(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for source, drawn in ((trained[0], True), (trained[0] / "trace", False)):
+        assert comove_("attribute", source, "--out", tmp_path).code == 0
+        assert (tmp_path / "cld-influence.png").exists() == drawn
 
 
 # --- how a command ends ------------------------------------------------------------------------------------------

@@ -125,3 +125,12 @@ def test_the_snippets_of_the_page_run(tmp_path: Path) -> None:
     accuracies = ast.literal_eval(made.stdout)
     assert len(accuracies) == 3
     assert min(accuracies) > 0.85
+
+
+def test_figures_and_tables_of_another_call_do_not_stay(noisy: Path, tmp_path: Path) -> None:
+    assert comove("clean", noisy, "--methods", "loss", "--out", tmp_path).exit_code == 0
+    made = comove("clean", noisy / "trace", "--methods", "loss", "--out", tmp_path)  # knows neither data nor flips
+    assert made.exit_code == 0, made.stderr
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == ["suspects.csv", "suspicion.csv", "suspicion.safetensors"]
+    assert made.stderr.rstrip().endswith(": suspicion.csv, suspicion.safetensors, suspects.csv")

@@ -72,6 +72,14 @@ def test_a_budget_that_cannot_be_had_is_refused(run: Run, tmp_path: Path, budget
     assert not (tmp_path / "c.csv").exists()
 
 
+@pytest.mark.parametrize("name", ["c.parquet", "c.csv.gz"])
+def test_an_ending_that_is_not_written_is_refused(run: Run, tmp_path: Path, name: str) -> None:
+    result = comove_("coreset", run.path, "--out", tmp_path / name)
+    assert result.exit_code == 2
+    assert f"A coreset is written as .csv or .safetensors, got --out {tmp_path / name}." in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_other_commands_take_shares_only_and_say_so_before_anything_is_trained(run: Run, tmp_path: Path) -> None:
     for words in (
         ("curve", run.path, "--budgets", "0.1", "30"),

@@ -19,7 +19,7 @@ import comove.report
 from comove.attribution import Scores
 from comove.coreset import Coreset, select
 from comove.data import ExampleSet, Splits
-from comove.display import figure, html_facts, html_table
+from comove.display import counted, figure, html_facts, html_table
 from comove.errors import InputError
 from comove.evaluation import LDS, Curve, CurvePoint
 from comove.evaluation.mislabels.detection import detect
@@ -32,6 +32,12 @@ NASTY = "<script>alert('x')</script>&\"$1$"
 def whole(*values: int) -> np.ndarray:
     """Ids or labels."""
     return np.array(values, np.int64)
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, "0 queries"), (1, "1 query"), (1200, "1,200 queries")])
+def test_a_number_comes_with_its_word(number: int, told: str) -> None:
+    assert counted(number, "query") == told
+    assert counted(number, "model") == told.replace("queries", "models").replace("query", "model")
 
 
 def real(*values: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figure", "html_facts", "html_table"]
+__all__ = ["counted", "figure", "html_facts", "html_table"]
 
 MOST_ROWS = 12
 
@@ -42,6 +42,12 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if value == value else "&ndash;"
     return "&ndash;" if value is None else escape(f"{value:,}" if type(value) is int else str(value))
+
+
+def counted(number: int, one: str) -> str:
+    """A number with its word: ``1 model``, ``1,200 models``, ``2 queries``."""
+    more = f"{one[:-1]}ies" if one.endswith("y") else f"{one}s"
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def figure(name: str, *arguments: Any) -> Figure:

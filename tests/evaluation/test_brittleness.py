@@ -200,7 +200,12 @@ def test_emptied_classes_are_counted_and_warned_of_before_training() -> None:
     found = measure_brittleness(removal, [9, 10, 12], Planted(), seeds=1, base_seeds=3)
     assert found.class_emptied.sum(1).tolist() == [[0, 6, 6], [0, 0, 0], [0, 6, 6]]
     told = "own class first removes every example of the query's class at k = 10 for 6 queries, k = 12 for 6 queries."
-    assert found.notes()[1] == told
+    models = "1 model a removed set; of all examples 3 models for the prediction, 3 for the noise of retraining."
+    assert found.notes() == [
+        f"6 queries, 0 predicted wrongly before anything is removed; {models}",
+        told,
+        told.replace("own class first", "same-class removal"),
+    ]
     with pytest.warns(UserWarning, match="own class first from k = 10, same-class removal from k = 10"):
         warn_of_emptied_classes(removal, [9, 10, 12])
     with warnings.catch_warnings():

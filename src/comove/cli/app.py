@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from rich.cells import cell_len
@@ -22,9 +22,25 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperArgument, TyperCommand
 
-from comove.errors import ComoveError
+from comove.errors import ComoveError, InputError
 
-__all__ = ["app", "command", "command_of", "facts", "fits", "one_line", "print_ranking", "run", "say", "show", "table"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "app",
+    "command",
+    "command_of",
+    "draw",
+    "facts",
+    "fits",
+    "one_line",
+    "print_ranking",
+    "run",
+    "say",
+    "show",
+    "table",
+]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -177,6 +193,24 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, ComoveError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     return " ".join(line.strip() for line in str(error).splitlines())
+
+
+def draw(make: Callable[[], Figure] | None, path: Path) -> Path | None:
+    """Save a figure, or say why it cannot be drawn; then no picture of an earlier call stays in its place.
+
+    Args:
+        make: draws it; ``None`` where there is nothing to draw.
+        path: of the picture.
+    """
+    from comove.report import save_figure
+
+    try:
+        if make is not None:
+            return save_figure(make(), path)
+    except InputError as error:
+        say(one_line(error), "No figure:", "yellow")
+    path.unlink(missing_ok=True)
+    return None
 
 
 def say(text: str, head: str = "", style: str = "") -> None:

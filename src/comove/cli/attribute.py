@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from comove.cli.app import command, one_line, print_ranking, say
+from comove.cli.app import command, draw, print_ranking, say
 from comove.cli.options import Runs, open_banks, open_runs
+from comove.display import counted
 from comove.errors import InputError
 
 __all__ = ["attribute"]
@@ -74,7 +75,7 @@ def attribute(
 
 def _told(scores: Any) -> str:
     """What the scores are, in a line; how they were made stands in their file."""
-    size = f"{scores.train_ids.size:,} training examples x {scores.query_ids.size:,} queries"
+    size = f"{counted(scores.train_ids.size, 'training example')} x {counted(scores.query_ids.size, 'query')}"
     runs = scores.info.get("runs", 1)
     return f"{scores.method}: {size}{f', the mean of {runs} runs' if runs > 1 else ''}; positive = helps."
 
@@ -107,14 +108,9 @@ def _write_top(scores: Any, k: int, path: Path) -> None:
 
 
 def _attribution_figure(source: object, scores: Any, path: Path) -> Path | None:
-    from comove.report import influence_grid, save_figure
+    from comove.report import influence_grid
     from comove.training import Run
 
     if not isinstance(source, Run):
-        return None
-    try:
-        splits = source.data()
-        return save_figure(influence_grid(scores, splits, scores.query_ids[:8].tolist()), path)
-    except InputError as error:
-        say(one_line(error), "No figure:", "yellow")
-        return None
+        return draw(None, path)
+    return draw(lambda: influence_grid(scores, source.data(), scores.query_ids[:8].tolist()), path)

@@ -169,7 +169,7 @@ def _show_sizes(found: Counterfactual, out: Path) -> None:
 
     largest = int(found.grid[-1])
     rows = [
-        [name, found.median_text(name), _percent(found.share(name, largest)), str(found.not_flipped[name])]
+        [name, found.median_text(name), _percent(found.share(name, largest)), f"{found.not_flipped[name]:,}"]
         for name in found.methods
     ]
     columns = ["method", "half flip by k =", f"flipped by {largest:,} (%)", "not flipped"]

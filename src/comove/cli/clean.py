@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, one_line, say, table
+from comove.cli.app import command, draw, one_line, say, table
 from comove.cli.options import Device, open_runs
 from comove.errors import InputError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["clean"]
 
+DETECTED = ("detection.csv", "curves.csv", "detection.png")
+GALLERY = "suspicious.png"
 REPORTED = 1000
 """So many suspects of each method are written for ``comove report``."""
 
@@ -46,6 +48,9 @@ def clean(
     order = by or found.methods[0]
     found.most(top, order)  # refuses what cannot be shown, before anything is written
     new_folder(out)
+    if (out / "suspicion.safetensors").exists():  # an earlier call's, perhaps on other data
+        for name in DETECTED:
+            (out / name).unlink(missing_ok=True)
     found.save(out / "suspicion.safetensors")
     found.to_csv(out / "suspicion.csv", order)
     for method, reason in found.skipped.items():
@@ -94,7 +99,7 @@ def _hold_to(found: Suspicion, wrong: Any, out: Path) -> list[str]:
         write_bytes(out / f"{name}.csv", frame.to_csv(index=False).encode())
     save_figure(detection_figure(detection), out / "detection.png")
     _print_detection(detection)
-    return ["detection.csv", "curves.csv", "detection.png"]
+    return list(DETECTED)
 
 
 def _print_detection(detection: Detection) -> None:
@@ -109,16 +114,10 @@ def _print_detection(detection: Detection) -> None:
 
 def _gallery(sources: list[Any], found: Suspicion, top: int, order: str, wrong: Any, out: Path) -> list[str]:
     """Pictures of the most suspicious examples, where the data is at hand and is images."""
-    from comove.report import save_figure
     from comove.report.mislabel_figures import suspicion_gallery
     from comove.training import Run
 
     run = next((source for source in sources if isinstance(source, Run)), None)
-    if run is None:
-        return []
-    try:
-        figure = suspicion_gallery(found, run.data().train, top, [order], wrong)
-    except InputError as error:
-        say(one_line(error), "No figure:", "yellow")
-        return []
-    return [save_figure(figure, out / "suspicious.png").name]
+    make = None if run is None else lambda: suspicion_gallery(found, run.data().train, top, [order], wrong)
+    drawn = draw(make, out / GALLERY)
+    return [drawn.name] if drawn else []

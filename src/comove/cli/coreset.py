@@ -9,8 +9,11 @@ import typer
 
 from comove.cli.app import command, say, table
 from comove.cli.options import open_runs, parse_budget
+from comove.errors import InputError
 
 __all__ = ["coreset"]
+
+ENDINGS = (".csv", ".safetensors")
 
 
 @command
@@ -34,6 +37,8 @@ def coreset(
     from comove.discovery import parse_method
     from comove.store import new_folder
 
+    if out.suffix not in ("", *ENDINGS):
+        raise InputError(f"A coreset is written as {' or '.join(ENDINGS)}, got --out {out}.")
     selector, amount = parse_method(method, selectors(), "coreset method"), parse_budget(budget)
     chosen = selector.select(open_runs([run]), amount)
     new_folder(out.parent)

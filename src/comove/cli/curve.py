@@ -10,8 +10,10 @@ import typer
 from comove.cli.app import command, say, table
 from comove.cli.options import (
     BudgetList,
+    CoresetMethodList,
     Machines,
     Task,
+    coreset_methods,
     importable,
     open_runs,
     parse_shares,
@@ -34,10 +36,7 @@ def curve(
     run: Annotated[
         Path | None, typer.Argument(help="The recorded run to select with; by default one is trained, as comove train.")
     ] = None,
-    methods: Annotated[
-        list[str] | None,
-        typer.Option(help="Coreset methods, as cld random el2n, or all; options as random:seed=1."),
-    ] = None,
+    methods: CoresetMethodList = None,
     budgets: BudgetList = None,
     seeds: Annotated[int, typer.Option(min=1, help="Models trained a point.")] = 3,
     target_model: Annotated[
@@ -55,11 +54,9 @@ def curve(
 
     Example: comove curve --methods all --budgets 0.05 0.1 0.3 --flip-labels 0.2 --out noisy/
     """
-    from comove.coreset import selectors
     from comove.evaluation import coreset_curve
 
-    named = methods or ["cld", "random"]
-    names = [name for name in selectors() if name != "per_class"] if named == ["all"] else named
+    names, every = coreset_methods(methods, ["cld", "random"])
     shares = parse_shares(budgets, [0.1, 0.3, 0.5])
     proxy = _proxy(run, task, out)
     found = {}
@@ -77,7 +74,7 @@ def curve(
             model_options=width_option(target_width) if target else None,
             out=folder / "trained",
             coresets=out / "coresets",
-            skip=named == ["all"],
+            skip=every,
             executor=machines.executor_of(),
             device=task.device,
             progress=not task.quiet,

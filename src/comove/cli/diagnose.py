@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import CoresetMethodList, Device, Quiet, open_runs, parse_share
+from comove.cli.options import CoresetMethodList, Device, Quiet, coreset_methods, open_runs, parse_share
 from comove.errors import InputError
 
 __all__ = ["diagnose"]
@@ -38,15 +38,19 @@ def diagnose(
     (source,) = open_runs([run])
     if not isinstance(source, Run):
         raise InputError(f"{run} is a bare trace; gradients need a run made by comove train.")
+    names, every = coreset_methods(methods, ["cld", "random", "el2n"])
     found = measure(
         source,
-        methods or ["cld", "random", "el2n"],
+        names,
         share,
         checkpoints=checkpoints,
         out=out,
+        skip=every,
         device=device,
         progress=not quiet,
     )
+    for method, reason in found.skipped.items():
+        say(f"{method} is left out: {reason}", "Note:", "yellow")
     found.to_pandas().to_csv(out / "diagnosis.csv", index=False)
     save_figure(diagnosis_figure(found), out / "diagnosis.png")
     rows = [

@@ -12,6 +12,7 @@ import typer
 from comove.cli.app import command, say, table
 from comove.cli.options import Machines, MethodList, Task, check_bank, importable, parse_methods
 from comove.cli.train import recording_of
+from comove.display import counted
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -129,12 +130,11 @@ def _print_table(benchmark: Benchmark, output: str) -> None:
     rows.append(["noise ceiling", *(_number(column[0].noise_ceiling) for column in columns)])
     if any(column[0].undefined for column in columns):
         rows.append(["undefined queries", *(str(column[0].undefined) for column in columns)])
-    counts = " or ".join(
-        dict.fromkeys(f"{column[0].subsets} subsets x {_count(column[0].seeds, 'seed')}" for column in columns)
-    )
+    sizes = dict.fromkeys((column[0].subsets, column[0].seeds) for column in columns)
+    models = " or ".join(f"{counted(subsets, 'subset')} x {counted(seeds, 'seed')}" for subsets, seeds in sizes)
+    queries, runs = counted(first.per_query.size, "query"), counted(len(benchmark.runs), "run")
     table(
-        f"LDS ({output}) of {first.per_query.size} queries, {counts}, {_count(len(benchmark.runs), 'run')} a method, "
-        f"{first.confidence:.0%} intervals",
+        f"LDS ({output}) of {queries}, {models}, {runs} a method, {first.confidence:.0%} intervals",
         ["method", *(f"alpha {alpha_name(alpha)}" for alpha in benchmark.alphas)],
         rows,
     )
@@ -150,10 +150,6 @@ def _cell(result: LDS, column: Sequence[LDS]) -> str:
     star = " " if paired_difference(best, result).decided else "*"
     low, high = result.interval or (None, None)
     return f"{_number(result.mean)} [{_number(low)}, {_number(high)}]{star}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None) -> str:

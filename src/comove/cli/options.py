@@ -23,6 +23,7 @@ __all__ = [
     "Machines",
     "Task",
     "check_bank",
+    "coreset_methods",
     "importable",
     "open_banks",
     "open_runs",
@@ -72,7 +73,8 @@ MethodList = Annotated[
     list[str] | None, typer.Option("--methods", help="As cld trak, or all; options as cld:correlation=spearman.")
 ]
 CoresetMethodList = Annotated[
-    list[str] | None, typer.Option("--methods", help="Coreset methods, as cld random el2n; options as random:seed=1.")
+    list[str] | None,
+    typer.Option("--methods", help="Coreset methods, as cld random el2n, or all; options as random:seed=1."),
 ]
 
 
@@ -173,6 +175,15 @@ def parse_methods(words: Sequence[str] | None, default: Sequence[str], controls:
         named = [name for name in known if name != "leave-one-out"]  # it has a bank of its own
     named += ["same-class-control", "random-control"] if controls else []
     return [parse_method(word, known, "attribution method") for word in dict.fromkeys(named)]
+
+
+def coreset_methods(words: Sequence[str] | None, default: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the coreset methods named, and whether these are all there are: some may need what was not recorded."""
+    from comove.coreset import selectors
+
+    if words == ["all"]:
+        return [name for name in selectors() if name != "per_class"], True
+    return list(words or default), False
 
 
 def parse_budget(text: str) -> float | int:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comove.cli.app import command, say, table
-from comove.cli.options import BudgetList, CoresetMethodList, open_runs, parse_shares
+from comove.cli.app import command, one_line, say, table
+from comove.cli.options import BudgetList, CoresetMethodList, coreset_methods, open_runs, parse_shares
+from comove.errors import InputError
 
 if TYPE_CHECKING:
     from comove.evaluation.curves.stability import EarlyRows, Stability
@@ -34,12 +35,20 @@ def stability(
     from comove.evaluation.curves.stability import stability as compare
     from comove.sources import as_sources
 
+    names, every = coreset_methods(methods, ["cld"])
     shares, sources = parse_shares(budgets, [0.1, 0.3]), open_runs(runs)
     last = int(min(as_sources(source, frozenset(), "stability")[0].trace.rows[-1].epoch for source in sources))
     looked = epochs or sorted({max(2, last * step // 8) for step in (1, 2, 4, 6, 8)})
     early = [early_epochs(sources, looked, share) for share in shares]
-    between = [compare(sources, method, share) for method in methods or ["cld"] for share in shares] if runs[1:] else []
-    if not between:
+    between = []
+    for method in names if runs[1:] else []:
+        try:
+            between += [compare(sources, method, share) for share in shares]
+        except InputError as error:
+            if not every:
+                raise
+            say(f"{method} is left out: {one_line(error)}", "Note:", "yellow")
+    if not runs[1:]:
         say("One run says nothing about seeds: give runs of several.", "Note:", "yellow")
     _print(between, early)
     if out is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,11 +79,13 @@ class Diagnosis:
         rows: one a method, trajectory and checkpoint.
         budget: share kept.
         provenance: of the run (JSON values).
+        skipped: methods that were left out, and why.
     """
 
     rows: tuple[Alignment, ...]
     budget: float
     provenance: Mapping[str, Any]
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, method: str, trajectory: Trajectory) -> list[Alignment]:
         """The rows of one method along one trajectory, in order of training."""
@@ -177,6 +179,7 @@ def diagnose(
     *,
     checkpoints: int = 6,
     out: str | os.PathLike[str] | None = None,
+    skip: bool = False,
     device: str | torch.device = "auto",
     progress: bool = False,
 ) -> Diagnosis:
@@ -188,6 +191,7 @@ def diagnose(
         budget: share of the training examples kept.
         checkpoints: how many of each run are looked at, evenly spread.
         out: a folder that keeps the runs on the coresets and ``diagnosis.json``; ``None`` keeps none.
+        skip: leave out methods that need what the run did not record, instead of refusing; see ``Diagnosis.skipped``.
         device: where to train and to compute gradients.
         progress: show bars.
 
@@ -201,7 +205,16 @@ def diagnose(
         raise InputError(f"{run.path} has no validation examples: train on splits that have some (validation=0.1).")
     where = resolve_device(device)
     chosen = [selector(item) if isinstance(item, str) else item for item in methods]
-    coresets = {method.label: method.select(run, budget) for method in chosen}
+    coresets, skipped = {}, {}
+    for method in chosen:
+        try:
+            coresets[method.label] = method.select(run, budget)
+        except InputError as error:
+            if not skip:
+                raise
+            skipped[method.label] = str(error)
+    if not coresets:
+        raise InputError(f"None of the methods can be had from {run.path}: {skipped}")
     with tempfile.TemporaryDirectory(prefix="comove-diagnose-") as temporary:
         folder = new_folder(temporary if out is None else out)
         rows = []
@@ -210,7 +223,7 @@ def diagnose(
             own = _train_on(run, kept, splits, folder, where, progress)
             rows += _along(own, run, label, kept, splits, checkpoints, where)
         provenance = {"run": run.manifest["fingerprint"], "model": run.model_spec.to_json()}
-        found = Diagnosis(tuple(rows), budget, provenance)
+        found = Diagnosis(tuple(rows), budget, provenance, skipped)
         if out is not None:
             write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": [asdict(r) for r in rows]})
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from comove.display import counted
 from comove.evaluation import Brittleness, Counterfactual
 from comove.evaluation.removals.flips import Estimate
 from comove.report.drawing import NEUTRAL, broken, legend_beside, literal, new_figure
@@ -41,7 +42,7 @@ def brittleness_figure(result: Brittleness) -> Figure:
     axes.set_ylabel("predictions flipped (%)")
     count, models = len(result.query_ids), result.predicted.shape[-1]
     bands = f"{result.confidence:.0%} intervals over queries"
-    _finish(axes, result.ks, f"{count:,} queries, {models:,} models a removed set, {bands}")
+    _finish(axes, result.ks, f"{counted(count, 'query')}, {counted(models, 'model')} a removed set, {bands}")
     return figure
 
 
@@ -60,7 +61,7 @@ def counterfactual_figure(result: Counterfactual) -> Figure:
     axes.set_xlabel("budget: training examples removed for each query, k")
     axes.set_ylabel("queries flipped within the budget (%)")
     wrong, asked = result.contradictions
-    size = f"{len(result.query_ids):,} queries, majority of {result.seeds:,} models a removed set"
+    size = f"{counted(len(result.query_ids), 'query')}, majority of {counted(result.seeds, 'model')} a removed set"
     _finish(axes, grid, f"{size}; bisection, which {wrong:,} of {asked:,} checks contradict")
     return figure
 

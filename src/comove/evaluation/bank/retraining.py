@@ -32,6 +32,7 @@ from comove.attribution import Scores
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits, reload_splits
 from comove.discovery import check_seed
+from comove.display import counted
 from comove.errors import CorruptFileError, InputError, some
 from comove.evaluation.bank.compact import read_compact, write_compact
 from comove.evaluation.bank.files import (
@@ -449,7 +450,6 @@ class RetrainingBank:
 
     def __repr__(self) -> str:
         total = len(self.jobs)
-        return (
-            f"RetrainingBank({self.path}: {len(self.masks)} subsets x {self.seeds} seeds, {self.query_ids.size} "
-            f"queries, {total - len(self.pending)} of {total} models trained)"
-        )
+        size = f"{counted(len(self.masks), 'subset')} x {counted(self.seeds, 'seed')}"
+        trained = f"{total - len(self.pending):,} of {counted(total, 'model')} trained"
+        return f"RetrainingBank({self.path}: {size}, {counted(self.query_ids.size, 'query')}, {trained})"

@@ -18,7 +18,7 @@ import torch
 
 from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
-from comove.display import figure, html_table
+from comove.display import counted, figure, html_table
 from comove.errors import InputError, did_you_mean
 from comove.evaluation.bank.retraining import RetrainingBank
 from comove.evaluation.subsets import everything, only
@@ -129,14 +129,14 @@ class Curve:
     def _repr_html_(self) -> str:
         names = ("method", "budget", "size", "mean", "std", "seeds")
         rows = [[row[name] for name in names] for row in self.summary()]
-        return html_table(f"Accuracy on {self.n_query:,} queries", names, rows, most=40)
+        return html_table(f"Accuracy on {counted(self.n_query, 'query')}", names, rows, most=40)
 
     def __repr__(self) -> str:
         lines = [
             f"  {row['method']:<12} {row['budget']:>6.1%} ({row['size']:>6,}): {row['mean']:.3f} +- {row['std']:.3f}"
             for row in self.summary()
         ]
-        return "\n".join([f"Curve(accuracy on {self.n_query:,} queries):", *lines])
+        return "\n".join([f"Curve(accuracy on {counted(self.n_query, 'query')}):", *lines])
 
 
 def coreset_curve(

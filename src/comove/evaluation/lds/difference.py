@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from comove.display import counted
 from comove.errors import InputError
 from comove.evaluation.lds.score import LDS
 from comove.evaluation.lds.uncertainty import recentred_interval
@@ -64,7 +65,7 @@ class Difference:
         where += "" if self.alpha is None else f", alpha {self.alpha:.4g}"
         return (
             f"Difference({self.method} - {self.other}: {self.mean:+.3f} [{low:+.3f}, {high:+.3f}], higher on "
-            f"{self.better} of {self.queries} queries{where})"
+            f"{self.better:,} of {counted(self.queries, 'query')}{where})"
         )
 
 

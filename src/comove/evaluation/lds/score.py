@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comove.display import figure, html_facts
+from comove.display import counted, figure, html_facts
 from comove.evaluation.arrays import (
     ArrayInput,
     Floats,
@@ -98,11 +98,10 @@ class LDS:
 
     def __repr__(self) -> str:
         score = f"{self.mean:.3f}" + (f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]" if self.interval else "")
-        queries, seeds = ("query" if len(self.per_query) == 1 else "queries"), ("seed" if self.seeds == 1 else "seeds")
         parts = [
             f"{self.method}: {score}" if self.method else score,
-            f"{len(self.per_query)} {queries}",
-            f"{self.subsets} subsets x {self.seeds} {seeds}",
+            counted(len(self.per_query), "query"),
+            f"{counted(self.subsets, 'subset')} x {counted(self.seeds, 'seed')}",
         ]
         parts += [self.output] if self.output else []
         parts += [] if self.alpha is None else [f"alpha {self.alpha:.4g}"]

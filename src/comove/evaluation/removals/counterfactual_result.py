@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.data import Ids
-from comove.display import figure
+from comove.display import counted, figure
 from comove.errors import InputError, did_you_mean
 from comove.evaluation.removals.flips import Estimate, flip_rate, majority
 from comove.evaluation.removals.models import FullData
@@ -112,7 +112,7 @@ class Counterfactual:
     def median_text(self, method: str) -> str:
         """The median for tables: ``> 200`` where less than half of the queries flip within 200."""
         size = self.median(method)
-        return f"{size:g}" if size < np.inf else f"> {self.grid[-1]}"
+        return f"{size:,.0f}" if size < np.inf else f"> {self.grid[-1]:,}"
 
     def _sizes_of(self, method: str) -> npt.NDArray[np.int64]:
         if method not in self.methods:
@@ -146,10 +146,10 @@ class Counterfactual:
         """What a reader of the sizes should know, a sentence each."""
         wrong, asked = self.contradictions
         assumed = "Sizes are looked for by bisection, which takes for granted that more removals flip what fewer flip"
-        noise = f"Without any removal, {self.noise:.1%} of the {len(self.query_ids)} queries flip"
+        noise = f"Without any removal, {self.noise:.1%} of the {counted(len(self.query_ids), 'query')} flip"
         return [
-            f"{assumed}: of {asked} other sizes tried, {wrong} contradict that.",
-            f"{noise} when {self.seeds} models are trained again.",
+            f"{assumed}: of {asked:,} other sizes tried, {wrong:,} contradict that.",
+            f"{noise} when {counted(self.seeds, 'model')} a set are trained again.",
         ]
 
     def plot(self) -> Figure:
@@ -159,10 +159,11 @@ class Counterfactual:
     def __repr__(self) -> str:
         width = max(map(len, self.methods))
         lines = [
-            f"{name:<{width}}  half by k = {self.median_text(name)}, {missed} not within {self.grid[-1]}"
+            f"{name:<{width}}  half by k = {self.median_text(name)}, {missed:,} not within {self.grid[-1]:,}"
             for name, missed in self.not_flipped.items()
         ]
-        return "\n".join([f"Counterfactual({len(self.query_ids)} queries, {self.seeds} models a removed set)", *lines])
+        size = f"{counted(len(self.query_ids), 'query')}, {counted(self.seeds, 'model')} a removed set"
+        return "\n".join([f"Counterfactual({size})", *lines])
 
     # --- keeping ---
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.data import Ids, positions_of
-from comove.display import figure, html_table
+from comove.display import counted, figure, html_table
 from comove.errors import InputError, did_you_mean
 from comove.evaluation.removals.flips import Estimate, flip_rate, mean_with_interval
 from comove.evaluation.removals.models import FullData
@@ -155,14 +155,17 @@ class Brittleness:
     def notes(self) -> list[str]:
         """What a reader of the rates should know, a sentence each."""
         number, seeds = len(self.query_ids), self.predicted.shape[-1]
+        voting, again = len(self.full.voting), len(self.full.again)
         models = (
-            f"{seeds} models a removed set; {len(self.full.voting)} models of all examples vote on the prediction, "
-            f"{len(self.full.again)} others tell the noise of retraining."
+            f"{counted(seeds, 'model')} a removed set; of all examples {counted(voting, 'model')} for the prediction, "
+            f"{again:,} for the noise of retraining."
         )
-        said = [f"{number} queries, {int(self.wrong.sum())} predicted wrongly before anything is removed; {models}"]
+        wrong = f"{int(self.wrong.sum()):,} predicted wrongly before anything is removed"
+        said = [f"{counted(number, 'query')}, {wrong}; {models}"]
         emptied_MK = self.class_emptied.sum(1)
         for m, method in enumerate(self.methods):
-            cells = [f"k = {k} for {n} queries" for k, n in zip(self.ks, emptied_MK[m], strict=True) if n]
+            found = [(k, int(n)) for k, n in zip(self.ks, emptied_MK[m], strict=True) if n]
+            cells = [f"k = {k:,} for {counted(n, 'query')}" for k, n in found]
             if cells:
                 said.append(f"{method} removes every example of the query's class at {', '.join(cells)}.")
         return said
@@ -174,7 +177,8 @@ class Brittleness:
     def _repr_html_(self) -> str:
         names = ("method", "k", "flipped", "flipped_low", "flipped_high", "margin_drop")
         rows = [[row[name] for name in names] for row in self.rows()]
-        return html_table(f"Predictions of {len(self.query_ids)} queries flipped by removals", names, rows, most=40)
+        title = f"Predictions of {counted(len(self.query_ids), 'query')} flipped by removals"
+        return html_table(title, names, rows, most=40)
 
     def __repr__(self) -> str:
         noise = f"{NOTHING}: {self.noise.value:.1%} flipped"
@@ -184,7 +188,7 @@ class Brittleness:
             " ".join([f"{name:<{width}}", *(f"{self.rate(name, k).value:>6.1%}" for k in self.ks)])
             for name in self.methods
         ]
-        return "\n".join([f"Brittleness({len(self.query_ids)} queries; {noise})", head, *lines])
+        return "\n".join([f"Brittleness({counted(len(self.query_ids), 'query')}; {noise})", head, *lines])
 
     # --- keeping ---
 
