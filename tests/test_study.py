@@ -247,6 +247,24 @@ def test_brittleness_query_by_query_is_that_of_the_library(parts: _Parts, finish
     np.testing.assert_allclose(found.full.voting_margins, wanted.full.voting_margins, rtol=1e-3, atol=1e-4)
 
 
+def test_brittleness_goes_on_with_more_numbers_and_methods(parts: _Parts, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "state", tmp_path / "state")
+    at = _sitting(parts, tmp_path)
+    before, methods = parts.removing.brittleness_of(at), at.study.removals.methods
+    assert parts.removing._finished(at) == 3
+    removals = replace(at.study.removals, ks=(5, 10, 15), methods=(*methods, "tracin"))
+    at = replace(at, study=replace(at.study, removals=removals))
+    assert parts.removing._finished(at) == 0
+    trained = len(list((tmp_path / "state" / "removal-bank" / "results").iterdir()))
+    parts.removing.remove(at)
+    found = parts.removing.brittleness_of(at)
+    assert (found.methods[:3], found.ks) == ((*methods, "tracin"), (5, 10, 15))
+    rows = [found.methods.index(name) for name in before.methods]
+    np.testing.assert_array_equal(found.margins[rows][:, :, [0, 2]], before.margins)
+    fresh = len(list((tmp_path / "state" / "removal-bank" / "results").iterdir())) - trained
+    assert 0 < fresh <= 3 * 2 * (len(before.methods) + 3)  # of three queries, two models of each new set
+
+
 # --- its parts ---
 
 

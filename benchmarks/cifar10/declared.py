@@ -215,7 +215,7 @@ SMALL = Study(
         "2,500 of 50,000 training images",
         "ResNet-9 at an eighth of the width, 15 epochs, batch 64 (the recipe resnet9-small)",
         "R = 5 at alpha 0.5 and R = 2 at the other ratios, not 10",
-        "brittleness on 20 queries, 2 models a removed set, and two methods",
+        "brittleness on 20 queries, 2 models a removed set, and four methods",
         "FZ and datamodels fitted on 300 models",
     ),
     source="cifar10",
@@ -229,7 +229,7 @@ SMALL = Study(
     subsets=100,
     truths=((0.5, 5), (0.3, 2), (0.7, 2), (0.9, 2), ("loo", 2)),
     fit_subsets=300,
-    removals=Removals((CLD_PAPER.label, "trak"), 20, (40, 200, 800), 2, 11),
+    removals=Removals((CLD_PAPER.label, "trak", "tracin", "arnoldi"), 20, (10, 40, 200, 800), 2, 11),
     coresets=Coresets({"limit": 2500, "queries": 1000}, ALL_CORESETS, (0.05, 0.1, 0.3, 0.5), 3),
 )
 

@@ -69,7 +69,7 @@ def remove(at: Sitting) -> None:
     """Retrain without the highest-scored examples, a query at a time; ``brittleness.safetensors`` grows with it."""
     file, ids = at.folder / "brittleness.safetensors", order_of_queries(at)
     removal = _removal(at, ids)
-    done = _finished(file)
+    done = _finished(at)
     for number in range(done, ids.size):
         try:
             _measured(at, removal, ids[number : number + 1])
@@ -82,10 +82,14 @@ def remove(at: Sitting) -> None:
     note_machine(at)
 
 
-def _finished(file: Any) -> int:
-    from comove.evaluation import Brittleness
-
-    return len(Brittleness.load(file).query_ids) if file.exists() else 0
+def _finished(at: Sitting) -> int:
+    """How many queries are measured as declared now: with more methods, numbers or seeds all want more models."""
+    found, study = brittleness_of(at), at.study.removals
+    if found is None:
+        return 0
+    measured = (found.methods, found.ks, found.predicted.shape[-1], len(found.full.voting))
+    wanted = ((*study.methods, *found.controls), study.ks, study.seeds, study.base_seeds)
+    return len(found.query_ids) if measured == wanted else 0
 
 
 def _removal(at: Sitting, ids: Ids) -> Removal:
