@@ -173,6 +173,7 @@ def test_every_method_of_twenty_has_a_look_of_its_own_and_controls_are_grey() ->
     styles = line_styles([*(f"method {n}" for n in range(20)), "random-control", "same-class-control"])
     looks = {tuple(sorted((key, str(value)) for key, value in style.items())) for style in styles.values()}
     assert len(looks) == 22
+    assert len({styles[f"method {n}"]["color"] for n in range(8)}) == 8
     assert styles["random-control"]["color"] == styles["same-class-control"]["color"]
     assert list(styles)[-2:] == ["random-control", "same-class-control"]
 

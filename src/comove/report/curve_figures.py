@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from comove.evaluation import Curve
-from comove.report.drawing import COLOURS, HELP, NEUTRAL, broken, legend_beside, literal, new_figure
+from comove.report.drawing import HELP, NEUTRAL, broken, legend_beside, literal, new_figure
 from comove.report.lines import styles_with_random
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["curve_figure"]
 
-TOGETHER = len(COLOURS)
+TOGETHER = 7
 """Methods of one plot: more could not be told apart."""
 COLUMNS = 4
 WIDE = 8

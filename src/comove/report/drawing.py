@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 HELP, HURT, NEUTRAL = "#0072b2", "#d55e00", "#555555"  # distinguishable with every kind of colour blindness
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 
 
 def new_figure(width: float, height: float) -> Figure:

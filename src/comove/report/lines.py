@@ -23,8 +23,9 @@ def line_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How each method's line is drawn, in the order of the legend: coloured ones first, then grey, dashed controls."""
     styles: dict[str, dict[str, Any]] = {}
     real, controls = ([name for name in methods if is_control(name) == wanted] for wanted in (False, True))
-    for name, colour, marker in zip(real, cycle(COLOURS[:-1]), cycle(MARKERS), strict=False):  # black is for levels
-        styles[name] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
+    for place, (name, colour, marker) in enumerate(zip(real, cycle(COLOURS), cycle(MARKERS), strict=False)):
+        dashes = "-" if place < len(COLOURS) else (0, (7, 1.5))
+        styles[name] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8, "linestyle": dashes}
     for name, dashes in zip(controls, cycle(CONTROL_STYLES), strict=False):
         styles[name] = {"color": NEUTRAL, "linestyle": dashes, "marker": ".", "linewidth": 1.5}
     return styles
