@@ -18,8 +18,22 @@ from comove.training import Run
 __all__ = ["Bank", "BankSource", "Source", "SourceLike", "as_bank", "as_sources", "open_source"]
 
 
+class _OfData:
+    """What is made from one data set."""
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """The fingerprint of the data that was trained on, where it is known."""
+        raise NotImplementedError
+
+    @property
+    def noted(self) -> dict[str, str]:
+        """What results say of their data: ``data_fingerprint``, where it is known."""
+        return {} if self.data_fingerprint is None else {"data_fingerprint": self.data_fingerprint}
+
+
 @dataclass(frozen=True)
-class Source:
+class Source(_OfData):
     """One trace, and the run it comes from where there is one."""
 
     trace: Trace
@@ -74,11 +88,6 @@ class Source:
         found = self.trace.manifest.get("data_fingerprint")
         return None if found is None else str(found)
 
-    @property
-    def noted(self) -> dict[str, str]:
-        """What results say of their data: ``data_fingerprint``, where it is known."""
-        return {} if self.data_fingerprint is None else {"data_fingerprint": self.data_fingerprint}
-
 
 @runtime_checkable
 class Bank(Protocol):
@@ -100,7 +109,7 @@ class Bank(Protocol):
 
 
 @dataclass(frozen=True)
-class BankSource:
+class BankSource(_OfData):
     """A retraining bank as methods see it."""
 
     bank: Bank
@@ -129,6 +138,11 @@ class BankSource:
     def query_labels(self) -> Ids:
         """(Q,) class indices."""
         return self.bank.query_labels
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """The fingerprint of the data that subsets are drawn from, where the bank knows it."""
+        return getattr(self.bank, "data_fingerprint", None)
 
     @property
     def explained_ids(self) -> Ids:

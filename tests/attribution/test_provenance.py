@@ -24,6 +24,13 @@ def test_scores_of_a_run_and_of_its_trace_name_the_data_they_were_recorded_on(
     assert Scores.load(tmp_path / "cld.safetensors").info["data_fingerprint"] == small_digits.fingerprint
 
 
+def test_scores_of_a_bank_name_the_data_its_subsets_are_drawn_from(
+    small_bank: RetrainingBank, small_digits: Splits
+) -> None:
+    known = SubsampledInfluence().fit(small_bank).attribute().info["data_fingerprint"]
+    assert known == small_bank.data_fingerprint == small_digits.fingerprint
+
+
 def test_scores_name_the_command_and_the_versions_that_made_them(
     run: Run, small_bank: RetrainingBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:

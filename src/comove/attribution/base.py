@@ -179,5 +179,4 @@ class Attributor(ABC):
 
 def _provenance(source: Source | BankSource) -> dict[str, Any]:
     """What scores say of where they come from."""
-    data = source.noted if isinstance(source, Source) else {}
-    return {"command": command_line(), "versions": versions(), **data}
+    return {"command": command_line(), "versions": versions(), **source.noted}

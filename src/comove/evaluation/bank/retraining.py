@@ -220,6 +220,11 @@ class RetrainingBank:
         return self._rows.n_seeds
 
     @property
+    def data_fingerprint(self) -> str:
+        """The fingerprint of the data that subsets are drawn from."""
+        return str(self._identity["dataset"]["fingerprint"])
+
+    @property
     def digests(self) -> list[str]:
         """A fingerprint of each subset: of the ids it holds."""
         return list(self._rows.subsets)
