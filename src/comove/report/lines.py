@@ -26,8 +26,8 @@ def line_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     for place, (name, colour, marker) in enumerate(zip(real, cycle(COLOURS), cycle(MARKERS), strict=False)):
         dashes = "-" if place < len(COLOURS) else (0, (7, 1.5))
         styles[name] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8, "linestyle": dashes}
-    for name, dashes in zip(controls, cycle(CONTROL_STYLES), strict=False):
-        styles[name] = {"color": NEUTRAL, "linestyle": dashes, "marker": ".", "linewidth": 1.5}
+    for name, gaps in zip(controls, cycle(CONTROL_STYLES), strict=False):
+        styles[name] = {"color": NEUTRAL, "linestyle": gaps, "marker": ".", "linewidth": 1.5}
     return styles
 
 
