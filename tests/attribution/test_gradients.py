@@ -173,6 +173,26 @@ def test_closed_forms_equal_one_by_one_autograd(case: str, channels_last: bool) 
     assert "closed forms" in str(stream.paths)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
+@pytest.mark.parametrize("case", [case for case in CLOSED if case.startswith("conv")])
+def test_convolutions_by_patches_as_on_a_gpu_equal_one_by_one_autograd(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def by_patches(layer: Any, x: Tensor) -> bool:
+        asked.append(layer.groups == 1 and x.ndim == 4)
+        return bool(asked[-1])
+
+    monkeypatch.setattr("comove.attribution.closed_forms._by_patches", by_patches)
+    make, shape = CLOSED[case]
+    model, x = make(), normal(5, *shape)
+    model(x.float())
+    model = ready(model)
+    assert_equal(PerExampleGradients(model)(x, labels(5)), one_by_one(model, x, labels(5)))
+    assert asked
+
+
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 2}])
 def test_embedding_equals_one_by_one_autograd(options: dict[str, Any]) -> None:
     model = ready(text_model(**options))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import comove.attribution
-from comove.attribution import Attributor, Scores, attributor, attributors
+from comove.attribution import Attributor, Scores, TracIn, attributor, attributors
 from comove.data import ExampleSet, Ids, Splits
 from comove.discovery import build
 from comove.errors import InputError, InputTypeError, NotFittedError
@@ -266,6 +266,28 @@ def test_options_are_json_and_stand_in_the_scores(method: type[Attributor], runs
     assert json.loads(json.dumps(dict(info))) == dict(info)
     assert {name: info[name] for name in made.options} == made.options
     assert info["runs"] == len(runs)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tensorfloat_is_off_while_a_method_works_and_afterwards_as_before(
+    allowed: bool, runs: tuple[Run, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Looking(TracIn):
+        def _fit(self, *arguments: object) -> object:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return super()._fit(*arguments)  # type: ignore[arg-type]
+
+        def _scores(self, *arguments: object) -> object:  # type: ignore[override]
+            seen.append(torch.backends.cudnn.allow_tf32)
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    with pytest.raises(ZeroDivisionError):
+        Looking().fit(runs).attribute()
+    assert seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32 == allowed
 
 
 def test_the_docstring_of_every_module_of_methods_opens_with_an_equation() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from comove.attribution.scores import Scores
 from comove.data import ExampleSet, Ids, positions_of
@@ -69,7 +71,8 @@ class Attributor(ABC):
         """
         sources = self._sources(source)
         fitted = copy.copy(self)  # a frozen dataclass: what fitting adds is set on the copy only
-        object.__setattr__(fitted, "_fitted", (sources, self._fit(sources)))
+        with self._precise():
+            object.__setattr__(fitted, "_fitted", (sources, self._fit(sources)))
         return fitted
 
     @final
@@ -91,7 +94,8 @@ class Attributor(ABC):
         sources, state = self._require_fitted()
         first = sources[0]
         wanted = self._queries(sources, queries)
-        values, info = self._scores(state, wanted)
+        with self._precise():
+            values, info = self._scores(state, wanted)
         told = ~np.isnan(values).all(1)  # a row of NaN: the method says nothing of this example
         labels = first.train_labels
         return Scores(
@@ -116,10 +120,27 @@ class Attributor(ABC):
             InputError: the method does not define it.
         """
         _, state = self._require_fitted()
-        values = self._self_influence(state)
+        with self._precise():
+            values = self._self_influence(state)
         if values is None:
             raise InputError(f"{self.name} does not define self-influence; TracIn, TRAK and Arnoldi do.")
         return values
+
+    @contextmanager
+    def _precise(self) -> Iterator[None]:
+        """Keep a GPU from its TensorFloat-32, in which a convolution's per-example gradients may be off by a tenth."""
+        flags = torch.backends.cudnn
+        try:
+            rounded = flags.allow_tf32
+        except RuntimeError:  # set for each operation by itself: whoever does that knows
+            rounded = False
+        if rounded:
+            flags.allow_tf32 = False
+        try:
+            yield
+        finally:
+            if rounded:
+                flags.allow_tf32 = True
 
     def _require_fitted(self) -> tuple[tuple[Any, ...], Any]:
         fitted: tuple[tuple[Any, ...], Any] | None = getattr(self, "_fitted", None)

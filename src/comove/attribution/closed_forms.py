@@ -38,9 +38,9 @@ def _conv_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
     if isinstance(padding, str) or layer.padding_mode != "zeros":  # as the layer's own forward does
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode), (0,) * (x.ndim - 2)
+    if _by_patches(layer, x):
+        return torch.bmm(g.flatten(2), _patches(layer, x, padding).mT).view(batch, *shape)
     if layer.groups == 1 and x.ndim == 4 and shape[1:].numel() <= SMALL_PATCH:
-        if not _has_onednn(x):
-            return torch.bmm(g.flatten(2), _patches(layer, x, padding).mT).view(batch, *shape)
         x, g = _channels_innermost(x), _channels_innermost(g)
     else:
         x, g = (part.reshape(1, -1, *part.shape[2:]) for part in (x, g))
@@ -49,6 +49,13 @@ def _conv_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
     size = (batch * shape[0], *shape[1:])
     grouped: Tensor = weight_gradient(x, size, g, layer.stride, padding, layer.dilation, layer.groups * batch)
     return grouped.view(batch, *shape)
+
+
+def _by_patches(layer: Any, x: Tensor) -> bool:
+    """Whether a product with patches is the faster way; cuDNN has no fast kernels for gradients of so many groups."""
+    if layer.groups > 1 or x.ndim != 4:
+        return False
+    return x.device.type == "cuda" or (layer.weight[0].numel() <= SMALL_PATCH and not _has_onednn(x))
 
 
 def _has_onednn(x: Tensor) -> bool:

@@ -28,7 +28,7 @@ from comove.errors import InputError, some
 
 __all__ = ["Batches", "Part", "Paths", "PerExampleGradients", "Scalar", "cross_entropy", "margin"]
 
-MEMORY = 256 << 20
+MEMORY, MEMORY_ON_GPU = 256 << 20, 2 << 30
 """Bytes that a chunk's gradients may take."""
 BATCH = 100
 """Larger chunks gain nothing, smaller ones read the directions of inner products too often."""
@@ -100,7 +100,7 @@ class PerExampleGradients:
         scalar: ``"loss"`` (cross-entropy), ``"margin"`` (z_y - logsumexp of the others), or a function of
             (outputs (B, C), labels (B,)) that returns (B,).
         parameters: names as in ``model.named_parameters()``; by default every trainable one.
-        memory: bytes that a chunk's gradients may take.
+        memory: bytes that a chunk's gradients may take; by default 256 MiB, 2 GiB on a GPU.
         batch: the largest chunk.
 
     Attributes:
@@ -124,18 +124,20 @@ class PerExampleGradients:
         scalar: Scalar = "loss",
         *,
         parameters: Collection[str] | None = None,
-        memory: int = MEMORY,
+        memory: int | None = None,
         batch: int = BATCH,
     ) -> None:
         if isinstance(scalar, str) and scalar not in SCALARS:
             raise InputError(f"scalar must be 'loss', 'margin' or a function, got {scalar!r}.")
+        self.parameters = chosen_parameters(model, parameters)
+        on_gpu = any(parameter.is_cuda for parameter in self.parameters.values())
+        memory = (MEMORY_ON_GPU if on_gpu else MEMORY) if memory is None else memory
         if memory < 1 or batch < 1:
             raise InputError(f"memory and batch must be at least 1, got {memory} and {batch}.")
         check_evaluating(model)
         self.model, self.memory, self.batch = model, memory, batch
         self.scalar = SCALARS[scalar] if isinstance(scalar, str) else scalar
         self._built_in = isinstance(scalar, str)
-        self.parameters = chosen_parameters(model, parameters)
         uses = parameter_uses(model, self.parameters)
         modules = tuple(dict.fromkeys(name for places in uses.values() for name, _, _ in places))
         problems = [problem for places in uses.values() for place in places if (problem := unsupported(*place))]

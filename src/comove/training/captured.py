@@ -80,7 +80,7 @@ class CapturedTrainer:
         self.scale = torch.full((1,), FIRST_SCALE, device=self.device) if self.half == torch.float16 else None
         self.growth = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.labels, self.examples = train.labels, _prepared(train, recipe, self.half or torch.float32)
-        self.loss: Callable[[Tensor, Tensor], Tensor] = torch.compile(self._loss) if compiled else self._loss
+        self.loss: Callable[[Tensor, Tensor], Tensor] = _compiled(self._loss) if compiled else self._loss
         self._steps: dict[int, _Step] = {}
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
@@ -98,7 +98,7 @@ class CapturedTrainer:
             for index, (start, stop) in enumerate(batches):
                 self.lr.fill_(self.recipe.lr_at(epoch + (index + 0.5) / len(batches)))
                 drawn = None if draws_N3 is None else draws_N3[start:stop]
-                self._step_of(stop - start)(where_N[start:stop], drawn)
+                self._step_of(stop - start)(self, where_N[start:stop], drawn)
         return self.network.eval()
 
     def _load(self, seed: int) -> None:
@@ -155,7 +155,7 @@ class _Step:
 
     def __init__(self, trainer: CapturedTrainer, size: int, pool: Any) -> None:
         device = trainer.device
-        self.trainer, self.graph = trainer, None
+        self.graph = None
         self.where_B = torch.arange(size, device=device) % len(trainer.labels)
         augmented = trainer.recipe.augment != "none"
         self.draws_B3 = torch.zeros(size, 3, dtype=torch.int64, device=device) if augmented else None
@@ -174,15 +174,26 @@ class _Step:
             with torch.cuda.graph(self.graph, pool=pool):
                 trainer.step(self.where_B, self.draws_B3)
 
-    def __call__(self, where_B: Tensor, draws_B3: Tensor | None) -> None:
-        """Take the step on these examples."""
+    def __call__(self, trainer: CapturedTrainer, where_B: Tensor, draws_B3: Tensor | None) -> None:
+        """Take the trainer's step on these examples; a trainer that steps kept would not be freed with its memory."""
         if self.graph is None:
-            self.trainer.step(where_B, draws_B3)
+            trainer.step(where_B, draws_B3)
             return
         self.where_B.copy_(where_B)
         if self.draws_B3 is not None and draws_B3 is not None:
             self.draws_B3.copy_(draws_B3)
         self.graph.replay()
+
+
+def _compiled(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Compile for each batch size by itself, and whole or not at all.
+
+    What was compiled for other trainers is forgotten: their steps are captured, and beyond a number of versions of one
+    function the compiler would run it as it is without a word.
+    """
+    torch.compiler.reset()
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(loss, dynamic=False, fullgraph=True)
+    return compiled
 
 
 def _prepared(train: Resident, recipe: Recipe, dtype: torch.dtype) -> Tensor:

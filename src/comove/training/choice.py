@@ -27,6 +27,8 @@ LONG = 2.0
 """Seconds; where one step of one model takes longer, its layers are large enough by themselves."""
 TRIAL, TRIALS = 0.1, 2.0
 """Seconds of measuring a group size, after one run to warm up; and after which no further size is tried."""
+STEPS, STEPS_ON_GPU = 8, 64
+"""Steps of a timed run, where they are short; a GPU's wait for each model's weights must not count as theirs."""
 COMPILING = 120.0
 """Seconds that compiling a step may take; it is tried where all models will take far longer."""
 MEMORY = 512 << 20
@@ -129,9 +131,13 @@ class _Trial:
         self.recipe = recipe.with_changes(epochs=1)
         self.steps_a_model = len(batch_bounds(size, recipe.batch_size)) * recipe.epochs
         self.positions = np.arange(min(size, recipe.batch_size))
+        on_gpu = train.device.type == "cuda"
+        if on_gpu:
+            self._once(self._fitting())  # libraries are loaded, kernels chosen
+            self.spent = 0.0
         self.first = self._once(self._fitting())
-        if self.first < TRIAL / 10:
-            self.positions = np.arange(min(size, 8 * recipe.batch_size))
+        if self.first < TRIAL / 10 or on_gpu:
+            self.positions = np.arange(min(size, (STEPS_ON_GPU if on_gpu else STEPS) * recipe.batch_size))
 
     def alone(self) -> float:
         """Seconds to train one model by itself."""
