@@ -27,7 +27,7 @@ from comove.training.loop import one_thread
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "cifar10"
 MODULES = (
     "study", "declared", "steps", "slices", "digests", "removing", "published", "claims", "page", "flops", "speed",
-    "machine", "spent", "words",
+    "scoring", "machine", "spent", "words",
 )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def test_slices_of_one_job_end_with_the_same_bits_as_one_sitting(parts: _Parts, 
     while made.pending:
         sittings += 1
         try:
-            parts.steps._run(_sitting(parts, tmp_path, left=1e-9), made, plan.name)
+            parts.steps.train_bank(_sitting(parts, tmp_path, left=1e-9), made, plan.name)
         except parts.slices.SliceEndedError:
             assert made.pending
     assert sittings > 1
@@ -201,14 +201,119 @@ def test_a_folder_of_another_study_is_refused(parts: _Parts, finished: Path) -> 
         _ = replace(at, study=replace(at.study, width=0.125)).splits
 
 
-def test_scores_made_run_by_run_are_those_of_all_runs(parts: _Parts, finished: Path) -> None:
-    at = _sitting(parts, finished)
+def _copied(parts: _Parts, finished: Path, folder: Path, left: float = float("inf")) -> Any:
+    """A sitting at a copy of the finished study's state, without its runs."""
+    if not folder.exists():
+        shutil.copytree(finished / "state", folder / "state")
+    return _sitting(parts, folder, left)
+
+
+def _digest(parts: _Parts, folder: Path, label: str) -> Path:
+    return Path(parts.digests.file_of(folder / "state" / "scores", label))
+
+
+def test_scores_made_run_by_run_are_those_of_all_runs_and_need_only_those_to_go(
+    parts: _Parts, finished: Path, tmp_path: Path
+) -> None:
+    at = _copied(parts, finished, tmp_path / "a")
     runs = [Run.load(path, dataset=at.splits) for path in sorted((finished / "scratch" / "runs").iterdir())]
     for method in at.study.methods:
-        if isinstance(method, parts.steps.MEANS):
-            found = parts.steps._scored(at, method, runs)
-            wanted = method.fit(runs).attribute(at.splits.query.ids)
-            np.testing.assert_allclose(found.values, wanted.values, rtol=1e-3, atol=1e-5 * np.abs(wanted.values).max())
+        if not isinstance(method, parts.scoring.MEANS):
+            continue
+        _digest(parts, tmp_path / "a", method.label).unlink()
+        partial = parts.scoring._partial(at, method.label)
+        first = replace(at, study=replace(at.study, runs=1), scratch=finished / "scratch")
+        parts.scoring._mean_over_runs(first, method)  # as far as a first slice came
+        assert Scores.load(partial).info["summed"] == 1
+        (at.scratch / "runs").mkdir(parents=True, exist_ok=True)
+        if not (at.scratch / "runs" / "001").exists():
+            (at.scratch / "runs" / "001").symlink_to(finished / "scratch" / "runs" / "001")
+        found = parts.scoring._scored(at, method)
+        wanted = method.fit(runs).attribute(at.splits.query.ids)
+        np.testing.assert_allclose(found.values, wanted.values, rtol=1e-3, atol=1e-5 * np.abs(wanted.values).max())
+        assert not (at.scratch / "runs" / "000").exists()
+        parts.scoring.score(at)
+        kept, before = (parts.digests.Digest.load(_digest(parts, f, method.label)) for f in (tmp_path / "a", finished))
+        for plan, sums in before.sums.items():
+            np.testing.assert_allclose(kept.sums[plan], sums, rtol=1e-3, atol=1e-4 * np.abs(sums).max())
+        assert kept.info == before.info
+        assert not partial.exists()
+
+
+def test_runs_are_not_trained_again_for_scores_that_are_there(parts: _Parts, finished: Path, tmp_path: Path) -> None:
+    at = _copied(parts, finished, tmp_path / "a")
+    parts.scoring.do_runs(at)
+    parts.scoring.score(at)
+    assert not at.scratch.exists()
+
+
+def test_scores_of_a_bank_are_made_some_queries_at_a_time(
+    parts: _Parts, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts.scoring, "QUERIES", 8)
+    at = _copied(parts, finished, tmp_path / "a")
+    for method in at.study.bank_methods:
+        _digest(parts, tmp_path / "a", method.label).unlink()
+    made = parts.scoring._of_bank
+
+    def cut(at: Any, method: Any, bank: Any, digest: Any) -> Any:
+        made(at, method, bank, digest)
+        parts.scoring._partial(at, f"{method.label}-8").unlink()
+        raise parts.slices.SliceEndedError
+
+    monkeypatch.setattr(parts.scoring, "_of_bank", cut)
+    with pytest.raises(parts.slices.SliceEndedError):
+        parts.scoring.score(at)
+    monkeypatch.setattr(parts.scoring, "_of_bank", made)
+    parts.scoring.score(at)
+    for method in at.study.bank_methods:
+        kept, before = (parts.digests.Digest.load(_digest(parts, f, method.label)) for f in (tmp_path / "a", finished))
+        assert kept.query_ids.tolist() == before.query_ids.tolist()
+        for plan, sums in before.sums.items():
+            np.testing.assert_allclose(kept.sums[plan], sums, rtol=1e-4, atol=1e-4 * np.abs(sums).max())
+    assert not list((at.folder / "partial").iterdir())
+
+
+def test_what_took_longer_than_is_left_is_not_begun_but_as_the_first_of_a_slice(parts: _Parts, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    at = _sitting(parts, tmp_path, left=5.0)
+    at.book.note("longest", long=6.0, short=1.0)
+    for name in ("long", "short"):
+        with at.unit(name):
+            pass
+    assert at.book.entries["longest"]["long"] == 6.0
+    with pytest.raises(parts.slices.SliceEndedError), at.unit("long"):
+        pytest.fail("begun")
+
+
+def test_setting_up_does_not_count_as_the_length_of_a_job(parts: _Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(parts.slices.time, "monotonic", lambda: now[0])
+
+    class Slow(Serial):
+        def results(self, work: Any) -> Iterator[tuple[int, None]]:
+            for place in range(20):
+                now[0] += 50.0 if place == 0 else 5.0
+                yield place, None
+
+    executor = parts.slices.Until(parts.slices.Clock(2.0, started=0.0), Slow())
+    assert [place for place, _ in executor.results(None)] == list(range(14))  # at 115 s no further 5 s fit
+
+
+@pytest.mark.parametrize(
+    ("device", "captured", "kind"),
+    [("cuda", {"seconds": 5.0}, "captured"), ("cuda", {"seconds": 25.0}, None), ("cuda", {"refused": "wrong"}, None),
+     ("cpu", {"seconds": 5.0}, None)],
+)  # fmt: skip
+def test_banks_train_by_what_the_step_speed_has_found(
+    parts: _Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, captured: dict[str, Any], kind: str
+) -> None:
+    monkeypatch.setattr(parts.steps, "resolve_device", lambda _: torch.device(device))
+    at = _sitting(parts, tmp_path)
+    assert at.engine is None
+    (tmp_path / "state").mkdir()
+    write_json(tmp_path / "state" / "speed.json", {"one-by-one": {"seconds": 20.0}, "captured": captured})
+    assert getattr(at.engine, "kind", None) == kind
 
 
 def test_brittleness_query_by_query_is_that_of_the_library(parts: _Parts, finished: Path, tmp_path: Path) -> None:
@@ -251,10 +356,10 @@ def test_brittleness_goes_on_with_more_numbers_and_methods(parts: _Parts, finish
     shutil.copytree(finished / "state", tmp_path / "state")
     at = _sitting(parts, tmp_path)
     before, methods = parts.removing.brittleness_of(at), at.study.removals.methods
-    assert parts.removing._finished(at) == 3
+    assert len(parts.removing._finished(at).query_ids) == 3
     removals = replace(at.study.removals, ks=(5, 10, 15), methods=(*methods, "tracin"))
     at = replace(at, study=replace(at.study, removals=removals))
-    assert parts.removing._finished(at) == 0
+    assert parts.removing._finished(at) is None
     trained = len(list((tmp_path / "state" / "removal-bank" / "results").iterdir()))
     parts.removing.remove(at)
     found = parts.removing.brittleness_of(at)

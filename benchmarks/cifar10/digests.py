@@ -22,7 +22,7 @@ from comove.evaluation.lds.truth import group_scores
 from comove.evaluation.subsets import SubsetPlan
 from comove.store import digest, new_folder, read_checked, write_checked
 
-__all__ = ["Digest", "as_scores", "digest_scores", "file_of"]
+__all__ = ["Digest", "as_scores", "digest_scores", "file_of", "joined"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +43,11 @@ class Digest:
     sums: Mapping[str, npt.NDArray[np.float64]]
     info: Mapping[str, Any]
 
-    def save(self, folder: Path) -> Path:
-        """Write it into a folder, atomically, under the method's name."""
+    def save(self, folder: Path, name: str | None = None) -> Path:
+        """Write it into a folder, atomically, under the method's name or another."""
         arrays: dict[str, npt.NDArray[Any]] = {"query_ids": self.query_ids, "top": self.top}
         arrays |= {f"sums.{plan}": sums for plan, sums in self.sums.items()}
-        file = file_of(new_folder(folder), self.method)
+        file = file_of(new_folder(folder), name or self.method)
         write_checked(file, arrays, {"method": self.method, "info": dict(self.info)})
         return file
 
@@ -87,6 +87,19 @@ def digest_scores(scores: Scores, plans: Sequence[SubsetPlan], kept: int) -> Dig
     places_kQ = np.argsort(-by_id.values, axis=0, kind="stable")[:kept]
     info = {key: value for key, value in scores.info.items() if key not in ("fitted_on", "cache")}
     return Digest(scores.method, by_id.query_ids, by_id.train_ids[places_kQ].T.astype(np.int32), sums, info)
+
+
+def joined(parts: Sequence[Digest]) -> Digest:
+    """The digest of all queries from those of some at a time; what differs between their notes becomes a list."""
+    first = parts[0]
+    noted = {key: [part.info.get(key) for part in parts] for key in first.info}
+    return Digest(
+        first.method,
+        np.concatenate([part.query_ids for part in parts]),
+        np.concatenate([part.top for part in parts]),
+        {plan: np.concatenate([part.sums[plan] for part in parts], axis=1) for plan in first.sums},
+        {key: values[0] if all(value == values[0] for value in values) else values for key, values in noted.items()},
+    )
 
 
 def as_scores(found: Digest, train_ids: npt.NDArray[np.int64]) -> Scores:

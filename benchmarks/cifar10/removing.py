@@ -13,7 +13,7 @@ from slices import SliceEndedError
 from steps import Sitting, note_machine
 
 from comove.data import Ids
-from comove.evaluation import RetrainingBank
+from comove.evaluation import Brittleness, RetrainingBank
 from comove.evaluation.removals.prediction import measure_brittleness
 from comove.evaluation.removals.removal import Removal, plan_removal
 from comove.evaluation.subsets import everything, without
@@ -21,6 +21,7 @@ from comove.evaluation.subsets import everything, without
 __all__ = ["brittleness_of", "remove"]
 
 BANK = "removal-bank"
+BY_METHOD = ("predicted", "margins", "class_emptied")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class _ByQuery:
     def _run(self, bank: RetrainingBank) -> npt.NDArray[np.float32]:
         before = len(bank.pending)
         if before:
-            self.at.clock.check()
-            bank.run(executor=self.at.executor, device=self.at.device)
+            self.at.train(bank)
             self.at.book.add("brittleness", models=before - len(bank.pending))
             if bank.pending:
                 raise SliceEndedError
@@ -68,28 +68,30 @@ def order_of_queries(at: Sitting) -> Ids:
 def remove(at: Sitting) -> None:
     """Retrain without the highest-scored examples, a query at a time; ``brittleness.safetensors`` grows with it."""
     file, ids = at.folder / "brittleness.safetensors", order_of_queries(at)
-    removal = _removal(at, ids)
-    done = _finished(at)
-    for number in range(done, ids.size):
-        try:
-            _measured(at, removal, ids[number : number + 1])
-        except SliceEndedError:
-            if number > done:
-                _measured(at, removal, ids[:number]).save(file)
-            raise
-    if done < ids.size:
-        _measured(at, removal, ids).save(file)
+    removal, found = _removal(at, ids), _finished(at)
+    for number in range(0 if found is None else len(found.query_ids), ids.size):
+        one = _measured(at, removal, ids[number : number + 1])
+        found = one if found is None else _joined(found, one)
+        found.save(file)
     note_machine(at)
 
 
-def _finished(at: Sitting) -> int:
-    """How many queries are measured as declared now: with more methods, numbers or seeds all want more models."""
+def _joined(some: Brittleness, more: Brittleness) -> Brittleness:
+    """The brittleness of the queries of both."""
+    found = {name: np.concatenate([getattr(b, name) for b in (some, more)], axis=1) for name in BY_METHOD}
+    found |= {name: np.concatenate([getattr(b, name) for b in (some, more)]) for name in ("query_ids", "query_labels")}
+    full = {name: np.concatenate([getattr(b.full, name) for b in (some, more)], axis=1) for name in vars(some.full)}
+    return replace(some, **found, full=replace(some.full, **full))
+
+
+def _finished(at: Sitting) -> Brittleness | None:
+    """What is measured as declared now: with more methods, numbers or seeds all queries want more models."""
     found, study = brittleness_of(at), at.study.removals
     if found is None:
-        return 0
+        return None
     measured = (found.methods, found.ks, found.predicted.shape[-1], len(found.full.voting))
     wanted = ((*study.methods, *found.controls), study.ks, study.seeds, study.base_seeds)
-    return len(found.query_ids) if measured == wanted else 0
+    return found if measured == wanted else None
 
 
 def _removal(at: Sitting, ids: Ids) -> Removal:
@@ -115,9 +117,7 @@ def _measured(at: Sitting, removal: Removal, ids: Ids) -> Any:
     return measure_brittleness(some, study.ks, retraining, seeds=study.seeds, base_seeds=study.base_seeds)
 
 
-def brittleness_of(at: Sitting) -> Any:
+def brittleness_of(at: Sitting) -> Brittleness | None:
     """What is finished."""
-    from comove.evaluation import Brittleness
-
     file = at.folder / "brittleness.safetensors"
     return Brittleness.load(file) if file.exists() else None

@@ -26,10 +26,12 @@ class Clock:
 
     Args:
         minutes: of the slice; ``None`` for no end.
+        worked: whether anything was done in this slice.
     """
 
     minutes: float | None = None
     started: float = field(default_factory=time.monotonic)
+    worked: bool = False
 
     def left(self) -> float:
         """Seconds."""
@@ -58,12 +60,13 @@ class Until(Executor):
     def results(self, work: Work) -> Results:
         """Yield (index, result) until the time is up."""
         before = time.monotonic()
-        longest = 0.0
+        waits: list[float] = []
         found = self.inner.results(work)
         try:
             for result in found:
                 now = time.monotonic()
-                longest, before = max(longest, now - before), now
+                waits, before = [*waits, now - before], now
+                longest = max(waits[1:] or waits)  # the first of them holds the setting up
                 yield result
                 if self.clock.left() <= longest:
                     return

@@ -1,15 +1,16 @@
 """The steps of the study. Each goes on where it was cut off, and raises ``SliceEndedError`` when its slice has ended.
 
 What must outlive a slice lies in small files in ``folder``: the banks (a file of 8 KB a model), the digests of scores,
-the book of costs. Runs with their checkpoints, full scores and TRAK's features are large and lie in ``scratch``; where
-they are lost they are made again, unless the digest they are for is there.
+the book of costs. Runs with their checkpoints and TRAK's features are large and lie in ``scratch``; where they are lost
+they are made again, unless the digest they are for is there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from declared import Study
-from digests import digest_scores, file_of
-from flops import counted_flops
 from slices import Book, Clock, SliceEndedError, Until
 
-from comove.attribution import CLD, TRAK, Arnoldi, Attributor, Scores, TracIn
-from comove.attribution.cld import chosen_rows
 from comove.data import Splits
+from comove.errors import CorruptFileError
 from comove.evaluation import RetrainingBank, coreset_curve, plans_of
-from comove.evaluation.costs.measured import measured_cost
 from comove.evaluation.subsets import RandomSubsets, SubsetPlan
 from comove.execution import Executor
-from comove.store import claim_folder, new_folder, versions, write_json
-from comove.training import Recording, Run, train
+from comove.store import claim_folder, new_folder, read_json, versions, write_json
+from comove.training import Engine, Recording, resolve_device, train
 
-__all__ = ["MEANS", "Sitting", "coreset_curves", "do_runs", "retrain", "score", "truth_plans"]
-
-MEANS = (TracIn, Arnoldi)
-"""Methods whose scores are the mean over runs of what each run gives: scored run by run, each kept."""
+__all__ = ["Sitting", "coreset_curves", "fit_bank", "note_machine", "retrain", "timed", "train_bank", "truth_plans"]
 
 
 @dataclass(frozen=True)
@@ -75,11 +69,49 @@ class Sitting:
         """Trains until the slice ends."""
         return Until(self.clock, self.inner)
 
+    @contextmanager
+    def unit(self, name: str) -> Iterator[None]:
+        """Work that is lost where it is cut off: begun if the longest of its name would still fit into the slice.
+
+        The first of a slice is begun in any case, or what takes as long as a slice would never be done.
+
+        Raises:
+            SliceEndedError: there is no time for it.
+        """
+        self.clock.check(self.book.entries.get("longest", {}).get(name, 0.0) if self.clock.worked else 0.0)
+        self.clock.worked, started = True, time.monotonic()
+        yield
+        taken = max(time.monotonic() - started, self.book.entries.get("longest", {}).get(name, 0.0))
+        self.book.note("longest", **{name: taken})
+
+    @property
+    def engine(self) -> Engine | None:
+        """How models are trained where the step ``speed`` has found the captured graph right; else banks find out."""
+        try:
+            measured = read_json(self.folder / "speed.json")
+        except CorruptFileError:
+            return None
+        plain, captured = (measured.get(kind, {}).get("seconds", float("inf")) for kind in ("one-by-one", "captured"))
+        on_gpu = resolve_device(self.device).type == "cuda"
+        reason = f"captured {captured:.3g} s a model, one by one {plain:.3g} s (the step speed)"
+        return Engine("captured", 1, reason) if on_gpu and captured < plain else None
+
     def bank(self, name: str, plan: SubsetPlan, seeds: int) -> RetrainingBank:
         """Make, or open, a bank of this study in ``folder``."""
         return RetrainingBank.create(
             self.folder / name, self.splits, "resnet9", subsets=plan, seeds=seeds, **self.training
         )
+
+    def train(self, bank: RetrainingBank) -> None:
+        """Train what is pending of a bank, until the slice ends.
+
+        Raises:
+            SliceEndedError: it has ended before.
+        """
+        self.clock.check()
+        self.clock.worked = True
+        own = (bank.path / "engine.json").exists()  # which it keeps: bits depend on it
+        bank.run(executor=self.executor, device=self.device, engine=None if own else self.engine)
 
     @property
     def training(self) -> dict[str, Any]:
@@ -93,37 +125,6 @@ def truth_plans(study: Study, splits: Splits) -> list[tuple[SubsetPlan, int]]:
     return list(zip(plans, (seeds for _, seeds in study.truths), strict=True))
 
 
-# --- attribution runs and scores ------------------------------------------------------------------------------------
-
-
-def do_runs(at: Sitting) -> list[Run]:
-    """Train the recorded runs that the methods are fitted on."""
-    runs, longest = [], 0.0
-    for number in range(at.study.runs):
-        path = at.scratch / "runs" / f"{number:03d}"
-        fresh, started = not (path / "result.json").exists(), time.monotonic()
-        if fresh:
-            at.clock.check(longest)
-        run = train(
-            at.splits,
-            "resnet9",
-            seed=number,
-            out=path,
-            recording=Recording(every=at.study.every),
-            device=at.device,
-            **at.training,
-        )
-        runs.append(run)
-        if fresh:
-            longest = max(longest, time.monotonic() - started)
-            cost = measured_cost(run)
-            at.book.add("runs", count=1, seconds=cost.seconds, **{f"flops {k}": v for k, v in cost.flops.items()})
-            at.book.note(f"run {number:03d}", accuracy=run.result["query_accuracy"], seconds=cost.seconds)
-            at.book.note("model", parameters=cost.parameters, step_flops=cost.step_flops)
-    note_machine(at)
-    return runs
-
-
 def note_machine(at: Sitting) -> None:
     """Write down where this was computed."""
     from machine import machine
@@ -131,60 +132,8 @@ def note_machine(at: Sitting) -> None:
     write_json(at.folder / "machine.json", {**machine(at.device), "versions": versions()})
 
 
-def score(at: Sitting) -> None:
-    """Score the queries with every method, and keep the digests; methods of a bank need it to be trained."""
-    plans = [plan for plan, _ in truth_plans(at.study, at.splits)]
-    missing = [m for m in at.study.methods if not file_of(at.folder / "scores", m.label).exists()]
-    runs = do_runs(at) if missing else []
-    for method in missing:
-        _keep(at, _scored(at, method, runs), plans)
-    for method in at.study.bank_methods:
-        if file_of(at.folder / "scores", method.label).exists():
-            continue
-        bank = _fit_bank(at)
-        if bank.pending:
-            print(f"{method.label} waits for the {len(bank.pending)} models that the step bank has still to train.")
-            return
-        at.clock.check()
-        seconds, scores = _timed(lambda m=method, b=bank: m.fit(b).attribute(b.query_ids))  # type: ignore[misc]
-        at.book.note(method.label, seconds_once=seconds, models=len(bank.jobs))
-        _keep(at, scores, plans)
-
-
-def _keep(at: Sitting, scores: Scores, plans: Sequence[SubsetPlan]) -> None:
-    digest_scores(scores, plans, min(at.study.kept, scores.train_ids.size)).save(at.folder / "scores")
-
-
-def _scored(at: Sitting, method: Attributor, runs: Sequence[Run]) -> Scores:
-    """Fit a method on all runs and score the queries, a run at a time where that comes to the same."""
-    queries = at.splits.query.ids
-    if isinstance(method, MEANS):
-        parts = [_one_run(at, method, run, number) for number, run in enumerate(runs)]
-        mean = np.mean([part.values for part in parts], axis=0, dtype=np.float64)
-        return replace(parts[0], values=mean.astype(np.float32), info={**parts[0].info, "runs": len(runs)})
-    if isinstance(method, TRAK):
-        method = replace(method, cache=str(new_folder(at.scratch / "trak")))
-        for run in runs:  # features are kept in the cache: what a slice has computed is not lost
-            at.clock.check()
-            _of_one_run(at, method.label, lambda m=method, r=run: m.fit(r))  # type: ignore[misc]
-    at.clock.check()
-    seconds, scores = _timed(lambda: method.fit(runs).attribute(queries))
-    at.book.note(method.label, seconds_once=seconds)
-    if isinstance(method, CLD):
-        rows = [len(chosen_rows(run.trace, method.rows)) for run in runs]
-        at.book.note(method.label, flops_once=2 * sum(rows) * scores.values.size)
-    return scores
-
-
-def _one_run(at: Sitting, method: Attributor, run: Run, number: int) -> Scores:
-    file = file_of(new_folder(at.scratch / "parts"), f"{method.label}-{number:03d}")
-    if not file.exists():
-        at.clock.check()
-        _of_one_run(at, method.label, lambda: method.fit(run).attribute(at.splits.query.ids)).save(file)
-    return Scores.load(file)
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of some work, and what it returns."""
     started = time.monotonic()
     found = work()
     if torch.cuda.is_available():
@@ -192,50 +141,40 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.monotonic() - started, found
 
 
-def _of_one_run(at: Sitting, label: str, work: Callable[[], Any]) -> Any:
-    """Do the work of one run for the book: FLOPs are counted in the first, which slows it, seconds in the others."""
-    if "flops" in at.book.entries.get(label, {}):
-        seconds, found = _timed(work)
-        at.book.add(label, seconds=seconds, timed=1)
-        return found
-    flops, found = counted_flops(work)
-    at.book.note(label, flops=flops)
-    return found
-
-
 # --- banks ----------------------------------------------------------------------------------------------------------
 
 
-def _fit_bank(at: Sitting) -> RetrainingBank:
+def fit_bank(at: Sitting) -> RetrainingBank:
+    """The bank that FZ and datamodels are fitted on."""
     return at.bank("fit-bank", RandomSubsets(0.5, at.study.fit_subsets, 1), 1)
 
 
-def retrain(at: Sitting, alphas: Callable[[float | str], bool], *, fit: bool) -> None:
-    """Train the ground truth at some of the sampling ratios, and what bank methods are fitted on.
+def retrain(at: Sitting, alphas: Callable[[float | str], bool]) -> None:
+    """Train the ground truth at some of the sampling ratios.
 
     One seed at every ratio comes before a second one at any, so that a study cut short is a whole one with smaller R.
 
     Args:
         at: the sitting.
         alphas: says which ratios.
-        fit: whether the bank that FZ and datamodels are fitted on is trained too, and their scores are made.
     """
     planned = zip(truth_plans(at.study, at.splits), at.study.truths, strict=True)
     chosen = [(plan, seeds) for (plan, seeds), (alpha, _) in planned if alphas(alpha)]
     for number in range(1, max(seeds for _, seeds in chosen) + 1):
         for plan, seeds in chosen:
-            _run(at, at.bank("bank", plan, min(number, seeds)), plan.name)
-    if fit:
-        _run(at, _fit_bank(at), "fit-bank")
-        score(at)
+            train_bank(at, at.bank("bank", plan, min(number, seeds)), plan.name)
 
 
-def _run(at: Sitting, bank: RetrainingBank, name: str) -> None:
+def train_bank(at: Sitting, bank: RetrainingBank, name: str) -> None:
+    """Train what is pending of a bank, until the slice ends.
+
+    Raises:
+        SliceEndedError: there are models to go.
+    """
     before = len(bank.pending)
     if not before:
         return
-    at.clock.check()
-    seconds, _ = _timed(lambda: bank.run(executor=at.executor, device=at.device))
+    seconds, _ = timed(lambda: at.train(bank))
     left = len(bank.pending)
     at.book.add(name, models=before - left, seconds=seconds)
     note_machine(at)
@@ -254,18 +193,18 @@ def coreset_curves(at: Sitting) -> None:
         return
     study, splits = at.study.coresets, at.study.coreset_splits()
     epochs = at.study.recipe.epochs
+    with at.unit("proxy"):
+        proxy = train(
+            splits,
+            "resnet9",
+            seed=0,
+            out=at.scratch / "proxy",
+            recording=Recording(anchors=tuple(sorted({min(epochs, 10), epochs}))),
+            device=at.device,
+            **at.training,
+        )
     at.clock.check()
-    proxy = train(
-        splits,
-        "resnet9",
-        seed=0,
-        out=at.scratch / "proxy",
-        recording=Recording(anchors=tuple(sorted({min(epochs, 10), epochs}))),
-        device=at.device,
-        **at.training,
-    )
-    at.clock.check()
-    seconds, curve = _timed(
+    seconds, curve = timed(
         lambda: coreset_curve(
             proxy,
             study.methods,

@@ -7,12 +7,14 @@
     python benchmarks/cifar10/study.py --step report                  # docs/study.md from benchmarks/results
 
 Steps: ``speed`` (of the trainer), ``runs`` and ``scores`` (attribution), ``bank`` (the ground truth at alpha 0.5, then
-what FZ and datamodels are fitted on), ``alphas`` (the other ratios), ``brittleness``, ``curves``, ``publish`` (what
-there is, in compact form), ``report``. Exit code 0: done; 75: the time was up, the same command goes on.
+what FZ and datamodels are fitted on), ``alphas`` (the other ratios), ``curves``, ``brittleness`` (on as many queries as
+there is time for), ``publish`` (what there is, in compact form), ``report``. Exit code 0: done; 75: the time was up,
+the same command goes on. Nothing is begun that took longer before than is left of the slice.
 
 On a machine that is lent for minutes, carry ``DIR/state`` there and back: a few KB a retrained model, and all that a
-slice needs to go on. ``DIR/scratch`` (runs, their checkpoints, TRAK's features) is made again where it is lost, unless
-the scores it is for are in ``state``. ``--step scores`` therefore wants one machine until it is done.
+slice needs to go on. ``DIR/scratch`` (runs, their checkpoints, TRAK's features) is made again where it is lost, as far
+as scores are missing that it is for: CLD and TRAK read all runs, TracIn and Arnoldi those that are not in their sums
+yet, FZ and datamodels none; these need no GPU.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from declared import STUDIES
+from scoring import do_runs, fit_and_score, score
 from slices import Clock, SliceEndedError
-from steps import Sitting, coreset_curves, do_runs, retrain, score
+from steps import Sitting, coreset_curves, retrain
 
 from comove.execution import as_executor
 
@@ -41,6 +44,11 @@ def _speed(at: Sitting) -> None:
     measure_speed(at)
 
 
+def _bank(at: Sitting) -> None:
+    retrain(at, lambda alpha: alpha == 0.5)
+    fit_and_score(at)
+
+
 def _removals(at: Sitting) -> None:
     from removing import remove
 
@@ -51,10 +59,10 @@ STEPS: dict[str, Callable[[Sitting], object]] = {
     "speed": _speed,
     "runs": do_runs,
     "scores": score,
-    "bank": lambda at: retrain(at, lambda alpha: alpha == 0.5, fit=True),
-    "alphas": lambda at: retrain(at, lambda alpha: alpha != 0.5, fit=False),
-    "brittleness": _removals,
+    "bank": _bank,
+    "alphas": lambda at: retrain(at, lambda alpha: alpha != 0.5),
     "curves": coreset_curves,
+    "brittleness": _removals,
 }
 
 
