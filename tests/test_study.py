@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -468,6 +469,21 @@ def test_claims_that_are_false_of_the_data_do_not_hold(parts: _Parts) -> None:
     noise = {(name, alpha): 0.5 for name in ("trak", "tracin") for alpha in (0.3, 0.9, 0.995)}
     noise |= {(cld, 0.3): 2.0, (cld, 0.9): 20.0, (cld, 0.995): 20.0}
     assert _verdicts(parts, noise)[:3] == ["does not hold", "does not hold", "does not hold"]
+
+
+def test_what_noise_alone_explains_is_said(parts: _Parts) -> None:
+    cld = parts.claims.PAPER_CLD
+    noise = {("trak", 0.3): 0.05, (cld, 0.3): 8.0, ("trak", 0.9): 0.05, (cld, 0.9): 0.05, ("trak", 0.995): 40.0}
+    ceilings = {0.3: 0.8, 0.9: 0.5, 0.995: 0.01}
+    results = [replace(r, noise_ceiling=ceilings[r.alpha]) for r in _results(parts, noise)]
+    _, narrows, drops, *_ = parts.claims.claims_of(results, None, 200)
+    gaps = [float(re.search(rf"{gap} \[", narrows.because[0]).group(1)) for gap in (r"trak: (\S+)", r"0.3, (\S+)")]  # type: ignore[union-attr]
+    shares = f"{gaps[0] / 0.8:+.2f} and {gaps[1] / 0.5:+.2f}"
+    assert f"As a share of the noise ceiling: {shares}." in narrows.because[0]
+    told = "The noise ceiling falls from 0.500 to 0.010, which no method could surpass"
+    assert drops.because[-1] == f"{told}: what one example changes is hidden by the noise of training."
+    one_seed = [replace(r, noise_ceiling=None) for r in results]
+    assert "ceiling" not in " ".join(s for c in parts.claims.claims_of(one_seed, None, 200) for s in c.because)
 
 
 def test_ratios_are_compared_with_as_many_seeds_at_each(parts: _Parts, finished: Path) -> None:

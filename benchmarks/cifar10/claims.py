@@ -55,6 +55,11 @@ def _find(results: Sequence[LDS], start: str, alpha: float) -> LDS | None:
     return next((r for r in results if r.alpha == alpha and str(r.method).startswith(start)), None)
 
 
+def _ceiling(result: LDS | None) -> float:
+    """NaN where one seed leaves it unknown."""
+    return math.nan if result is None or result.noise_ceiling is None else float(result.noise_ceiling)
+
+
 def _alphas(results: Sequence[LDS]) -> tuple[list[float], float | None]:
     """The ratios of random subsets, ascending, and (N-1)/N where it was measured."""
     alphas = sorted({float(r.alpha or 0) for r in results})
@@ -111,6 +116,10 @@ def _narrows(results: Sequence[LDS]) -> Claim:
             f"{gaps[0].method}: {_signed(gaps[0].mean, gaps[0].interval)} at alpha {alphas[0]:g}, "
             f"{_signed(gaps[1].mean, gaps[1].interval)} at {alphas[-1]:g}; narrower by {_signed(change, interval)}."
         )
+        ceilings = [_ceiling(one) for one, _ in ends]
+        if min(ceilings) > CLOSE:
+            shares = [gap.mean / ceiling for gap, ceiling in zip(gaps, ceilings, strict=True)]
+            told[-1] += f" As a share of the noise ceiling: {shares[0]:+.2f} and {shares[1]:+.2f}."
         if interval[1] < 0 or gaps[0].interval[1] < 0:
             verdicts.append(FAILS)
         else:
@@ -146,6 +155,10 @@ def _drops(results: Sequence[LDS]) -> Claim:
         )
     if not lower:
         return Claim(text, rule, UNMEASURED, ())
+    above, below = (_ceiling(next(r for r in results if r.alpha == alpha)) for alpha in (alphas[-1], corner))
+    if not math.isnan(above + below):
+        hidden = ": what one example changes is hidden by the noise of training" if below < CLOSE else ""
+        told.append(f"The noise ceiling falls from {above:.3f} to {below:.3f}, which no method could surpass{hidden}.")
     verdict = HOLDS if all(lower) else FAILS if any(same) else UNDECIDED
     return Claim(text, rule, verdict, tuple(told))
 
