@@ -6,7 +6,7 @@ import importlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -292,7 +292,7 @@ def test_setting_up_does_not_count_as_the_length_of_a_job(parts: _Parts, monkeyp
     monkeypatch.setattr(parts.slices.time, "monotonic", lambda: now[0])
 
     class Slow(Serial):
-        def results(self, work: Any) -> Iterator[tuple[int, None]]:
+        def results(self, work: Any) -> Generator[tuple[int, Any], None, None]:
             for place in range(20):
                 now[0] += 50.0 if place == 0 else 5.0
                 yield place, None

@@ -9,13 +9,15 @@ import json
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import comove.attribution
-from comove.attribution import Attributor, Scores, TracIn, attributor, attributors
+from comove.attribution import Attributor, Scores, attributor, attributors
+from comove.attribution.tracin import TracIn
 from comove.data import ExampleSet, Ids, Splits
 from comove.discovery import build
 from comove.errors import InputError, InputTypeError, NotFittedError
@@ -275,11 +277,11 @@ def test_tensorfloat_is_off_while_a_method_works_and_afterwards_as_before(
     seen = []
 
     class Looking(TracIn):
-        def _fit(self, *arguments: object) -> object:
+        def _fit(self, *arguments: Any) -> Any:
             seen.append(torch.backends.cudnn.allow_tf32)
-            return super()._fit(*arguments)  # type: ignore[arg-type]
+            return super()._fit(*arguments)
 
-        def _scores(self, *arguments: object) -> object:  # type: ignore[override]
+        def _scores(self, *arguments: Any) -> Any:
             seen.append(torch.backends.cudnn.allow_tf32)
             raise ZeroDivisionError
 
