@@ -69,8 +69,8 @@ def write_page(results: Path, page: Path, sizes: Sequence[str] = SHOWN, bootstra
             parts += _Section(found, study, figures, bootstrap).parts()
         else:
             parts.append(
-                "Not run at this size. In slices of nine minutes, until the exit code is 0; on a machine that is lent for "
-                f"minutes, carry `study-{study.size}/state` there and back, a few KB a model:\n\n{_commands(study)}"
+                "Not run at this size. In slices of nine minutes, until the exit code is 0; on a machine that is lent "
+                f"for minutes, carry `study-{study.size}/state` there and back, a few KB a model:\n\n{_commands(study)}"
             )
             if not study.shrunk:
                 rows = [[name, published, "not run"] for name, published in PUBLISHED.items()]
