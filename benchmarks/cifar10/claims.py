@@ -6,7 +6,7 @@ Verdicts: ``holds``, ``does not hold``, ``undecided`` (the intervals allow both)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from comove.evaluation import LDS, Brittleness, paired_difference
 from comove.evaluation.lds.result import alpha_name
 from comove.evaluation.lds.uncertainty import recentred_interval
+from comove.evaluation.removals.flips import Estimate
 
 __all__ = ["HOLDS", "PAPER_CLD", "Claim", "claims_of"]
 
@@ -37,7 +38,12 @@ class Claim:
 
 
 def claims_of(
-    results: Sequence[LDS], removed: Brittleness | None, n_train: int, *, alike: Sequence[LDS] | None = None
+    results: Sequence[LDS],
+    removed: Brittleness | None,
+    n_train: int,
+    *,
+    alike: Sequence[LDS] | None = None,
+    given_class: Mapping[float, Estimate] | None = None,
 ) -> list[Claim]:
     """Judge every claim.
 
@@ -46,9 +52,11 @@ def claims_of(
         alike: the same with as many seeds at every ratio, for what is said of ratios; without them, ``results``.
         removed: the brittleness measurement.
         n_train: N.
+        given_class: by ratio, how the paper's CLD-inf ranks subsets beyond what their labels tell.
     """
     alike = results if alike is None else alike
-    return [_tracks(results), _narrows(alike), _drops(alike), _flips(removed, n_train), _beyond_class(results)]
+    beyond = _beyond_class(results, given_class or {})
+    return [_tracks(results), _narrows(alike), _drops(alike), _flips(removed, n_train), beyond]
 
 
 def _find(results: Sequence[LDS], start: str, alpha: float) -> LDS | None:
@@ -72,13 +80,14 @@ def _signed(value: float, interval: tuple[float, float]) -> str:
 
 
 def _tracks(results: Sequence[LDS]) -> Claim:
-    text = "CLD-inf aligns closely with TracIn and TRAK (F, figure 8a)."
+    text = "CLD-inf aligns closely with TracIn and TRAK in terms of behaviour (F, figure 8a)."
     rule = (
         "By paired differences of the LDS at each ratio of random subsets. Holds if the paper's CLD-inf is less than "
         f"{CLOSE} below both TracIn and TRAK at every ratio, the whole intervals being so; does not hold if at every "
-        "ratio it is decidedly below one of them, and not as close."
+        f"ratio it is decidedly below one of them and the interval reaches below -{CLOSE}."
     )
     near, below, told = [], [], []
+    close: dict[str, list[bool]] = {}
     for alpha in _alphas(results)[0]:
         ours = _find(results, PAPER_CLD, alpha)
         others = [r for start in ("tracin", "trak") if (r := _find(results, start, alpha)) is not None]
@@ -87,20 +96,24 @@ def _tracks(results: Sequence[LDS]) -> Claim:
         gaps = [paired_difference(ours, other) for other in others]
         near.append(all(gap.interval[0] > -CLOSE for gap in gaps))
         below.append(not near[-1] and any(gap.interval[1] < 0 for gap in gaps))
-        told += [f"alpha {alpha:g}: CLD-inf less {g.other} {_signed(g.mean, g.interval)}." for g in gaps]
+        told += [f"{_at(ours)}: CLD-inf minus {g.other} {_signed(g.mean, g.interval)}." for g in gaps]
+        for gap in gaps:
+            close.setdefault(str(gap.other), []).append(gap.interval[0] > -CLOSE)
     if not below:
         return Claim(text, rule, UNMEASURED, ())
     verdict = HOLDS if all(near) else FAILS if all(below) else UNDECIDED
-    return Claim(text, rule, verdict, tuple(told))
+    each = ", ".join(f"of {name} at {sum(found)} of {len(found)} ratios" for name, found in close.items())
+    return Claim(text, rule, verdict, (f"That near: {each}.", *told))
 
 
 def _narrows(results: Sequence[LDS]) -> Claim:
     text = "The gap between CLD-inf and the costly methods narrows as alpha grows (F)."
     rule = (
-        "The gap is the LDS of TRAK, or of TracIn, less that of CLD-inf. Holds if for both the gap at the lowest ratio "
-        "exceeds that at the highest ratio of random subsets decidedly; does not hold if for one it decidedly falls "
-        "short; and there must be a gap above 0 at the lowest ratio to begin with. By as many seeds at both; still, "
-        "where subsets differ by fewer examples the truth is noisier, which narrows every gap by itself."
+        "The gap is the LDS of TRAK, or of TracIn, minus that of CLD-inf; a method that is not decidedly above CLD-inf "
+        "at the lowest ratio has no gap to narrow, and decides nothing. Holds if the others' gaps at the lowest ratio "
+        "decidedly exceed those at the highest ratio of random subsets; does not hold if one decidedly falls short. By "
+        "as many seeds at both; still, where subsets differ by fewer examples the truth is noisier, which narrows "
+        "every gap by itself: the gap as a share of the noise ceiling does not suffer from that."
     )
     alphas = _alphas(results)[0]
     verdicts, told = [], []
@@ -120,18 +133,18 @@ def _narrows(results: Sequence[LDS]) -> Claim:
         if min(ceilings) > CLOSE:
             shares = [gap.mean / ceiling for gap, ceiling in zip(gaps, ceilings, strict=True)]
             told[-1] += f" As a share of the noise ceiling: {shares[0]:+.2f} and {shares[1]:+.2f}."
-        if interval[1] < 0 or gaps[0].interval[1] < 0:
-            verdicts.append(FAILS)
+        if gaps[0].interval[0] > 0:
+            verdicts.append(HOLDS if interval[0] > 0 else FAILS if interval[1] < 0 else UNDECIDED)
         else:
-            verdicts.append(HOLDS if interval[0] > 0 and gaps[0].mean > 0 else UNDECIDED)
-    if not verdicts:
+            told[-1] += " No gap to narrow."
+    if not told:
         return Claim(text, rule, UNMEASURED, ())
     verdict = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
     return Claim(text, rule, verdict, tuple(told))
 
 
 def _drops(results: Sequence[LDS]) -> Claim:
-    text = "LDS drops at alpha = (N-1)/N (F)."
+    text = "LDS drops at alpha = (N-1)/N, because retraining is stochastic (F)."
     rule = (
         "Methods whose LDS at the highest ratio of random subsets is decidedly above 0 are asked. Holds if for each "
         "the LDS at (N-1)/N is decidedly lower; does not hold if for one the whole interval of the drop is below "
@@ -158,7 +171,7 @@ def _drops(results: Sequence[LDS]) -> Claim:
     above, below = (_ceiling(next(r for r in results if r.alpha == alpha)) for alpha in (alphas[-1], corner))
     if not math.isnan(above + below):
         hidden = ": what one example changes is hidden by the noise of training" if below < CLOSE else ""
-        told.append(f"The noise ceiling falls from {above:.3f} to {below:.3f}, which no method could surpass{hidden}.")
+        told.append(f"The noise ceiling falls from {above:.3f} to {below:.3f}{hidden}.")
     verdict = HOLDS if all(lower) else FAILS if any(same) else UNDECIDED
     return Claim(text, rule, verdict, tuple(told))
 
@@ -167,7 +180,9 @@ def _flips(removed: Brittleness | None, n_train: int) -> Claim:
     text = f"Removing the {REMOVED} highest-scored examples (1.6 % of the data) flips over half of the queries (F.1)."
     rule = (
         "Judged for CLD-inf at the k nearest to 1.6 % of the training data. Holds if the interval of the flip rate "
-        "lies above one half, does not hold if below. Beside it: what retraining alone and random removal flip."
+        "lies above one half, does not hold if below. Beside it: what retraining alone and random removal flip, paired "
+        "differences, and queries that were classified rightly before; removing what helps the true label need not "
+        "flip the others."
     )
     if removed is None or PAPER_CLD not in removed.methods:
         return Claim(text, rule, UNMEASURED, (), about_flips=True)
@@ -180,16 +195,23 @@ def _flips(removed: Brittleness | None, n_train: int) -> Claim:
     told.append(f"Nothing removed: {_rate(removed.noise)}.")
     if REMOVED in removed.ks and k != REMOVED:
         told.append(f"CLD-inf, k = {REMOVED} ({REMOVED / n_train:.0%}): {_rate(removed.rate(PAPER_CLD, REMOVED))}.")
+    for name in others:
+        told.append(f"CLD-inf minus {name}, k = {k}: {_points(removed.difference(PAPER_CLD, name, k))}.")
+    if 1 < (right := int((~removed.wrong).sum())) < len(removed.query_ids):
+        some = removed.only(removed.query_ids[~removed.wrong])
+        rates = "; ".join(f"{name} {_rate(some.rate(name, k))}" for name in removed.methods)
+        told.append(f"Of the {right} queries that were right before, k = {k}: {rates}; nothing {_rate(some.noise)}.")
     verdict = HOLDS if rate.low > 0.5 else FAILS if rate.high < 0.5 else UNDECIDED
     return Claim(text, rule, verdict, tuple(told), about_flips=True)
 
 
-def _beyond_class(results: Sequence[LDS]) -> Claim:
-    text = "Not of the paper, but needed to read the rest: CLD-inf says more than which class an example is of."
+def _beyond_class(results: Sequence[LDS], given_class: Mapping[float, Estimate]) -> Claim:
+    text = "Not of the paper, but needed to read the rest: CLD-inf beats the labels alone."
     rule = (
         "By paired differences with the same-class control (1 for the query's class, 0 for others) at each ratio of "
         "random subsets. Holds if CLD-inf is decidedly above it at every ratio; does not hold if at every ratio the "
-        f"whole interval of the difference is below {CLOSE}."
+        f"whole interval of the difference is below {CLOSE}. Not to beat them is not to say nothing else: beside it, "
+        "the rank correlation that is left given the control, with intervals over queries."
     )
     more, same, told = [], [], []
     for alpha in _alphas(results)[0]:
@@ -199,11 +221,22 @@ def _beyond_class(results: Sequence[LDS]) -> Claim:
         gap = paired_difference(ours, control)
         more.append(gap.interval[0] > 0)
         same.append(gap.interval[1] < CLOSE)
-        told.append(f"alpha {alpha:g}: CLD-inf less {gap.other} {_signed(gap.mean, gap.interval)}.")
+        told.append(f"{_at(ours)}: CLD-inf minus {gap.other} {_signed(gap.mean, gap.interval)}.")
+        if alpha in given_class:
+            mean, *interval = given_class[alpha]
+            told[-1] += f" Given the control: {_signed(mean, (interval[0], interval[1]))}."
     if not told:
         return Claim(text, rule, UNMEASURED, ())
     verdict = HOLDS if all(more) else FAILS if all(same) and not any(more) else UNDECIDED
     return Claim(text, rule, verdict, tuple(told))
+
+
+def _at(result: LDS) -> str:
+    return f"alpha {result.alpha:g}, R = {result.seeds}"
+
+
+def _points(estimate: tuple[float, float, float]) -> str:
+    return "{:+.0f} points [{:+.0f}, {:+.0f}]".format(*(100 * value + 0.0 for value in estimate))
 
 
 def _rate(estimate: tuple[float, float, float]) -> str:

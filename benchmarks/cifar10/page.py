@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from claims import PAPER_CLD, claims_of
 from declared import STUDIES, Study
 from published import Published
 from spent import cost_of
-from words import amount, cell, number, share, table
+from words import amount, cell, drop, number, share, table
 
+from comove.display import counted
 from comove.evaluation import LDS, Curve, CurvePoint
+from comove.evaluation.lds.from_bank import alpha_of
 from comove.evaluation.lds.result import alpha_name
 from comove.report import brittleness_figure, curve_figure, lds_figure, save_figure
 from comove.store import new_folder, write_bytes
@@ -36,18 +40,36 @@ PUBLISHED = {
     "arnoldi": ".020@120",
 }
 PUBLISHED_AT = (
-    "LDS at alpha 0.5 by the margin. Published for ResNet-9 (Park et al., TRAK, ICML 2023): at so many minutes of an "
-    "A100, where a model takes about one."
+    "LDS at alpha 0.5 by the margin. Published for ResNet-9 (Park et al., TRAK, ICML 2023), as LDS @ minutes of an "
+    "A100; there a model takes about one."
+)
+
+TOO_FEW = 8
+SMALL_BATCH = (
+    "Where an epoch's last batch has a few images, batch norm takes a step's statistics from these, which probably is "
+    "why more data does not always make better models here; models of all data have such a batch too."
 )
 
 HEAD = """# The CIFAR-10 study
 
-Figures 8a and 8b of the CLD paper (Nagaraj, Ravikumar, Roy, TMLR 2025, appendix F), run for real: attribution methods
-held to retraining on CIFAR-10 with ResNet-9. The study is declared in `benchmarks/cifar10/declared.py`. This page is
-generated from the models' outputs in `benchmarks/results/cifar10-resnet9/` (`make study-report`): every figure and
-every verdict on it is computed. Intervals are 95 %, over queries and subsets; the noise ceiling is about what a perfect
-attributor would get.
+Figures 8a and 8b of the CLD paper (Nagaraj, Ravikumar, Roy, TMLR 2025, appendix F), run again: attribution methods
+held to retraining on CIFAR-10 with ResNet-9, at the sizes below; a verdict is one about its size. The study is declared
+in `benchmarks/cifar10/declared.py`. This page is generated from `benchmarks/results/cifar10-resnet9/`, which holds the
+retrained models' outputs and the ranks of the methods' summed scores (`make study-report`): every figure and every
+verdict on it is computed, but for what others have published.
 {jpeg}
+
+- LDS: the rank correlation over C random subsets between a query's summed scores and the output of models retrained on
+  each subset (R of them), averaged over queries. Output: the margin, z_y - log sum of the others' exp, or whether the
+  query is classified rightly.
+- alpha: the share of the training data in each subset; (N-1)/N leaves one example out. Noise ceiling: the square root
+  of the truth's reliability, about what a perfect method would get; unknown with one seed.
+- CLD-inf is the paper's CLD: Pearson's correlation of loss differences, a row an epoch (`cld(rows=epochs)`); `cld`
+  alone reads rows within epochs too.
+- A flip: a model retrained without a query's highest-scored examples predicts another class than most models of all
+  data do.
+- Intervals are 95 %: of the LDS over queries and subsets, of flips over queries; none holds what other attribution runs
+  would give, and none is corrected for how many there are. Decidedly: the whole interval of a paired difference.
 """
 
 
@@ -76,6 +98,12 @@ def write_page(results: Path, page: Path, sizes: Sequence[str] = SHOWN, bootstra
                 rows = [[name, published, "not run"] for name, published in PUBLISHED.items()]
                 parts += [f"{PUBLISHED_AT}\n", table(["method", "published", "ours"], rows)]
     write_bytes(page, "\n".join(parts).encode())
+
+
+def _fitted(declared: Mapping[str, Any]) -> str:
+    """What the methods are fitted on."""
+    own = ", ".join(declared["bank_methods"])
+    return f" a method ({own}: {declared['fit_subsets']} retrained models, by their margin)" if own else " a method"
 
 
 def _commands(study: Study) -> str:
@@ -135,39 +163,56 @@ class _Section:
         where = f"{machine.get('processor', 'unknown processor')}, {machine.get('cores', '?')} cores"
         if machine.get("gpu"):
             where = f"{machine['gpu']}; {where}"
-        models = ", ".join(f"{name} {p['models']:,} of {p['of']:,}" for name, p in content["progress"].items())
+        progress = {name.rpartition("-")[0]: p for name, p in content["progress"].items()}
+        models = ", ".join(f"{name} {p['models']:,} of {p['of']:,}" for name, p in progress.items())
         smaller = "; ".join(content["declared"]["shrunk"])
         versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
         runs, subsets = (content["declared"][name] for name in ("runs", "subsets"))
         counts = f"{content['data']['train']:,} training examples, {content['queries']} queries"
         lines = [
-            f"- {counts}, {runs} runs a method, C = {subsets}.",
+            f"- {counts}, C = {subsets}; {runs} recorded runs{_fitted(content['declared'])}.{self._network()}",
             *([f"- Smaller than the paper's protocol: {smaller}."] if smaller else []),
             f"- Retrained models: {models or 'none yet'}.",
             f"- Computed on: {where}. {versions}.",
         ]
         return "\n".join([*lines, ""])
 
+    def _network(self) -> str:
+        """The models' size and accuracy."""
+        costs = self.found.costs
+        told = f" A model has {costs['model']['parameters']:,} parameters" if "model" in costs else ""
+        accuracy = [entry["accuracy"] for name, entry in costs.items() if name.startswith("run ")]
+        if told and accuracy:
+            told += f"; trained on all data, {min(accuracy):.1%} to {max(accuracy):.1%} of the queries are right"
+        return f"{told}." if told else ""
+
     # --- claims ---
 
     def _claims(self) -> list[str]:
         content = self.found.content
-        judged = {
-            output: claims_of(results, self.found.brittleness, content["data"]["train"], alike=self.alike[output])
+        judged = [
+            claims_of(
+                results,
+                self.found.brittleness,
+                content["data"]["train"],
+                alike=self.alike[output],
+                given_class=self.found.given(PAPER_CLD, "same-class-control", output),
+            )
             for output, results in self.results.items()
-        }
-        rows = [
-            [f"{number}. {claims[0].text}", *(f"**{claim.verdict}**" for claim in claims)]
-            for number, claims in enumerate(zip(*judged.values(), strict=True), 1)
         ]
-        told = []
-        for output, claims in judged.items():
-            for place, claim in enumerate(claims, 1):
-                by = "" if claim.about_flips else f" by {output}"
-                if claim.because and not (claim.about_flips and output != next(iter(judged))):
-                    told.append(f"Claim {place}{by}: **{claim.verdict}**. {claim.rule}\n")
+        rows, told = [], []
+        for place, claims in enumerate(zip(*judged, strict=True), 1):
+            first = claims[0]
+            verdicts = [f"**{claim.verdict}**" for claim in claims]
+            rows.append([f"{place}. {first.text}", *([verdicts[0], ""] if first.about_flips else verdicts)])
+            if not any(claim.because for claim in claims):
+                continue
+            told.append(f"**Claim {place}.** {first.rule}\n")
+            for output, claim, verdict in zip(OUTPUTS, claims, verdicts, strict=True):
+                if claim.because and not (claim.about_flips and claim is not first):
+                    told.append(f"{'Flips' if claim.about_flips else f'By {output}'}: {verdict}.\n")
                     told.append("\n".join(f"- {sentence}" for sentence in claim.because) + "\n")
-        return [table(["claim", *(f"by {output}" for output in judged)], rows), *told]
+        return [table(["claim", *(f"by {output}" for output in OUTPUTS)], rows), *told]
 
     # --- the LDS ---
 
@@ -177,15 +222,15 @@ class _Section:
         drawn = self._drawn()
         shown = [result for results in self.alike.values() for result in results if result.method in drawn]
         name = self._figure(lds_figure(shown), "lds")
-        parts = [f"![LDS of each method against the sampling ratio]({name})\n"]
-        for output, results in self.results.items():
-            parts += [f"Measured: {OUTPUTS[output]}. A star: no other method is decidedly better (paired intervals).\n"]
-            parts += [self._lds_table(results)]
-        parts.append(
-            f"The figure shows R = {self.fewest} at every ratio (more seeds make the truth less noisy and every LDS "
-            "higher: the columns of the tables cannot be compared where their seeds differ), and of the CLD family the "
-            "paper's definition and what is best at alpha 0.5.\n"
+        about = (
+            f"The figure shows R = {self.fewest} at every ratio, and of the CLD family the paper's definition and what "
+            "is best at alpha 0.5. More seeds make the truth less noisy and every LDS higher: the columns of the "
+            "tables cannot be compared where their seeds differ.\n"
         )
+        parts = [f"![LDS of each method against the sampling ratio]({name})\n", about]
+        for output, results in self.results.items():
+            parts += [f"Measured: {OUTPUTS[output]}. A star: not decidedly below the best (paired intervals).\n"]
+            parts += [self._lds_table(results)]
         missing = len(self.study.truths) - len(self.found.banks)
         return [*parts, *([self._not_run("alphas")] if missing else [])]
 
@@ -208,7 +253,30 @@ class _Section:
         rows.append(["noise ceiling", *(number(column[0].noise_ceiling) for column in columns)])
         rows.append(["subsets x seeds", *(f"{column[0].subsets} x {column[0].seeds}" for column in columns)])
         rows.append(["undefined queries", *(str(column[0].undefined) for column in columns)])
-        return table(["method", *(f"alpha {alpha_name(float(alpha or 0))}" for alpha in alphas)], rows)
+        rows.append(["accuracy of the models", *(f"{self._models[alpha][0]:.1%}" for alpha in alphas)])
+        last = [self._models[alpha][1] for alpha in alphas]
+        rows.append(["an epoch's last batch", *map(str, last)])
+        shown = table(["method", *(f"alpha {alpha_name(float(alpha or 0))}" for alpha in alphas)], rows)
+        empty: dict[str, list[int]] = {}
+        for result in results:
+            if result.constant_predictions:
+                empty.setdefault(str(result.method), []).append(result.constant_predictions)
+        told = ", ".join(
+            f"`{method}` for {'' if min(n) == max(n) else f'{min(n)} to '}{counted(max(n), 'query')}"
+            for method, n in empty.items()
+        )
+        notes = [f"Tells no subset from another, which counts as 0: {told}.\n"] if told else []
+        notes += [f"{SMALL_BATCH}\n"] if min(last, default=TOO_FEW) < TOO_FEW else []
+        return "\n".join([shown, *notes])
+
+    @cached_property
+    def _models(self) -> dict[float | None, tuple[float, int]]:
+        """By ratio, how many of the queries the retrained models classify rightly, and an epoch's last batch."""
+        found, batch = {}, self.study.recipe.batch_size
+        for bank in self.found.banks:
+            left = int(bank.masks[0].sum()) % batch
+            found[alpha_of(bank)] = (float(np.nanmean(bank.outputs("correct"))), left or batch)
+        return found
 
     def _beside_published(self) -> str:
         ours = {str(r.method): r for r in self.results["margin"] if r.alpha == 0.5}
@@ -227,14 +295,14 @@ class _Section:
             else "Not comparable: these are other sizes (see above); only the order of the methods can be looked at."
         )
         return f"{PUBLISHED_AT} {comparable}\n\n" + table(
-            ["method", "published", "ours", "our minutes, training included"], rows
+            ["method", "published", "ours", "our minutes (see below), training included"], rows
         )
 
     # --- costs ---
 
     def _minutes(self, result: LDS | None) -> str:
         cost = None if result is None else cost_of(self.found, str(result.method))
-        return "" if cost is None or cost[0] is None else f"{cost[0] / 60:,.2f}"
+        return "" if cost is None or cost[0] is None else f"{float(f'{cost[0] / 60:.2g}'):,g}"
 
     def _costs(self) -> str:
         costs = self.found.costs
@@ -247,17 +315,10 @@ class _Section:
         words = (
             "Everything a method needs for these queries: the models it is fitted on (recorded runs with all their "
             "losses in all rows, or retrained subsets) and its scoring. FLOPs are counted: matrix products and "
-            "convolutions. Seconds are of wall time, on a machine that may have had other work; those of recorded runs "
+            "convolutions. Seconds are of wall time on a machine that may have had other work; those of recorded runs "
             "hold the recording, which only CLD needs.\n"
         )
-        model = costs.get("model", {})
-        accuracy = [entry["accuracy"] for name, entry in costs.items() if name.startswith("run ")]
-        step = f"a training step takes {model.get('step_flops', 0) / 1e6:,.1f} MFLOP an image"
-        told = f"A model has {model.get('parameters', 0):,} parameters; {step}."
-        if accuracy:
-            told += (
-                f" The {len(accuracy)} runs classify {min(accuracy):.1%} to {max(accuracy):.1%} of the queries rightly."
-            )
+        told = f"A training step takes {costs.get('model', {}).get('step_flops', 0) / 1e6:,.1f} MFLOP an image."
         return words + "\n" + table(["method", "seconds", "TFLOP"], rows) + "\n" + told + "\n"
 
     # --- the rest ---
@@ -269,6 +330,10 @@ class _Section:
         name = self._figure(brittleness_figure(found), "brittleness")
         rows = [[f"`{m}`", *(share(found, m, k) for k in found.ks)] for m in found.methods]
         shown = table(["flipped", *(f"k = {k}" for k in found.ks)], rows)
+        drops = [[f"`{m}`", *(drop(found.margin_drop(m, k)) for k in found.ks)] for m in found.methods]
+        shown += "\nHow far the margin of the query's label falls, which is less noisy; with nothing removed by "
+        shown += f"{drop(found.noise_margin_drop)}:\n\n"
+        shown += table(["margin lost", *(f"k = {k}" for k in found.ks)], drops)
         notes = "\n".join(f"- {note}" for note in found.notes())
         quiet = f"- With nothing removed, {found.noise.value:.1%} flip [{found.noise.low:.1%}, {found.noise.high:.1%}]."
         return f"![Flipped predictions against examples removed]({name})\n\n{shown}\n{notes}\n{quiet}\n"
@@ -285,8 +350,10 @@ class _Section:
         cells = {(row["method"], row["budget"]): f"{row['mean']:.1%} ± {row['std']:.1%}" for row in summary}
         rows = [[method, *(cells.get((method, kept), "") for kept in budgets)] for method in curve.methods]
         shown = table(["method", *(f"{kept:.0%} kept" for kept in budgets)], rows)
+        seeds = max(row["seeds"] for row in summary)
         full = f"All {curve.n_train:,} examples: {cells[('full data', 1.0)]}, on {curve.n_query:,} queries."
-        return f"![Accuracy against coreset size]({name})\n\n{shown}\n{full} ± is the deviation over seeds.\n"
+        deviation = f"± is the deviation over {seeds} seeds, all from one recorded run."
+        return f"![Accuracy against coreset size]({name})\n\n{shown}\n{full} {deviation}\n"
 
     def _speed(self) -> str:
         measured = self.found.json("speed.json")

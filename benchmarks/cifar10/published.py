@@ -25,6 +25,8 @@ from steps import Sitting, truth_plans
 
 from comove.evaluation import LDS, Brittleness, GroundTruth, RetrainingBank
 from comove.evaluation.lds.from_bank import alpha_of
+from comove.evaluation.lds.score import spearman_columns
+from comove.evaluation.removals.flips import Estimate, mean_with_interval
 from comove.store import new_folder, read_checked, read_json, write_checked, write_json
 
 __all__ = ["Published", "publish"]
@@ -44,7 +46,9 @@ def publish(at: Sitting, folder: Path) -> None:
         bank = at.bank("bank", plan, seeds)
         progress[plan.name] = {"models": len(bank.jobs) - len(bank.pending), "of": len(bank.jobs)}
         if progress[plan.name]["models"]:
-            bank.compact(folder / f"bank-{plan.name}.safetensors", "float16")
+            file = bank.compact(folder / f"bank-{plan.name}.safetensors", "float16")
+            arrays, header = read_checked(file)
+            write_checked(file, arrays, header | {"identity": header["identity"] | {"command": _command(at)}})
     _write_ranks(at, folder / "ranks.safetensors")
     for name in COPIED:
         if (at.folder / name).exists():
@@ -61,6 +65,11 @@ def publish(at: Sitting, folder: Path) -> None:
     write_json(folder / "study.json", content)
 
 
+def _command(at: Sitting) -> str:
+    """What made it; the command as it was given holds paths."""
+    return f"study.py --size {at.study.size}"
+
+
 def _write_ranks(at: Sitting, file: Path) -> None:
     arrays, methods = {}, []
     for label in at.study.labels:
@@ -70,7 +79,7 @@ def _write_ranks(at: Sitting, file: Path) -> None:
         found = Digest.load(kept)
         for plan, sums_CQ in found.sums.items():  # halves at most, from ties: exact in float16 up to C = 1,024
             arrays[f"{len(methods)}.{plan}"] = rankdata(sums_CQ, axis=0).astype(np.float16)
-        methods.append({"method": label, "info": dict(found.info)})
+        methods.append({"method": label, "info": {**found.info, "command": _command(at)}})
     if methods:
         write_checked(file, arrays, {"methods": methods})
 
@@ -113,16 +122,22 @@ class Published:
         files = sorted(self.folder.glob("bank-*.safetensors"))
         return sorted((RetrainingBank.load(file) for file in files), key=alpha_of)
 
+    @cached_property
+    def ranks(self) -> tuple[dict[str, npt.NDArray[Any]], list[dict[str, Any]]]:
+        """The ranks of the summed scores, by place in the list and plan; and the list of methods."""
+        file = self.folder / "ranks.safetensors"
+        if not file.exists():
+            return {}, []
+        ranks, header = read_checked(file)
+        return ranks, header["methods"]
+
     def lds(self, output: str, bootstrap: int = 1000, most_seeds: int | None = None) -> list[LDS]:
         """The LDS of every method at every sampling ratio, by what is finished; see :func:`finished`.
 
         More seeds make a truth less noisy and every LDS higher: ratios are compared with as many seeds at each.
         """
-        file = self.folder / "ranks.safetensors"
-        if not file.exists():
-            return []
-        ranks, header = read_checked(file)
-        labels = [entry["method"] for entry in header["methods"]]
+        ranks, methods = self.ranks
+        labels = [entry["method"] for entry in methods]
         results: list[LDS] = []
         for bank in self.banks:
             chosen = finished(bank.outputs(output))
@@ -142,6 +157,27 @@ class Published:
             predicted = [ranks[f"{i}.{plan}"][rows].astype(np.float64) for i, _ in own]
             results += truth.lds(predicted, [label for _, label in own])
         return results
+
+    def given(self, method: str, control: str, output: str) -> dict[float, Estimate]:
+        """By sampling ratio, how a method ranks subsets beyond what a control tells of them.
+
+        The partial rank correlation with the truth given the control, a mean over queries (those of which one is
+        undefined left out); intervals are over queries.
+        """
+        ranks, methods = self.ranks
+        labels = [entry["method"] for entry in methods]
+        found = {}
+        for bank in self.banks:
+            chosen, (plan,) = finished(bank.outputs(output)), bank.plans
+            if chosen is None or not {method, control} <= set(labels):
+                continue
+            rows, seeds = chosen
+            truth_CQ = bank.outputs(output)[rows, :seeds].mean(1)
+            x_CQ, z_CQ = (ranks[f"{labels.index(name)}.{plan}"][rows].astype(np.float64) for name in (method, control))
+            xy, xz, zy = (spearman_columns(*pair) for pair in ((x_CQ, truth_CQ), (x_CQ, z_CQ), (z_CQ, truth_CQ)))
+            partial_Q = (xy - xz * zy) / np.sqrt(np.maximum((1 - xz**2) * (1 - zy**2), 1e-12))
+            found[alpha_of(bank)] = mean_with_interval(partial_Q[np.isfinite(partial_Q), None])
+        return found
 
 
 def finished(outputs_CRQ: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], int] | None:

@@ -13,7 +13,7 @@ def cost_of(found: Published, label: str) -> tuple[float | None, float | None] |
     """Seconds and FLOPs of a method for all queries, by the book; ``None`` where it was not run.
 
     They hold the models that it needs: the recorded runs (with their recording, in seconds for all methods, in FLOPs
-    for CLD alone), or the retrained subsets.
+    for CLD alone, as far as it reads it), or the retrained subsets.
     """
     costs, declared = found.costs, found.content["declared"]
     own = costs.get(label)
@@ -30,7 +30,8 @@ def cost_of(found: Published, label: str) -> tuple[float | None, float | None] |
     each = trained.get("seconds", math.nan) / trained.get("count", math.nan) * runs
     flops = trained.get("flops training", math.nan) / trained.get("count", math.nan) * runs
     if label.startswith("cld"):
-        flops += trained["flops recording"] / trained["count"] * runs
+        read = own["flops_once"] / max(e["flops_once"] for e in costs.values() if "flops_once" in e)  # rows, of all
+        flops += trained["flops recording"] / trained["count"] * runs * read
     seconds = each + own["seconds_once"] if "seconds_once" in own else each
     if own.get("timed"):
         seconds += own["seconds"] / own["timed"] * runs

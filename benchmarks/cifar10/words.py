@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from comove.evaluation import LDS, Brittleness, paired_difference
 
-__all__ = ["amount", "cell", "number", "share", "table"]
+__all__ = ["amount", "cell", "drop", "number", "share", "table"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -30,13 +30,19 @@ def cell(result: LDS, column: Sequence[LDS]) -> str:
     """An LDS with its interval, and a star where nothing in its column is decidedly better."""
     if math.isnan(result.mean):
         return ""
-    low, high = result.interval or (math.nan, math.nan)
-    text = f"{result.mean:.3f} [{low:.2f}, {high:.2f}]"
-    if not column:
+    low, high = (round(bound, 2) + 0.0 for bound in result.interval or (math.nan, math.nan))  # + 0.0: no "-0.00"
+    text = f"{round(result.mean, 3) + 0.0:.3f} [{low:.2f}, {high:.2f}]"
+    if not column or result.noise_ceiling == 0:  # where nothing can be told apart, nothing is best
         return text
     best = max(column, key=lambda other: -math.inf if math.isnan(other.mean) else other.mean)
     gap = paired_difference(best, result)
     return text if gap.interval[0] > 0 else f"{text} *"
+
+
+def drop(estimate: tuple[float, float, float]) -> str:
+    """A mean with its interval."""
+    value, low, high = (round(bound, 2) + 0.0 for bound in estimate)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if not math.isnan(low) else f"{value:.2f}"
 
 
 def share(found: Brittleness, method: str, k: int) -> str:
