@@ -231,6 +231,8 @@ class _Section:
         for output, results in self.results.items():
             parts += [f"Measured: {OUTPUTS[output]}. A star: not decidedly below the best (paired intervals).\n"]
             parts += [self._lds_table(results)]
+        if min(last for _, last in self._models.values()) < TOO_FEW:
+            parts.append(f"{SMALL_BATCH}\n")
         missing = len(self.study.truths) - len(self.found.banks)
         return [*parts, *([self._not_run("alphas")] if missing else [])]
 
@@ -254,8 +256,7 @@ class _Section:
         rows.append(["subsets x seeds", *(f"{column[0].subsets} x {column[0].seeds}" for column in columns)])
         rows.append(["undefined queries", *(str(column[0].undefined) for column in columns)])
         rows.append(["accuracy of the models", *(f"{self._models[alpha][0]:.1%}" for alpha in alphas)])
-        last = [self._models[alpha][1] for alpha in alphas]
-        rows.append(["an epoch's last batch", *map(str, last)])
+        rows.append(["an epoch's last batch", *(str(self._models[alpha][1]) for alpha in alphas)])
         shown = table(["method", *(f"alpha {alpha_name(float(alpha or 0))}" for alpha in alphas)], rows)
         empty: dict[str, list[int]] = {}
         for result in results:
@@ -265,9 +266,7 @@ class _Section:
             f"`{method}` for {'' if min(n) == max(n) else f'{min(n)} to '}{counted(max(n), 'query')}"
             for method, n in empty.items()
         )
-        notes = [f"Tells no subset from another, which counts as 0: {told}.\n"] if told else []
-        notes += [f"{SMALL_BATCH}\n"] if min(last, default=TOO_FEW) < TOO_FEW else []
-        return "\n".join([shown, *notes])
+        return f"{shown}\nTells no subset from another, which counts as 0: {told}.\n" if told else shown
 
     @cached_property
     def _models(self) -> dict[float | None, tuple[float, int]]:
@@ -376,7 +375,10 @@ class _Section:
             "accuracy",
         ]
         goal = _goal(measured) if not self.study.shrunk else ""
-        return f"{table(head, rows)}\nThe first model, with capture or compilation, is left out of the seconds.{goal}\n"
+        left_out = "The first model, with capture or compilation, is left out of the seconds."
+        if not self.found.content["machine"].get("gpu"):
+            left_out = "On a CPU nothing is captured: it is the same code without the graph, in float32."
+        return f"{table(head, rows)}\n{left_out}{goal}\n"
 
     def _figure(self, figure: Any, name: str) -> str:
         path = save_figure(figure, self.figures / f"{self.study.size}-{name}.png")
