@@ -106,6 +106,18 @@ def test_train_writes_a_run_that_python_opens(trained: tuple[Path, Path]) -> Non
     assert (len(run.data().train), len(run.data().query)) == (200, 40)
 
 
+@pytest.mark.parametrize(
+    ("model", "limit", "told"), [("cnn-small", 203, True), ("cnn-small", 201, False), ("mlp", 203, False)]
+)
+def test_train_notes_a_last_batch_that_batch_norm_learns_badly_from(
+    model: str, limit: int, told: bool, tmp_path: Path
+) -> None:
+    words = ("--model", model, "--limit", limit, "--held-out", 40, "--epochs", 1, "--batch-size", 50, "--quiet")
+    made = comove_("train", *words, "--out", tmp_path)
+    assert made.code == 0, made.err
+    assert ("Note: An epoch's last batch has 3 examples, which batch norm" in made.err) == told
+
+
 def test_anchors_are_kept_at_the_epochs_asked_for(tmp_path: Path) -> None:
     assert comove_("train", *SMALL, "--anchors", 2, -1, "--out", tmp_path / "a", "--quiet").code == 0
     assert Run.load(tmp_path / "a").trace.anchors == (2, 4)

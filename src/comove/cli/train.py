@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, facts
+from comove.cli.app import command, facts, say
 from comove.cli.options import Task
 
 if TYPE_CHECKING:
     from comove.training import Recording, Run
 
 __all__ = ["recording_of", "train"]
+
+TOO_FEW = 8
+"""Examples whose mean and variance batch norm cannot go by; measured on CIFAR-10 (docs/decisions/0020-study.md)."""
 
 
 @command
@@ -56,6 +59,7 @@ def train(
         progress=not task.quiet,
     )
     _print_run(finished)
+    _note_last_batch(finished, len(splits.train))
 
 
 def recording_of(mode: str, every: int | None, anchors: Sequence[int] | None = None) -> Recording:
@@ -71,6 +75,17 @@ def _print_run(finished: Run) -> None:
     for name, value in result.items():
         shown[name.removesuffix("_bytes").replace("_", " ")] = _shown(name, value)
     facts(str(finished), shown)
+
+
+def _note_last_batch(finished: Run, n_train: int) -> None:
+    from comove.training.loop import batch_bounds
+
+    start, stop = batch_bounds(n_train, finished.recipe.batch_size)[-1]
+    if stop - start >= min(TOO_FEW, finished.recipe.batch_size):
+        return
+    if any(name.endswith("running_var") for name in finished.load_model().state_dict()):
+        few = f"An epoch's last batch has {stop - start} examples, which batch norm learns badly from"
+        say(f"{few}; another --limit or --batch-size gives better models.", "Note:", "yellow")
 
 
 def _shown(name: str, value: object) -> object:
