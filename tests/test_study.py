@@ -142,6 +142,36 @@ def test_the_page_draws_and_judges_ratios_by_as_many_seeds_at_each(
     assert "The figure shows R = 1 at every ratio" in (tmp_path / "study.md").read_text()
 
 
+def test_the_table_says_how_good_the_models_are_and_what_their_last_batches_were(
+    parts: _Parts, finished: Path, tmp_path: Path
+) -> None:
+    published = parts.published.Published(finished / "results" / "tiny")
+    accuracy = [f"{bank.outputs('correct').mean():.1%}" for bank in published.banks]
+    page = (finished / "study.md").read_text()
+    assert f"| accuracy of the models | {' | '.join(accuracy)} |" in page
+    assert "| an epoch's last batch | 20 | 20 | 19 |" in page  # of 100, 180 and 199 examples in batches of 20
+    assert parts.page.SMALL_BATCH not in page
+    study = replace(parts.declared.TINY, recipe=parts.declared.TINY.recipe.with_changes(batch_size=33))
+    text = "\n".join(parts.page._Section(published, study, tmp_path, 20)._scores())
+    assert "| an epoch's last batch | 1 | 15 | 1 |" in text
+    assert text.count(parts.page.SMALL_BATCH) == 1
+
+
+def test_a_method_that_tells_no_subsets_apart_is_named_and_nothing_is_best_at_a_ceiling_of_0(
+    parts: _Parts, finished: Path, tmp_path: Path
+) -> None:
+    published = parts.published.Published(finished / "results" / "tiny")
+    section = parts.page._Section(published, parts.declared.TINY, tmp_path, 20)
+    first, *others = [replace(r, constant_predictions=0) for r in published.lds("margin", 20)]
+    shown = section._lds_table([replace(first, constant_predictions=3), *others])
+    assert f"which counts as 0: `{first.method}` for 3 queries." in shown
+    assert "counts as 0" not in section._lds_table([first, *others])
+    column = [r for r in others if r.alpha == first.alpha] + [first]
+    best = max(column, key=lambda r: r.mean)
+    assert parts.words.cell(replace(best, noise_ceiling=0.5), column).endswith(" *")
+    assert not parts.words.cell(replace(best, noise_ceiling=0.0), column).endswith(" *")
+
+
 def test_what_is_published_holds_no_path(finished: Path) -> None:
     for file in (finished / "results" / "tiny").iterdir():
         content = file.read_bytes()
@@ -277,6 +307,19 @@ def test_scores_of_a_bank_are_made_some_queries_at_a_time(
         for plan, sums in before.sums.items():
             np.testing.assert_allclose(kept.sums[plan], sums, rtol=1e-4, atol=1e-4 * np.abs(sums).max())
     assert not list((at.folder / "partial").iterdir())
+
+
+def test_a_bank_keeps_the_engine_it_began_with(
+    parts: _Parts, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(RetrainingBank, "run", lambda bank, **options: given.append(options["engine"]))
+    monkeypatch.setattr(parts.steps.Sitting, "engine", "the captured one")
+    for folder in (finished, tmp_path):
+        at = _sitting(parts, folder)
+        plan, seeds = parts.steps.truth_plans(at.study, at.splits)[0]
+        at.train(at.bank("bank", plan, seeds))
+    assert given == [None, "the captured one"]
 
 
 def test_what_took_longer_than_is_left_is_not_begun_but_as_the_first_of_a_slice(parts: _Parts, tmp_path: Path) -> None:
@@ -552,11 +595,20 @@ def test_flips_are_judged_by_the_interval_at_the_papers_share(parts: _Parts, fin
     of_full = {name: np.tile(getattr(few.full, name), 12) for name in vars(few.full)}
     wide = {name: np.repeat(getattr(few, name), 12, axis=1) for name in ("predicted", "margins", "class_emptied")}
     labels = np.tile(few.query_labels, 12)
+    labels[:12] = (labels[:12] + 5) % 10  # whose queries then were wrong before anything was removed
     found = replace(few, **wide, full=replace(few.full, **of_full), query_ids=np.arange(36), query_labels=labels)
     row = found.methods.index(parts.claims.PAPER_CLD)
     for flipped, verdict in ((0, "does not hold"), (1, "holds")):
         predicted = np.array(found.predicted)
         predicted[row] = (found.prediction[:, None, None] + flipped) % 10
-        claim = parts.claims.claims_of([], replace(found, predicted=predicted), 200)[3]
+        changed, k = replace(found, predicted=predicted), min(found.ks)
+        claim = parts.claims.claims_of([], changed, 200)[3]
         assert claim.verdict == verdict
-        assert f"k = {min(found.ks)}" in claim.because[0]
+        assert f"k = {k}" in claim.because[0]
+        points = 100 * changed.difference(parts.claims.PAPER_CLD, "random removal", k).value
+        assert any(f"CLD-inf minus random removal, k = {k}: {points:+.0f} points [" in told for told in claim.because)
+        right = changed.query_ids[~changed.wrong]
+        assert 1 < right.size < 36
+        rate = changed.only(right).rate(parts.claims.PAPER_CLD, k).value
+        told = f"Of the {right.size} queries that were right before, k = {k}: {parts.claims.PAPER_CLD} {rate:.0%} ["
+        assert claim.because[-1].startswith(told)

@@ -176,7 +176,8 @@ class Published:
             x_CQ, z_CQ = (ranks[f"{labels.index(name)}.{plan}"][rows].astype(np.float64) for name in (method, control))
             xy, xz, zy = (spearman_columns(*pair) for pair in ((x_CQ, truth_CQ), (x_CQ, z_CQ), (z_CQ, truth_CQ)))
             partial_Q = (xy - xz * zy) / np.sqrt(np.maximum((1 - xz**2) * (1 - zy**2), 1e-12))
-            found[alpha_of(bank)] = mean_with_interval(partial_Q[np.isfinite(partial_Q), None])
+            if np.isfinite(partial_Q).any():
+                found[alpha_of(bank)] = mean_with_interval(partial_Q[np.isfinite(partial_Q), None])
         return found
 
 

@@ -135,6 +135,19 @@ def test_the_faster_engine_is_taken_and_the_captured_one_only_if_it_is_right(
     assert "captured: it is wrong" in refused.reason
 
 
+def test_a_gpu_is_timed_warm_and_over_many_steps(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's weights and the first call of a library must not count as its steps: no GPU is needed to see that."""
+    calls = []
+    monkeypatch.setattr(choice._Trial, "_fitting", lambda trial: lambda: calls.append(trial.positions.size))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(resident, "device", torch.device("cuda"))
+    monkeypatch.setattr(choice, "STEPS_ON_GPU", 3)
+    trial = choice._Trial(SPEC, resident, RECIPE, 40, None)
+    assert calls == [12, 12]
+    assert trial.positions.size == 36
+    assert trial.spent == trial.first
+
+
 def _tensors() -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     parts = [[torch.randn(size, generator=generator) for size in ((3, 4), (5,))] for _ in range(3)]
