@@ -518,6 +518,15 @@ def test_claims_that_are_false_of_the_data_do_not_hold(parts: _Parts) -> None:
     assert _verdicts(parts, noise)[:3] == ["does not hold", "does not hold", "does not hold"]
 
 
+def test_a_method_below_cld_has_no_gap_to_narrow_and_decides_nothing(parts: _Parts) -> None:
+    cld = parts.claims.PAPER_CLD
+    noise = {("trak", 0.3): 0.05, (cld, 0.3): 8.0, ("tracin", 0.3): 60.0}
+    noise |= {(name, 0.9): 0.05 for name in ("trak", cld, "tracin")}
+    claim = parts.claims.claims_of(_results(parts, noise), None, 200)[1]
+    assert claim.verdict == "holds"
+    assert ["No gap to narrow." in told for told in claim.because] == [False, True]
+
+
 def test_what_noise_alone_explains_is_said(parts: _Parts) -> None:
     cld = parts.claims.PAPER_CLD
     noise = {("trak", 0.3): 0.05, (cld, 0.3): 8.0, ("trak", 0.9): 0.05, (cld, 0.9): 0.05, ("trak", 0.995): 40.0}

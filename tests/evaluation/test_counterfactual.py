@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ def test_shares_count_queries_flipped_within_the_budget() -> None:
     assert search(Planted(lambda q, k, r: q < 9)).median("m") == np.inf
     assert search(Planted(lambda q, k, r: q < 9)).median_text("m") == "> 34"
     assert found.median_text("m") == "13"
+    assert replace(found, grid=found.grid + 2000).median_text("m") == "2,013"
     assert search(Planted(lambda q, k, r: q < 10)).median("m") == 1
     with pytest.raises(InputError, match="No method 'n' here, only m"):
         found.share("n", 3)

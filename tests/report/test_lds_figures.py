@@ -174,6 +174,7 @@ def test_every_method_of_twenty_has_a_look_of_its_own_and_controls_are_grey() ->
     looks = {tuple(sorted((key, str(value)) for key, value in style.items())) for style in styles.values()}
     assert len(looks) == 22
     assert len({styles[f"method {n}"]["color"] for n in range(8)}) == 8
+    assert [styles[f"method {n}"]["linestyle"] == "-" for n in range(10)] == [True] * 8 + [False] * 2
     assert styles["random-control"]["color"] == styles["same-class-control"]["color"]
     assert list(styles)[-2:] == ["random-control", "same-class-control"]
 
