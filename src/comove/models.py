@@ -27,7 +27,17 @@ from torch import Tensor, nn
 
 from comove.errors import CorruptFileError, InputError, InputTypeError, did_you_mean
 
-__all__ = ["Factory", "ModelSpec", "Penultimate", "build_model", "model_names", "parameter_count", "penultimate"]
+__all__ = [
+    "Factory",
+    "ModelSpec",
+    "Penultimate",
+    "build_model",
+    "logits_of",
+    "model_names",
+    "parameter_count",
+    "penultimate",
+    "without_fast_path",
+]
 
 Factory: TypeAlias = Callable[..., nn.Module]
 """A function called as ``factory(num_classes=..., input_shape=..., **options)`` that returns a network."""
@@ -485,3 +495,23 @@ def penultimate(model: nn.Module) -> Iterator[Penultimate]:
         yield record
     finally:
         handle.remove()
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return the logits in a model's output."""
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Keep torch's transformer layers from the path that they take in evaluation mode when no gradient is wanted.
+
+    Its numbers differ from those of the path that has gradients, with padding masks by a lot: padded positions are left
+    out there and count here. What is recorded and what is differentiated must be one function.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

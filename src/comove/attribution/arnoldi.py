@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from comove.attribution.base import Attributor, Queries
+from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.gradients import PerExampleGradients
 from comove.attribution.hessian import Hessian, unflatten
 from comove.attribution.replay import query_resident, run_of, training_resident
@@ -153,7 +153,8 @@ class SubspaceInfluence(Attributor):
     def _fit_one(self, source: Source) -> tuple[_Fitted, int]:
         device = resolve_device()
         run = run_of(source)
-        gradients = run_gradients(run, run.checkpoints[-1], device)
+        train = training_resident(source, device)
+        gradients = run_gradients(run, run.checkpoints[-1], device, check_on=train)
         hessian = Hessian(gradients, hessian_resident(source, self.hessian_examples, self.seed, device))
 
         def start(count: int) -> Tensor:
@@ -166,7 +167,7 @@ class SubspaceInfluence(Attributor):
         del hessian  # and its graphs, before the training examples are streamed
         directions = unflatten(vectors_DK.T.to(basis_DP) @ basis_DP, gradients.parameters)
         inverse_K = 1 / (values_K + self.damping)
-        train_NK = _projected(gradients, training_resident(source, device), directions)
+        train_NK = _projected(gradients, train, directions)
         return _Fitted(source, gradients, directions, inverse_K, train_NK, products), dropped
 
     def _scores(
@@ -177,7 +178,8 @@ class SubspaceInfluence(Attributor):
         for one in fitted:
             asked = query_resident(one.source, queries, resolve_device())
             terms.append(one.train_NK @ (_projected(one.gradients, asked, one.directions) * one.inverse_K).T)
-        return _mean(terms), {**info, "gradients": str(fitted[0].gradients.paths), "products": fitted[0].products}
+        notes = [{"gradients": str(one.gradients.paths), "products": one.products} for one in fitted]
+        return _mean(terms), {**info, **said_once(notes)}
 
     def _self_influence(self, state: tuple[tuple[_Fitted, ...], dict[str, Any]]) -> npt.NDArray[np.float32]:
         """The diagonal of the quadratic form, never negative."""

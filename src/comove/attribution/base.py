@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self, final
@@ -20,11 +20,11 @@ import torch
 from comove.attribution.scores import Scores
 from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import label_of
-from comove.errors import InputError, NotFittedError
+from comove.errors import InputError, NonFiniteError, NotFittedError, some
 from comove.sources import Bank, BankSource, Source, SourceLike, as_bank, as_sources
 from comove.store import command_line, versions
 
-__all__ = ["Attributor", "Queries"]
+__all__ = ["Attributor", "Queries", "said_once"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Attributor(ABC):
         wanted = self._queries(sources, queries)
         with self._precise():
             values, info = self._scores(state, wanted)
-        told = ~np.isnan(values).all(1)  # a row of NaN: the method says nothing of this example
+        told = self._scored(values, first.train_ids, wanted.ids)
         labels = first.train_labels
         return Scores(
             values[told],
@@ -124,7 +124,26 @@ class Attributor(ABC):
             values = self._self_influence(state)
         if values is None:
             raise InputError(f"{self.name} does not define self-influence; TracIn, TRAK and Arnoldi do.")
+        if not (finite := np.isfinite(values)).all():
+            raise NonFiniteError(
+                f"The self-influence of {int((~finite).sum())} training examples is NaN or infinite, of ids "
+                f"{some(self._require_fitted()[0][0].train_ids[~finite])}: check the checkpoint and its losses."
+            )
         return values
+
+    def _scored(self, values: npt.NDArray[np.float32], train_ids: Ids, query_ids: Ids) -> npt.NDArray[np.bool_]:
+        """Which training examples have scores: all, but where a bank never left one out."""
+        bad = ~np.isfinite(values)
+        unscored: npt.NDArray[np.bool_] = np.isnan(values).all(1) & ("bank" in self.requires)
+        bad[unscored] = False
+        if bad.any():
+            rows, columns = bad.any(1), bad.any(0)
+            raise NonFiniteError(
+                f"{self.name}: {int(bad.sum())} of {bad.size} scores are NaN or infinite, of training ids "
+                f"{some(train_ids[rows])} and query ids {some(query_ids[columns])}. Check these examples, the "
+                "checkpoint and its losses."
+            )
+        return ~unscored
 
     @contextmanager
     def _precise(self) -> Iterator[None]:
@@ -194,8 +213,15 @@ class Attributor(ABC):
     def _scores(self, state: Any, queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Return (N, Q) scores, positive = helps, and what to note beside them.
 
-        A row of NaN says that the method knows nothing of that example: it is left out of the result and counted.
+        From a bank, a row of NaN says that the method knows nothing of that example: it is left out of the result and
+        counted. Any other number that is not finite is an error.
         """
+
+
+def said_once(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return what the notes of several runs or checkpoints say under each name, what several say once."""
+    names = dict.fromkeys(name for note in notes for name in note)
+    return {name: "; ".join(dict.fromkeys(note[name] for note in notes if name in note)) for name in names}
 
 
 def _provenance(source: Source | BankSource) -> dict[str, Any]:

@@ -4,6 +4,9 @@ Inside :class:`TwiceDifferentiable` convolutions, max-pooling and ReLU get a bac
 made of the same fast kernels: torch's turns weight gradients into convolutions with huge kernels, adds zeros for ReLU
 and pooling, and loses the channels-last layout. Batch norm in evaluation mode is folded into the convolution before
 it. Values and derivatives are those of autograd up to rounding; whatever is not listed here is left to autograd.
+
+Two operations are written out because torch's own second derivative of them is wrong (weight normalisation) or missing
+(embedding bags).
 """
 
 from __future__ import annotations
@@ -164,6 +167,8 @@ class TwiceDifferentiable(TorchFunctionMode):
             F.relu: _relu,
             F.max_pool2d: _max_pool,
             F.adaptive_max_pool2d: _adaptive_max_pool,
+            F.embedding_bag: _embedding_bag,
+            torch._weight_norm: _weight_norm,
         }
         return own.get(func)
 
@@ -245,3 +250,50 @@ def _adaptive_max_pool(input: Tensor, output_size: Any, return_indices: bool = F
     if return_indices or input.ndim != 4 or None in sizes:
         return F.adaptive_max_pool2d(input, output_size, return_indices=return_indices)  # type: ignore[call-overload]
     return _MaxPool.apply(input, lambda x: aten.adaptive_max_pool2d(x, sizes), aten.adaptive_max_pool2d_backward)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """The weight g v / |v|, norms over all dimensions but ``dim``; torch's fused kernel has a wrong second derivative."""
+    norm: Tensor = torch.norm_except_dim(v, 2, dim)
+    return v * (g / norm)
+
+
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Sums, means or maxima of embeddings (B, F) over bags (B, T); torch's own has no second derivative."""
+    if input.ndim != 2 or max_norm is not None:
+        return F.embedding_bag(
+            input,
+            weight,
+            offsets,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            mode,
+            sparse,
+            per_sample_weights,
+            include_last_offset,
+            padding_idx,
+        )
+    rows_BTF = F.embedding(input, weight)
+    counted_BT1 = torch.ones_like(input, dtype=torch.bool)[:, :, None]
+    if padding_idx is not None:
+        counted_BT1 = (input != padding_idx % len(weight))[:, :, None]
+    if mode == "max":
+        empty_B1 = ~counted_BT1.any(1)
+        return rows_BTF.masked_fill(~counted_BT1, -torch.inf).amax(1).masked_fill(empty_B1, 0)
+    if per_sample_weights is not None:
+        rows_BTF = rows_BTF * per_sample_weights[:, :, None]
+    summed_BF = rows_BTF.masked_fill(~counted_BT1, 0).sum(1)
+    return summed_BF if mode == "sum" else summed_BF / counted_BT1.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""G[b] = d s(f(x_b), y_b) / d theta for one chunk: closed forms behind hooks, ``torch.func``, and one example alone.
+"""G[b] = d s(f(x_b), y_b) / d theta for one chunk: closed forms behind hooks, ``torch.func``, one example at a time.
 
 *Closed forms*: one batched forward and one backward that asks for nothing but the gradients g of the layers' outputs;
 each layer's per-example gradient then follows from g and the layer's input. Batch norm is folded into the layer before
@@ -10,7 +10,8 @@ Shape legend: B examples of a chunk, Q directions, C output channels.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,15 +25,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from comove.attribution.closed_forms import BATCH_NORMS, RULES
 from comove.attribution.folding import Pair, folded
-from comove.attribution.gradient_checks import CONTROL_FLOW, NoPeeking, Uses
+from comove.attribution.gradient_checks import Uses
 from comove.attribution.scalars import Function
-from comove.errors import InputError
+from comove.models import logits_of, without_fast_path
 
-__all__ = ["ClosedForms", "NoClosedFormError", "alone", "by_vmap"]
+__all__ = ["ClosedForms", "RefusedPathError", "by_vmap", "one_at_a_time"]
 
 
-class NoClosedFormError(Exception):
-    """The hooks met something that the closed forms do not cover."""
+class RefusedPathError(Exception):
+    """This way of computing gradients does not hold for the model; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,14 @@ class ClosedForms:
         self._model, self._parameters, self._uses = model, parameters, uses
         self._folds = [fold for pair in pairs if (fold := _fold(pair, uses)) is not None]
         self._of = {name: fold for fold in self._folds for name in fold.names.values()}
-
-    @property
-    def folds(self) -> bool:
-        """Whether any batch norm is folded."""
-        return bool(self._folds)
+        self.check_rows = False
+        """Whether each chunk is checked for layers that see the examples in another order than the batch's."""
 
     def raw(self, inputs: Tensor, labels: Tensor, scalar: Function) -> Iterator[tuple[str, Tensor]]:
         """Yield (key, (B, ...)): gradients of the folded weights, and of the parameters that are not folded.
 
         Raises:
-            NoClosedFormError: a layer is used in a way that hooks cannot see.
+            RefusedPathError: a layer is used in a way that hooks cannot see.
         """
         seen = self._backward(inputs, labels, scalar)
         for fold in self._folds:
@@ -147,7 +145,7 @@ class ClosedForms:
         """Yield (name, (B, *parameter.shape)) in the parameters' order.
 
         Raises:
-            NoClosedFormError: as :meth:`raw`.
+            RefusedPathError: as :meth:`raw`.
         """
         seen = self._backward(inputs, labels, scalar)
         waiting: dict[str, Tensor] = {}
@@ -189,23 +187,58 @@ class ClosedForms:
 
     def _backward(self, inputs: Tensor, labels: Tensor, scalar: Function) -> _Seen:
         calls: list[_Call] = []
-        with ExitStack() as stack, torch.enable_grad():
+        with ExitStack() as stack, torch.enable_grad(), without_fast_path():
             for module in self._modules().values():
                 handle = module.register_forward_hook(partial(_record, calls), with_kwargs=True)
                 stack.callback(handle.remove)
             stack.enter_context(folded([fold.pair for fold in self._folds]))
             stack.enter_context(_affine_batch_norms(self._model))
-            total = scalar(self._model(inputs), labels).sum()
-            edges = [call.edge for call in calls]
-            gradients = torch.autograd.grad(total, edges, allow_unused=True) if edges and total.requires_grad else ()
+            values_B = scalar(logits_of(self._model(inputs)), labels)
+            seen_calls = tuple(calls)  # gradient checkpointing calls the layers again, on the way back
+            edges = [call.edge for call in seen_calls]
+            differentiable = bool(edges) and values_B.requires_grad
+            gradients = _gradients(values_B, edges, retain_graph=self.check_rows) if differentiable else ()
+            if self.check_rows and differentiable:
+                weights_B = _distinct_weights(values_B)
+                _check_rows(gradients, _gradients(values_B * weights_B, edges), weights_B)
         seen: _Seen = {}
-        for call, g in zip(calls, gradients, strict=bool(gradients)):
+        for call, g in zip(seen_calls, gradients, strict=bool(gradients)):
             if len(call.x) != len(inputs) or call.x._version != call.version:
                 what = "changed in place" if len(call.x) == len(inputs) else f"{tuple(call.x.shape)}, not (B, ...)"
-                raise NoClosedFormError(f"the input of a {type(call.module).__name__} is {what}")
+                raise RefusedPathError(f"the input of a {type(call.module).__name__} is {what}")
             if g is not None:
                 seen.setdefault(id(call.module), []).append((call, g))
         return seen
+
+
+def _gradients(
+    values_B: Tensor, edges: Sequence[GradientEdge], *, retain_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(values_B.sum(), edges, allow_unused=True, retain_graph=retain_graph)
+
+
+def _distinct_weights(values_B: Tensor) -> Tensor:
+    """A weight from 1 to 2 for each example, in an order of no meaning."""
+    order = torch.randperm(len(values_B), generator=torch.Generator().manual_seed(0))
+    return (1 + order / max(1, len(order) - 1)).to(values_B)
+
+
+def _check_rows(
+    gradients: Sequence[Tensor | None], weighted: Sequence[Tensor | None], weights_B: Tensor
+) -> None:
+    """Refuse layers whose row b is not example b's: with a weight on each example, row b must have its weight.
+
+    Raises:
+        RefusedPathError: another row has it, or several.
+    """
+    tolerance = 1e-6 if weights_B.dtype == torch.float64 else 1e-3 / max(1, len(weights_B) / 100)
+    for g, weighted_g in zip(gradients, weighted, strict=True):
+        if g is None or weighted_g is None or len(g) != len(weights_B):
+            continue
+        expected = g.flatten(1) * weights_B[:, None]
+        difference_B = torch.linalg.vector_norm(weighted_g.flatten(1) - expected, dim=1)
+        if bool((difference_B > tolerance * torch.linalg.vector_norm(expected, dim=1)).any()):
+            raise RefusedPathError("a layer sees the examples in another order than the batch's")
 
 
 def _record(
@@ -244,24 +277,44 @@ def _affine(layer: Any, x: Tensor) -> Tensor:
     return torch.addcmul(shift.view(shape), x, scale.view(shape))
 
 
-def alone(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, labels: Tensor, scalar: Function
-) -> dict[str, Tensor]:
-    """Return one example's gradients by plain autograd.
+@contextmanager
+def _collecting(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Only these parameters collect gradients within the block; afterwards all is as before."""
+    chosen = {id(parameter) for parameter in parameters.values()}
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, *_ in before:
+            parameter.requires_grad_(id(parameter) in chosen)
+        yield
+    finally:
+        for parameter, required, collected in before:
+            parameter.requires_grad_(required)
+            parameter.grad = collected
 
-    Raises:
-        InputError: the forward pass looks at tensors' values.
+
+def one_at_a_time(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, labels: Tensor, scalar: Function
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return gradients, name -> (B, *parameter.shape), and outputs (B, C), by plain autograd on batches of one.
+
+    It asks nothing of the model but that its backward pass runs; by ``backward``, since reentrant checkpointing has
+    no other way.
     """
-    own = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
-    known = {id(tensor) for tensor in (*own.values(), *model.parameters(), *model.buffers())}
-    with torch.enable_grad():
-        with NoPeeking(known):
-            outputs = functional_call(model, own, (inputs,))
-        total = scalar(outputs, labels).sum()
-        if not total.requires_grad:
-            return {name: torch.zeros_like(parameter) for name, parameter in own.items()}
-        found = torch.autograd.grad(total, list(own.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(own, found, strict=True))
+    found = {name: p.detach().new_zeros(len(inputs), *p.shape) for name, p in parameters.items()}
+    outputs: list[Tensor] = []
+    with _collecting(model, parameters), torch.enable_grad(), without_fast_path():
+        for row in range(len(inputs)):
+            for parameter in model.parameters():
+                parameter.grad = None
+            output = logits_of(model(inputs[row : row + 1]))
+            value = scalar(output, labels[row : row + 1]).sum()
+            if value.requires_grad:
+                torch.autograd.backward(value)
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:
+                    found[name][row] = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            outputs.append(output.detach())
+    return found, torch.cat(outputs)
 
 
 def by_vmap(
@@ -270,18 +323,28 @@ def by_vmap(
     """Return gradients, name -> (B, *parameter.shape), by ``torch.func``.
 
     Raises:
-        InputError: it cannot follow the model.
+        RefusedPathError: it cannot follow the model.
     """
     fixed = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
 
     def single(chosen: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = functional_call(model, {**fixed, **chosen}, (x[None],))
+        outputs = logits_of(functional_call(model, {**fixed, **chosen}, (x[None],)))
         return scalar(outputs, y[None])[0]
 
     chosen = {name: parameter.detach() for name, parameter in parameters.items()}
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused attention kernels have no batching rule
+            stack.enter_context(without_fast_path())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "There is a performance drop")  # true, and nothing to do about
             found: dict[str, Tensor] = vmap(grad(single), (None, 0, 0))(chosen, inputs, labels)
-    except RuntimeError as error:
-        raise InputError(f"{CONTROL_FLOW} torch.func says: {error}") from error
+    except Exception as error:  # whatever a model's own code meets when it is traced
+        raise RefusedPathError(f"torch.func says: {first_line(error)}") from error
     return found
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception of torch says, in one line of at most 160 characters."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 160 else f"{line[:157]}..."

@@ -4,7 +4,7 @@ Two ways (Pearlmutter, 1994). The *R-operator*: forward and backward pass kept o
 forwards and pulls it backwards through them layer by layer (:mod:`comove.attribution.r_operator`). *Autograd*: the
 gradient's graph is built once, and each product is one backward pass through it; for dense networks, which take several
 directions at once, and for models with a step that the R-operator has no rule for. Which one is taken is checked, not
-assumed: a product over two examples is computed both ways first.
+assumed: a product over a few examples is computed both ways first, and must be that of a symmetric matrix.
 
 Shape legend: P parameter entries, K vectors, N examples.
 """
@@ -12,18 +12,22 @@ Shape legend: P parameter entries, K vectors, N examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from comove.attribution.double_backward import TwiceDifferentiable
 from comove.attribution.folded_kernels import Kernels, NoRuleError
+from comove.attribution.gradient_paths import first_line
 from comove.attribution.gradients import Batches, PerExampleGradients
+from comove.attribution.inner_products import flat_rows
 from comove.attribution.r_operator import Tape
 from comove.attribution.recording import record
 from comove.errors import InputError, NonFiniteError
+from comove.models import logits_of, without_fast_path
 
 __all__ = ["Hessian", "flatten", "unflatten"]
 
@@ -36,6 +40,8 @@ SMALL_WORK = 100_000_000
 sharing out its tiny operations costs more than it saves."""
 BATCHED = (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Flatten, nn.Identity, nn.Dropout, nn.LayerNorm)
 """Models of these layers alone take several vectors at once: their products are too small to keep a processor busy."""
+CHECKED = 4
+"""Examples over which a product is checked."""
 
 
 def flatten(parts: Collection[Tensor]) -> Tensor:
@@ -63,7 +69,8 @@ class Hessian:
         path: how products are computed, and why.
 
     Raises:
-        InputError: a module in training mode, or a limit below 1.
+        InputError: a module in training mode, or a limit below 1; a model that torch cannot differentiate twice, or
+            does wrongly, which shows in a matrix that is not symmetric.
 
     Example:
         >>> gradients = PerExampleGradients(nn.Linear(3, 2).eval())
@@ -82,13 +89,16 @@ class Hessian:
         self._gradients, self._data = gradients, data
         self._parameters = list(gradients.parameters.values())
         self.size = gradients.size
+        gradients.check(data)
         layers = [module for module in gradients.model.modules() if not any(module.children())]
         self._batched = all(isinstance(layer, BATCHED) for layer in layers)
-        reason = "a dense network" if self._batched else self._refusal()
+        self._few = slice(0, min(CHECKED, len(data)) if not gradients.batches_matter else 1)
+        by_graph = self._checked_product()
+        reason = "a dense network" if self._batched else self._refusal(by_graph)
         self.path = f"autograd: {reason}" if reason else "R-operator"
         each = self._bytes_an_example(not reason)
         limit = CHUNK if self._parameters[0].device.type == "cpu" else len(data)
-        count = max(1, min(limit, memory // each))
+        count = 1 if gradients.batches_matter else max(1, min(limit, memory // each))
         self._chunks = [slice(start, min(start + count, len(data))) for start in range(0, len(data), count)]
         keep = len(data) * each <= memory
         self._kept = [self._graph(part) for part in self._chunks] if keep and reason else None
@@ -101,34 +111,65 @@ class Hessian:
             NonFiniteError: a product is NaN or infinite.
         """
         if vectors.ndim == 2 and not self._batched:
-            return torch.stack([self(vector) for vector in vectors])
+            return torch.stack([self(vector) for vector in vectors]) if len(vectors) else vectors.clone()
         total = self._by_tapes(vectors) if self.path == "R-operator" else self._by_graphs(vectors)
         if not torch.isfinite(total).all():
             raise NonFiniteError("A Hessian-vector product is NaN or infinite: check the checkpoint and its losses.")
         return total
 
-    def _refusal(self) -> str:
-        """Why the R-operator does not do for this model, seen from a scalar that is well-conditioned; else nothing."""
-        first = slice(0, min(2, len(self._data)))
+    def _probe(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """A scalar whose Hessian is well-conditioned and sees every output."""
+        weights = torch.linspace(1, 2, outputs[0].numel(), dtype=outputs.dtype, device=outputs.device)
+        return outputs.flatten(1).square() @ weights
 
-        def probe(outputs: Tensor, labels: Tensor) -> Tensor:
-            weights = torch.linspace(1, 2, outputs[0].numel(), dtype=outputs.dtype, device=outputs.device)
-            return outputs.flatten(1).square() @ weights
-
+    def _direction(self) -> Tensor:
+        """A direction in which every parameter moves as far as any other."""
         generator = torch.Generator().manual_seed(0)
-        direction = torch.randn(self.size, generator=generator).to(self._parameters[0])
+        parts = [torch.randn(p.shape, generator=generator).to(p.detach()) for p in self._parameters]
+        return flatten([part / torch.linalg.vector_norm(part) for part in parts])
+
+    def _checked_product(self) -> Tensor:
+        """The product of autograd over a few examples with a direction, after a look at what autograd does.
+
+        Raises:
+            InputError: the matrix is not symmetric.
+        """
+        direction, grads = self._direction(), self._graph(self._few, self._probe)
+
+        def product(vector: Tensor) -> Tensor:
+            return self._product(grads, list(unflatten(vector, self._gradients.parameters).values()), False)
+
+        found = product(direction)
+        norm = torch.linalg.vector_norm(found)
+        if norm > 0 and torch.isfinite(norm):
+            # With u = Hv / |Hv| the two sides of u'Hv = v'Hu are as large as they can be.
+            back = product(found / norm) @ direction
+            if not bool((back - norm).abs() <= self._tolerance * norm):
+                suspects = [
+                    name for name, module in self._gradients.model.named_modules() if hasattr(module, "parametrizations")
+                ]
+                where = f" Look at the parametrised {', '.join(suspects[:4])}." if suspects else ""
+                raise InputError(
+                    f"The Hessian that torch computes for this model is not symmetric (u'Hv is {float(norm):.6g}, v'Hu "
+                    f"{float(back):.6g}): the second derivative of one of its operations is wrong.{where} Write that "
+                    "operation out in elementary ones, or use a method without second derivatives (TRAK, TracIn)."
+                )
+        return found
+
+    @property
+    def _tolerance(self) -> float:
+        return 1e-6 if self._parameters[0].dtype == torch.float64 else 1e-2
+
+    def _refusal(self, true: Tensor) -> str:
+        """Why the R-operator does not do for this model, seen from the product of autograd; else nothing."""
         try:
-            ours = self._along(*self._tapes([first], probe), direction)
+            ours = self._along(*self._tapes([self._few], self._probe), self._direction())
         except NoRuleError as error:
             return str(error)
-        with torch.enable_grad():  # one scalar: torch loads sympy, for seconds, when it is handed vectors
-            along = flatten(self._graph(first, probe)) @ direction
-        true = torch.zeros_like(direction)
-        if along.requires_grad:
-            true = flatten(torch.autograd.grad(along, self._parameters, allow_unused=True, materialize_grads=True))
+        except Exception as error:  # whatever a model's own code meets while it is recorded
+            return f"the R-operator cannot follow the forward pass ({type(error).__name__})"
         difference = torch.linalg.vector_norm(ours - true)
-        tolerance = 1e-6 if direction.dtype == torch.float64 else 1e-2
-        fits = bool(difference <= tolerance * torch.linalg.vector_norm(true))
+        fits = bool(difference <= self._tolerance * torch.linalg.vector_norm(true))
         return "" if fits else "the R-operator gives another product for this model"
 
     # --- the R-operator ---
@@ -175,34 +216,53 @@ class Hessian:
     def _product(self, grads: tuple[Tensor, ...], directions: list[Tensor], batched: bool) -> Tensor:
         pairs = [(g, v) for g, v in zip(grads, directions, strict=True) if g.requires_grad]
         if not pairs:  # a loss linear in the parameters
-            return torch.zeros_like(torch.cat([v.flatten(int(batched)) for v in directions], -1))
-        found = torch.autograd.grad(
-            [g for g, _ in pairs],
-            self._parameters,
-            [v for _, v in pairs],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+            return torch.zeros_like(_joined(directions, batched))
+        try:
+            found = torch.autograd.grad(
+                [g for g, _ in pairs],
+                self._parameters,
+                [v for _, v in pairs],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            raise _no_second_derivative(error) from error
         filled = [torch.zeros_like(v) if h is None else h for h, v in zip(found, directions, strict=True)]
-        return torch.cat([h.flatten(int(batched)) for h in filled], -1)
+        return _joined(filled, batched)
 
     def _graph(self, part: slice, scalar: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
         """The gradient of the chunk's share of the mean loss, with its graph."""
         inputs, total = self._inputs(part), self._total(part, scalar)
-        with torch.enable_grad(), TwiceDifferentiable():
-            found = torch.autograd.grad(
-                total(self._gradients.model(inputs)), self._parameters, create_graph=True, allow_unused=True
-            )
+        try:
+            with torch.enable_grad(), self._differentiable(), TwiceDifferentiable():
+                value = total(logits_of(self._gradients.model(inputs)))
+                found = (
+                    torch.autograd.grad(value, self._parameters, create_graph=True, allow_unused=True)
+                    if value.requires_grad
+                    else [None] * len(self._parameters)
+                )
+        except (RuntimeError, NotImplementedError) as error:
+            raise _no_second_derivative(error) from error
         return tuple(
             p.detach().new_zeros(p.shape) if g is None else g for p, g in zip(self._parameters, found, strict=True)
         )
+
+    @contextmanager
+    def _differentiable(self) -> Iterator[None]:
+        """Keep to kernels that have a second derivative: not fused attention, not cuDNN's recurrent layers."""
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(without_fast_path())
+            if any(isinstance(module, nn.RNNBase) for module in self._gradients.model.modules()):
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # type: ignore[no-untyped-call]
+            yield
 
     # --- both ---
 
     def _inputs(self, part: slice) -> Tensor:
         inputs = self._data.inputs(part)
-        if inputs.ndim == 4 and inputs.is_floating_point():
+        if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
             inputs = inputs.contiguous(memory_format=torch.channels_last)  # convolutions run fastest on this
         return inputs
 
@@ -229,6 +289,19 @@ class Hessian:
             sizes.append(sum(seen.values()))
             del held
         return max(1, sizes[1] - sizes[0])
+
+
+def _joined(parts: Collection[Tensor], batched: bool) -> Tensor:
+    """Flat vectors (P,), or (K, P) of parts that are batched."""
+    return torch.cat([flat_rows(part) if batched else part.reshape(-1) for part in parts], -1)
+
+
+def _no_second_derivative(error: Exception) -> InputError:
+    return InputError(
+        f"Influence by the Hessian needs second derivatives, which torch has not for this model: {first_line(error)} "
+        "Replace that layer by one of elementary operations (gradient checkpointing: switch it off, or "
+        "use_reentrant=False), or use a method without second derivatives (TRAK, TracIn, Grad-Dot)."
+    )
 
 
 @contextmanager

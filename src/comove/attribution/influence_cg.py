@@ -16,12 +16,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comove.attribution.arnoldi import check_number, hessian_resident
-from comove.attribution.base import Attributor, Queries
+from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.gradients import Batches, Part, PerExampleGradients
+from comove.attribution.gradient_paths import first_line
 from comove.attribution.hessian import Hessian, unflatten
+from comove.attribution.inner_products import flat_rows
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_seed
 from comove.sources import Source
@@ -85,15 +87,22 @@ def conjugate_gradients(
     return Solution(solution, steps, squares <= goal, negative)
 
 
-def _doubled(whole: Resident) -> Part:
-    return Part(whole, 0, len(whole), torch.float64)
+def _in_double(model: nn.Module, data: Resident) -> tuple[nn.Module, str]:
+    """The model in float64 and that it is; or as it was, where its forward pass casts by itself, and why."""
+    try:
+        with torch.no_grad():
+            model.double()(Part(data, 0, 1, torch.float64).inputs(slice(0, 1)))
+    except RuntimeError as error:
+        return model.float(), f"float32, since the forward pass does not run in float64: {first_line(error)}"
+    return model, "float64"
 
 
 @dataclass(frozen=True)
 class InfluenceCG(Attributor):
     """Influence functions by conjugate gradients (Koh and Liang, ICML 2017): the yardstick on small models.
 
-    At the last checkpoint of each run, batch norm in evaluation mode, everything in float64. A network's Hessian has
+    At the last checkpoint of each run, batch norm in evaluation mode, everything in float64 (in the model's own
+    precision where it casts by itself, as ``info["precision"]`` says). A network's Hessian has
     negative eigenvalues; with ``damping`` below their size a query can meet one, and its solve stops there.
     ``info`` lists these queries (``negative_curvature``) and those out of steps (``unconverged``), by id, and the
     largest number of steps taken.
@@ -134,38 +143,45 @@ class InfluenceCG(Attributor):
     def _scores(self, state: tuple[Source, ...], queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         terms = []
         troubled: dict[str, set[int]] = {"unconverged": set(), "negative_curvature": set()}
-        steps = 0
+        steps, notes = 0, []
         for source in state:
-            term_NQ, solved = self._one_run(source, queries)
+            term_NQ, solved, note = self._one_run(source, queries)
             terms.append(term_NQ)
+            notes.append(note)
             bent = torch.cat([part.negative_curvature for part in solved]).cpu().numpy()
             done = torch.cat([part.converged for part in solved]).cpu().numpy()
             troubled["negative_curvature"].update(queries.ids[bent].tolist())
             troubled["unconverged"].update(queries.ids[~done & ~bent].tolist())
             steps = max(steps, *(int(part.steps.max()) for part in solved))
         values: npt.NDArray[np.float32] = torch.stack(terms).mean(0).to("cpu", torch.float32).numpy()
-        return values, {**{name: sorted(ids) for name, ids in troubled.items()}, "steps": steps}
+        found = {name: sorted(ids) for name, ids in troubled.items()}
+        return values, {**found, "steps": steps, **said_once(notes)}
 
-    def _one_run(self, source: Source, queries: Queries) -> tuple[Tensor, list[Solution]]:
+    def _one_run(self, source: Source, queries: Queries) -> tuple[Tensor, list[Solution], dict[str, str]]:
         device, run = resolve_device(), run_of(source)
-        gradients = PerExampleGradients(run.load_model(device=device).double())
-        number = len(source.trace.train_ids) if self.hessian_examples == "all" else int(self.hessian_examples)
-        hessian = Hessian(gradients, _doubled(hessian_resident(source, number, self.seed, device)))
-        train = _doubled(training_resident(source, device))
+        train = training_resident(source, device)
+        model, precision = _in_double(run.load_model(device=device), train)
+        dtype = next(model.parameters()).dtype
+        train = Part(train, 0, len(train), dtype)
+        gradients = PerExampleGradients(model, check_on=train)
+        number = len(train) if self.hessian_examples == "all" else int(self.hessian_examples)
+        held = hessian_resident(source, number, self.seed, device)
+        hessian = Hessian(gradients, Part(held, 0, len(held), dtype))
         asked = query_resident(source, queries, device)
         block = max(1, MEMORY // (VECTORS * 8 * gradients.size))
         columns, solved = [], []
         for start in range(0, len(asked), block):
             solution = self._solve(
-                hessian, gradients, Part(asked, start, min(start + block, len(asked)), torch.float64)
+                hessian, gradients, Part(asked, start, min(start + block, len(asked)), dtype)
             )
             directions = unflatten(solution.vectors, gradients.parameters)
             columns.append(gradients.inner_products(train, directions).cpu())
             solved.append(solution)
-        return torch.cat(columns, 1), solved
+        note = {"gradients": str(gradients.paths), "products": hessian.path, "precision": precision}
+        return torch.cat(columns, 1), solved, note
 
     def _solve(self, hessian: Hessian, gradients: PerExampleGradients, asked: Batches) -> Solution:
-        targets_BP = torch.cat([part.flatten(1) for part in gradients.collect(asked).values()], 1)
+        targets_BP = torch.cat([flat_rows(part) for part in gradients.collect(asked).values()], 1)
         return conjugate_gradients(
             lambda vectors: hessian(vectors).add_(vectors, alpha=self.damping),
             targets_BP,

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["InnerProducts"]
+__all__ = ["InnerProducts", "flat_rows"]
 
 SMALL = 2048
 """Parameters of fewer entries are multiplied together: their products are too small to keep a processor busy."""
@@ -35,7 +35,7 @@ class InnerProducts:
     def __init__(self, directions: Mapping[str, Tensor]) -> None:
         self._small = [key for key, matrix in directions.items() if matrix[0].numel() < SMALL]
         self._large = {key: matrix for key, matrix in directions.items() if key not in self._small}
-        small = [directions[key].flatten(1) for key in self._small]
+        small = [flat_rows(directions[key]) for key in self._small]
         self._add_small = _accumulator(torch.cat(small, 1)) if small else None
         self._add: dict[str, tuple[list[int], Add]] = {}
 
@@ -44,7 +44,7 @@ class InnerProducts:
         kept: dict[str, Tensor] = {}
         for key, gradient in gradients:
             if key in self._small:
-                kept[key] = gradient.flatten(1)
+                kept[key] = flat_rows(gradient)
                 continue
             if key not in self._add:
                 order = _order_in_memory(gradient)
@@ -54,6 +54,11 @@ class InnerProducts:
             add(products_BQ, gradient.permute(order).flatten(1))
         if self._add_small is not None:
             self._add_small(products_BQ, torch.cat([kept[key] for key in self._small], 1))
+
+
+def flat_rows(gradient: Tensor) -> Tensor:
+    """Return (B, ...) as (B, entries), also where each example has one number and no dimension."""
+    return gradient.reshape(len(gradient), -1)
 
 
 def _order_in_memory(gradient: Tensor) -> list[int]:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from comove.attribution.inner_products import flat_rows
 from comove.errors import InputError
 
 __all__ = ["FastJL", "Identity", "Kind", "Layers", "Projection", "Projector", "Rademacher", "Sparse"]
@@ -96,7 +97,7 @@ class Sparse(_Kept):
         total_KB: Tensor | None = None
         for name, gradient in grads:
             entries, starts, signs = self._bags[name]
-            flat_PB = gradient.flatten(1).T.contiguous()
+            flat_PB = flat_rows(gradient).T.contiguous()
             part_KB = F.embedding_bag(entries, flat_PB, starts, mode="sum", per_sample_weights=signs.to(flat_PB.dtype))
             total_KB = part_KB if total_KB is None else total_KB.add_(part_KB)
         assert total_KB is not None
@@ -151,7 +152,7 @@ class Rademacher(_Kept):
         """Return the projections (B, K)."""
         total_BK: Tensor | None = None
         for name, gradient in grads:
-            flat_BP, signs_PK = gradient.flatten(1), self._signs[name]
+            flat_BP, signs_PK = flat_rows(gradient), self._signs[name]
             total_BK = flat_BP @ signs_PK if total_BK is None else total_BK.addmm_(flat_BP, signs_PK)
         assert total_BK is not None
         return total_BK
@@ -167,7 +168,7 @@ class Identity(_Kept):
 
     def project(self, grads: Layers, model_id: int = 0) -> Tensor:
         """Return the flat gradients (B, K)."""
-        return torch.cat([gradient.flatten(1) for _, gradient in grads], 1)
+        return torch.cat([flat_rows(gradient) for _, gradient in grads], 1)
 
 
 class FastJL(_Kept):
@@ -203,7 +204,7 @@ class FastJL(_Kept):
 
     def project(self, grads: Layers, model_id: int = 0) -> Tensor:
         """Return the projections (B, K)."""
-        flat = torch.cat([gradient.flatten(1) for _, gradient in grads], 1)
+        flat = torch.cat([flat_rows(gradient) for _, gradient in grads], 1)
         projected: Tensor = self._inner.project(flat.float().contiguous(), model_id=0)
         return projected.mul_(self._scale)
 

@@ -19,8 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from comove.attribution.base import Attributor, Queries
-from comove.attribution.gradients import Batches, Part, PerExampleGradients
+from comove.attribution.base import Attributor, Queries, said_once
+from comove.attribution.gradients import Batches, Part, PerExampleGradients, check_finite
+from comove.attribution.inner_products import flat_rows
 from comove.attribution.projectors import Sparse
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_choice, check_seed
@@ -42,7 +43,12 @@ def spread(kept: Sequence[Checkpoint], number: Literal["all"] | int) -> tuple[Ch
 
 
 def run_gradients(
-    run: Run, checkpoint: Checkpoint, device: torch.device | str = "cpu", *, last_layer: bool = False
+    run: Run,
+    checkpoint: Checkpoint,
+    device: torch.device | str = "cpu",
+    *,
+    last_layer: bool = False,
+    check_on: Batches | None = None,
 ) -> PerExampleGradients:
     """Return the stream of loss gradients of a run's network at one of its checkpoints.
 
@@ -51,6 +57,7 @@ def run_gradients(
         checkpoint: one of them.
         device: where to compute.
         last_layer: only the parameters of the last layer that has any.
+        check_on: as of :class:`PerExampleGradients`; best the training examples.
 
     Raises:
         CorruptFileError: the checkpoint holds another network's weights.
@@ -61,7 +68,7 @@ def run_gradients(
     if last_layer:
         owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
         chosen = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] == owners[-1]]
-    return PerExampleGradients(model, "loss", parameters=chosen)
+    return PerExampleGradients(model, "loss", parameters=chosen, check_on=check_on)
 
 
 def similarity(gradients: PerExampleGradients, train: Batches, queries: Batches, *, cosine: bool = False) -> Tensor:
@@ -76,7 +83,7 @@ def similarity(gradients: PerExampleGradients, train: Batches, queries: Batches,
         norms_N = next(iter(directions.values())).new_zeros(len(train)) if cosine else None
         products_NQ = gradients.inner_products(train, directions, squared_norms=norms_N)
         if norms_N is not None:
-            norms_Q = sum(matrix.flatten(1).square().sum(1) for matrix in directions.values())
+            norms_Q = sum(flat_rows(matrix).square().sum(1) for matrix in directions.values())
             products_NQ = _cosines(products_NQ, norms_N, torch.as_tensor(norms_Q))
         columns.append(products_NQ)
     return torch.cat(columns, 1)
@@ -93,6 +100,7 @@ def projected(gradients: PerExampleGradients, data: Batches, dimension: int, see
     features_NK = first.new_zeros(len(data), dimension)
     for part, chunk in gradients.stream(data):
         features_NK[part] = projector.project(chunk)
+    check_finite({"gradient": features_NK}, data)
     return features_NK
 
 
@@ -125,10 +133,10 @@ class _GradientSimilarity(Attributor):
     def _weights(self, run: Run) -> list[tuple[Checkpoint, float]]:
         """The checkpoints used, and the factor of each."""
 
-    def _at(self, source: Source) -> Iterator[tuple[float, PerExampleGradients]]:
-        run = run_of(source)
+    def _at(self, source: Source, train: Resident) -> Iterator[tuple[float, PerExampleGradients]]:
+        run, last = run_of(source), self.last_layer
         for checkpoint, weight in self._weights(run):
-            yield weight, run_gradients(run, checkpoint, resolve_device(), last_layer=self.last_layer)
+            yield weight, run_gradients(run, checkpoint, train.device, last_layer=last, check_on=train)
 
     def _fit(self, sources: tuple[Source, ...]) -> tuple[_Fitted, ...]:
         return tuple(
@@ -140,14 +148,14 @@ class _GradientSimilarity(Attributor):
         """With a projection, that of the training gradients at each checkpoint: fitted once, for any queries."""
         if not self.projection:
             return ()
-        return tuple(projected(gradients, train, self.projection, self.seed) for _, gradients in self._at(source))
+        return tuple(projected(gradients, train, self.projection, self.seed) for _, gradients in self._at(source, train))
 
     def _scores(self, state: tuple[_Fitted, ...], queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         total_NQ = torch.zeros(())
-        info: dict[str, Any] = {}
+        used, notes = 0, []
         for source, train, features in state:
             asked = query_resident(source, queries, train.device)
-            for index, (weight, gradients) in enumerate(self._at(source)):
+            for index, (weight, gradients) in enumerate(self._at(source, train)):
                 if features:
                     train_NK = features[index]
                     query_QK = projected(gradients, asked, self.projection, self.seed)
@@ -157,8 +165,9 @@ class _GradientSimilarity(Attributor):
                 else:
                     term_NQ = similarity(gradients, train, asked, cosine=self.cosine)
                 total_NQ = total_NQ + term_NQ.mul_(weight).cpu()
-                info = {"gradients": str(gradients.paths), "used_checkpoints": index + 1}
-        return (total_NQ / len(state)).to(torch.float32).numpy(), info
+                used = index + 1
+                notes.append({"gradients": str(gradients.paths)})
+        return (total_NQ / len(state)).to(torch.float32).numpy(), {**said_once(notes), "used_checkpoints": used}
 
     def _self_influence(self, state: tuple[_Fitted, ...]) -> npt.NDArray[np.float32] | None:
         """sum_i lr_i |grad l(theta_i, z_m)|^2, exact whatever the projection; cosines with itself say nothing."""
@@ -166,7 +175,7 @@ class _GradientSimilarity(Attributor):
             return None
         total_N = torch.zeros(())
         for source, train, _ in state:
-            for weight, gradients in self._at(source):
+            for weight, gradients in self._at(source, train):
                 total_N = total_N + gradients.squared_norms(train).mul_(weight).cpu()
         return (total_N / len(state)).to(torch.float32).numpy()
 

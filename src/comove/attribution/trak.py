@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from comove.attribution.base import Attributor, Queries
+from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.projectors import KINDS, Kind, Projection
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.attribution.tracin import spread
@@ -105,6 +105,7 @@ class _Model:
 
     source: Source
     checkpoint: Checkpoint
+    train: Resident
     folder: Path
     factor: Tensor  # (K, K) float64
     one_minus_p: Float64  # (N,)
@@ -213,12 +214,12 @@ class TRAK(Attributor):
                 models.append(self._model(source, checkpoint, data, folder.path))
         return _State(folder, tuple(models))
 
-    def _featuriser(self, source: Source, checkpoint: Checkpoint, device: torch.device) -> Featuriser:
+    def _featuriser(self, source: Source, checkpoint: Checkpoint, train: Resident) -> Featuriser:
         projection = Projection(self.projector, self.proj_dim, self.nonzeros, self.seed)
-        return Featuriser(run_of(source), checkpoint, projection, source.trace.train_ids.size, device, self.batch)
+        return Featuriser(run_of(source), checkpoint, projection, len(train), train.device, self.batch, train)
 
     def _model(self, source: Source, checkpoint: Checkpoint, data: Resident, cache: Path) -> _Model:
-        featuriser = self._featuriser(source, checkpoint, data.device)
+        featuriser = self._featuriser(source, checkpoint, data)
         folder, blocks = feature_blocks(featuriser, data, cache)
         gram_KK = torch.zeros(featuriser.dimension, featuriser.dimension, dtype=torch.float64, device=data.device)
         rest: list[Float32] = []
@@ -228,20 +229,22 @@ class TRAK(Attributor):
             rest.append(rest_B)
         factor_KK = cholesky_of(gram_KK, self.ridge)
         scale = 1.0 if self.scale == "margin" else 1 / torch.cholesky_inverse(factor_KK).abs().mean().item()
-        return _Model(source, checkpoint, folder, factor_KK, np.concatenate(rest).astype(np.float64), scale)
+        return _Model(source, checkpoint, data, folder, factor_KK, np.concatenate(rest).astype(np.float64), scale)
 
     def _scores(self, state: _State, queries: Queries) -> tuple[Float32, dict[str, Any]]:
         weight_N = state.mean_one_minus_p() / len(state.models)
         total_NQ = np.zeros((weight_N.size, queries.ids.size), np.float32)
         notes: dict[str, Any] = {"used_checkpoints": len(state.models)}
+        ways: list[dict[str, str]] = []
         for model in state.models:
             data = query_resident(model.source, queries, model.factor.device)
-            featuriser = self._featuriser(model.source, model.checkpoint, data.device)
+            featuriser = self._featuriser(model.source, model.checkpoint, model.train)
             query_QK = np.concatenate([featuriser.block(data, start)[0] for start in range(0, len(data), BLOCK)])
             model.add_kernel(total_NQ, query_QK)
-            notes |= {"projected_to": featuriser.dimension, "gradients": str(featuriser.gradients.paths)}
+            notes["projected_to"] = featuriser.dimension
+            ways.append({"gradients": str(featuriser.gradients.paths)})
         total_NQ *= weight_N.astype(np.float32)[:, None]
-        return total_NQ, notes
+        return total_NQ, {**notes, **said_once(ways)}
 
     def _self_influence(self, state: _State) -> Float32:
         kernel_N = np.stack([model.diagonal() for model in state.models]).mean(0)

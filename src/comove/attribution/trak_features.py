@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from comove.attribution.gradients import Part, PerExampleGradients, margin
 from comove.attribution.projectors import Layers, Projection, Projector
 from comove.errors import NonFiniteError, some
+from comove.models import logits_of
 from comove.store import claim_folder, digest, new_folder, read_arrays, versions, write_arrays
 from comove.training import Checkpoint, Resident, Run
 
@@ -51,8 +52,8 @@ class _GradientComputer:
         self._outputs = torch.empty(0)
         gradients.model.register_forward_hook(self._keep)  # 1 - p without a second forward pass
 
-    def _keep(self, module: nn.Module, args: object, outputs: Tensor) -> None:
-        self._outputs = outputs.detach()
+    def _keep(self, module: nn.Module, args: object, outputs: object) -> None:
+        self._outputs = logits_of(outputs).detach()
 
     def load_model_params(self, model: nn.Module) -> None:
         """Nothing to do: the model is held."""
@@ -62,10 +63,10 @@ class _GradientComputer:
 
     def compute_loss_grad(self, batch: Batch) -> Tensor:
         _, part, chunk = batch
-        if self.gradients.paths.fallback:  # what the hook saw was a single example under vmap
-            with torch.no_grad():
-                self.gradients.model(part.inputs(chunk))
-        return torch.sigmoid(-margin(self._outputs, part.labels[chunk]))[:, None]  # 1 - p, exact for small values
+        outputs = self._outputs
+        if self.gradients.paths.way != "closed forms":  # what the hook saw was a single example
+            outputs = self.gradients.outputs(part.inputs(chunk))
+        return torch.sigmoid(-margin(outputs, part.labels[chunk]))[:, None]  # 1 - p, exact for small values
 
 
 class _Store:
@@ -127,6 +128,7 @@ class Featuriser:
         examples: the number of training examples.
         device: where to compute.
         batch: examples whose gradients are held at once, at most.
+        check_on: as of :class:`PerExampleGradients`; best the training examples.
 
     Attributes:
         gradients: the stream of margin gradients.
@@ -144,12 +146,13 @@ class Featuriser:
         examples: int,
         device: torch.device,
         batch: int = BATCH,
+        check_on: Resident | None = None,
     ) -> None:
         self.run, self.checkpoint, self.projection = run, checkpoint, projection
         self.examples, self.device = examples, device
         model = run.load_model(checkpoint, device)
         model.to(memory_format=torch.channels_last)  # convolutions run fastest on this
-        self.gradients = PerExampleGradients(model, "margin", batch=batch)
+        self.gradients = PerExampleGradients(model, "margin", batch=batch, check_on=check_on)
         self.dimension = projection.dimension(examples, self.gradients.size)
 
     @cached_property

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from comove.attribution.gradients import Batches, PerExampleGradients
+from comove.attribution.inner_products import flat_rows
 from comove.attribution.tracin import run_gradients, spread
 from comove.coreset import Coreset, Selector, selector
 from comove.data import Splits
@@ -143,7 +144,7 @@ def alignment(
     per_class, counts = class_means(gradients, validation, classes)
     whole = {name: _weighted(means, counts) for name, means in per_class.items()}
     directions = {name: torch.cat([whole[name][None], per_class[name]]) for name in whole}
-    norms = torch.as_tensor(sum(matrix.flatten(1).square().sum(1) for matrix in directions.values())).sqrt()
+    norms = torch.as_tensor(sum(flat_rows(matrix).square().sum(1) for matrix in directions.values())).sqrt()
     squared_norms = norms.new_zeros(len(coreset))
     products = gradients.inner_products(coreset, directions, squared_norms=squared_norms)
     tiny = torch.finfo(products.dtype).tiny

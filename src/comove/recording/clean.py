@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from comove.models import without_fast_path
+
 __all__ = ["clean_pass"]
 
 
@@ -27,7 +29,7 @@ def clean_pass(model: nn.Module) -> Iterator[None]:
     # Users' augmentation may draw from Python's and NumPy's global generators.
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), without_fast_path():
         model.eval()
         try:
             yield

@@ -19,6 +19,7 @@ from torch import nn
 
 from comove.data import ExampleSet
 from comove.errors import InputError, did_you_mean
+from comove.models import without_fast_path
 from comove.training.augment import draw_flip_crop, flip_crop
 from comove.training.randomness import generator_for, seeded
 from comove.training.recipe import Recipe
@@ -302,7 +303,7 @@ def evaluate(
     try:
         for start in range(0, len(data), batch_size):
             part = slice(start, min(start + batch_size, len(data)))
-            with torch.no_grad():
+            with torch.no_grad(), without_fast_path():
                 logits = model(data.inputs(part))
             yield np.arange(part.start, part.stop), logits, data.labels[part]
     finally:
