@@ -253,7 +253,7 @@ def _adaptive_max_pool(input: Tensor, output_size: Any, return_indices: bool = F
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """The weight g v / |v|, norms over all dimensions but ``dim``; torch's fused kernel has a wrong second derivative."""
+    """The weight g v / |v|, norms over all dimensions but ``dim``; torch's kernel has a wrong second derivative."""
     norm: Tensor = torch.norm_except_dim(v, 2, dim)
     return v * (g / norm)
 

@@ -182,8 +182,8 @@ def check_deterministic(model: nn.Module, forward: Callable[[], Tensor]) -> Tens
     raise InputError(
         f"Called twice on the same inputs in evaluation mode, the model gives different outputs, and {where} is where "
         "they come to differ: it draws random numbers (dropout applied by hand? use nn.Dropout, or "
-        "F.dropout(..., training=self.training)) or keeps a state. Scores would be chance; switch that off in evaluation "
-        "mode."
+        "F.dropout(..., training=self.training)) or keeps a state. Scores would be chance; switch that off in "
+        "evaluation mode."
     )
 
 

@@ -33,7 +33,7 @@ __all__ = ["ClosedForms", "RefusedPathError", "by_vmap", "one_at_a_time"]
 
 
 class RefusedPathError(Exception):
-    """This way of computing gradients does not hold for the model; the message says why."""
+    """A way of computing gradients does not hold for the model; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,7 @@ def _distinct_weights(values_B: Tensor) -> Tensor:
     return (1 + order / max(1, len(order) - 1)).to(values_B)
 
 
-def _check_rows(
-    gradients: Sequence[Tensor | None], weighted: Sequence[Tensor | None], weights_B: Tensor
-) -> None:
+def _check_rows(gradients: Sequence[Tensor | None], weighted: Sequence[Tensor | None], weights_B: Tensor) -> None:
     """Refuse layers whose row b is not example b's: with a weight on each example, row b must have its weight.
 
     Raises:

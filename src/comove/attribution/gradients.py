@@ -1,7 +1,7 @@
 r"""G[b] = d s(f(x_b), y_b) / d theta: per-example gradients of a scalar of the model's output, chunk by chunk.
 
-Three ways. *Closed forms*: one batched forward and one backward that asks for nothing but the gradients g of the layers'
-outputs; each layer's per-example gradient then follows from g and the layer's input x (for a linear layer
+Three ways. *Closed forms*: one batched forward and one backward that asks for nothing but the gradients g of the
+layers' outputs; each layer's per-example gradient then follows from g and the layer's input x (for a linear layer
 sum_t g_t x_t', for a convolution one weight-gradient call with groups = batch). *torch.func*: ``vmap(grad)``. *One
 example at a time*: plain autograd, which always holds. Which one is taken is checked, not assumed: several examples,
 in another order and batch size than the run's, go through a faster way and through plain autograd, and where that
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,17 @@ from comove.attribution.scalars import SCALARS, Scalar, cross_entropy, margin
 from comove.errors import ComoveError, InputError, NonFiniteError, some
 from comove.models import logits_of, without_fast_path
 
-__all__ = ["Batches", "Part", "Paths", "PerExampleGradients", "Scalar", "check_finite", "cross_entropy", "ids_of", "margin"]
+__all__ = [
+    "Batches",
+    "Part",
+    "Paths",
+    "PerExampleGradients",
+    "Scalar",
+    "check_finite",
+    "cross_entropy",
+    "ids_of",
+    "margin",
+]
 
 MEMORY, MEMORY_ON_GPU = 256 << 20, 2 << 30
 """Bytes that a chunk's gradients may take."""
@@ -535,8 +545,8 @@ def check_finite(found: Mapping[str, Tensor], data: Batches, rows: Sequence[int]
             places = [int(row) if rows is None else rows[int(row)] for row in bad]
             raise NonFiniteError(
                 f"The gradients of {len(places)} examples are NaN or infinite ({name}), of ids "
-                f"{some(ids_of(data, places))}. Look at these inputs; else the run diverged (use an earlier checkpoint, "
-                "or a smaller learning rate), or the model has no derivative there (a square root or a norm at 0)."
+                f"{some(ids_of(data, places))}. Look at these inputs; else the run diverged (use an earlier "
+                "checkpoint, or a smaller learning rate), or the model has no derivative there (a square root at 0)."
             )
 
 

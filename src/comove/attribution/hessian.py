@@ -146,7 +146,9 @@ class Hessian:
             back = product(found / norm) @ direction
             if not bool((back - norm).abs() <= self._tolerance * norm):
                 suspects = [
-                    name for name, module in self._gradients.model.named_modules() if hasattr(module, "parametrizations")
+                    name
+                    for name, module in self._gradients.model.named_modules()
+                    if hasattr(module, "parametrizations")
                 ]
                 where = f" Look at the parametrised {', '.join(suspects[:4])}." if suspects else ""
                 raise InputError(

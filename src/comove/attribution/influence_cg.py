@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from comove.attribution.arnoldi import check_number, hessian_resident
 from comove.attribution.base import Attributor, Queries, said_once
-from comove.attribution.gradients import Batches, Part, PerExampleGradients
 from comove.attribution.gradient_paths import first_line
+from comove.attribution.gradients import Batches, Part, PerExampleGradients
 from comove.attribution.hessian import Hessian, unflatten
 from comove.attribution.inner_products import flat_rows
 from comove.attribution.replay import query_resident, run_of, training_resident
@@ -171,9 +171,7 @@ class InfluenceCG(Attributor):
         block = max(1, MEMORY // (VECTORS * 8 * gradients.size))
         columns, solved = [], []
         for start in range(0, len(asked), block):
-            solution = self._solve(
-                hessian, gradients, Part(asked, start, min(start + block, len(asked)), dtype)
-            )
+            solution = self._solve(hessian, gradients, Part(asked, start, min(start + block, len(asked)), dtype))
             directions = unflatten(solution.vectors, gradients.parameters)
             columns.append(gradients.inner_products(train, directions).cpu())
             solved.append(solution)

@@ -148,7 +148,9 @@ class _GradientSimilarity(Attributor):
         """With a projection, that of the training gradients at each checkpoint: fitted once, for any queries."""
         if not self.projection:
             return ()
-        return tuple(projected(gradients, train, self.projection, self.seed) for _, gradients in self._at(source, train))
+        return tuple(
+            projected(gradients, train, self.projection, self.seed) for _, gradients in self._at(source, train)
+        )
 
     def _scores(self, state: tuple[_Fitted, ...], queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         total_NQ = torch.zeros(())

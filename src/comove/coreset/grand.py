@@ -95,5 +95,6 @@ class GraNd(ScoreSelector):
                 f"{', '.join(map(str, kept))}. Choose one of these (epoch=), or train with checkpoints='all'."
             )
         device = resolve_device()
-        squared_N = run_gradients(run, kept[self.epoch], device).squared_norms(training_resident(source, device))
+        train = training_resident(source, device)
+        squared_N = run_gradients(run, kept[self.epoch], device, check_on=train).squared_norms(train)
         return squared_N.double().sqrt().cpu().numpy()

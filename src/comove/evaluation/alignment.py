@@ -256,7 +256,7 @@ def _along(
     validation = Resident(splits.validation, device)
     rows = []
     for checkpoint in spread(run.checkpoints, number):
-        gradients = run_gradients(run, checkpoint, device)
+        gradients = run_gradients(run, checkpoint, device, check_on=coreset)
         found = alignment(gradients, coreset, validation, len(splits.classes))
         cosine = np.asarray(found["cosine"])
         low, median, high = np.quantile(cosine, [0.1, 0.5, 0.9]).tolist()
