@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 DATA ?= ../shared/data
+# The exact versions that passed; `make CONSTRAINTS=/dev/null` takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test lint docs bench study-report clean
+.PHONY: demo test update lint docs bench study-report clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready  ## the main job on embedded real data, about a minute; open demo/index.html
@@ -14,6 +16,15 @@ demo: $(VENV)/.ready  ## the main job on embedded real data, about a minute; ope
 test: $(VENV)/.ready lint  ## everything CI checks
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 	$(BIN)/python -m pytest --doctest-modules src
+
+# The versions are kept only if all tests pass on them; else constraints.txt stays, and the next target goes back to it.
+update: $(VENV)/.ready  ## constraints.txt made anew, with the newest versions, and the tests run on them
+	printf '%s\n' uv hatchling | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+		--extra test --extra docs --no-annotate --custom-compile-command 'make update' \
+		-o $(VENV)/newest.txt pyproject.toml -
+	$(MAKE) test CONSTRAINTS=$(VENV)/newest.txt || { rm -f $(VENV)/.ready; exit 1; }
+	cp $(VENV)/newest.txt constraints.txt
+	@touch $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -33,13 +44,13 @@ bench: $(VENV)/.ready  ## speed and quality, written to benchmarks/results/: an 
 study-report: $(VENV)/.ready  ## docs/study.md and its figures, from benchmarks/results/cifar10-resnet9/
 	$(BIN)/python benchmarks/cifar10/study.py --step report
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "comove needs Python 3.11 or newer; say which with: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV) \
 		|| { $(PYTHON) -m pip install --user uv && $(PYTHON) -m uv venv --seed $(VENV); }
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test,docs]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c $(CONSTRAINTS) -b $(CONSTRAINTS) -e '.[test,docs]'
 	@touch $@
 
 clean:

@@ -474,7 +474,7 @@ def test_spec_of_a_function_loses_it_in_json_until_it_is_passed_again() -> None:
         {"name": "mlp", "num_classes": 3, "input_shape": [4], "options": {}, "from_file": False},
         {"name": 3, "num_classes": 3, "input_shape": [4], "options": {}},
         {"name": "mlp", "num_classes": "3", "input_shape": [4], "options": {}},
-        {"name": "mlp", "num_classes": 3, "input_shape": [4, 4], "options": {}},
+        {"name": "mlp", "num_classes": 3, "input_shape": [], "options": {}},
         {"name": "mlp", "num_classes": 3, "input_shape": [4], "options": 7},
         {"name": "mlp", "num_classes": 3, "input_shape": [4], "options": {"seed": 1}},
         {"name": "mlp", "num_classes": 3, "input_shape": [4], "options": {"hidden": {"a": 1}}},

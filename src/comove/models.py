@@ -1,7 +1,8 @@
 """The networks that comove trains, each by name, and what other parts need to know of them.
 
-``build_model`` makes a network from its name, ``ModelSpec`` is the same request in a form that a manifest can hold, and
-``penultimate`` reads the features that feed a network's last linear layer. No ReLU here works in place and no module
+``build_model`` makes a network from its name, ``ModelSpec`` is the same request in a form that a manifest can hold.
+``logits_of`` reads the logits in what a model returned, ``last_linear`` finds the linear layer that gives them, and
+``penultimate`` reads the features that feed it. No ReLU here works in place and no module
 keeps state beyond its parameters and batch-norm buffers, so all of them work under ``torch.func``. Hooks may sit on any
 linear layer and convolution; torchvision's residual blocks add in place to the output of their last batch norm, which
 therefore takes tensor hooks but no full backward hook.
@@ -15,8 +16,7 @@ import json
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -26,12 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from comove.errors import CorruptFileError, InputError, InputTypeError, did_you_mean
+from comove.last_linear import Penultimate, last_linear, penultimate
+from comove.outputs import logits_of, without_fast_path
 
 __all__ = [
     "Factory",
     "ModelSpec",
     "Penultimate",
     "build_model",
+    "last_linear",
     "logits_of",
     "model_names",
     "parameter_count",
@@ -182,10 +185,10 @@ def _whole(value: Any, what: str) -> int:
 
 
 def _shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(input_shape, Sequence) or len(input_shape) not in (1, 3):
+    if not isinstance(input_shape, Sequence) or isinstance(input_shape, str) or len(input_shape) == 0:
         raise InputError(
-            f"input_shape must be the shape of one example, (channels, height, width) or (features,), without the "
-            f"batch; got {input_shape!r}."
+            f"input_shape must be the shape of one example, such as (channels, height, width), (channels, length) or "
+            f"(features,), without the batch; got {input_shape!r}."
         )
     return tuple(_whole(size, "each size in input_shape") for size in input_shape)
 
@@ -240,12 +243,12 @@ def build_model(
         name: One of :func:`model_names`, ``"package.module:factory"``, or a factory: a callable that takes
             ``num_classes``, ``input_shape`` and options by keyword and returns a network.
         num_classes: Number of outputs.
-        input_shape: Shape of one example, (C, H, W) or, for ``mlp`` and your own models, (F,).
+        input_shape: Shape of one example: (C, H, W) or, for ``mlp`` and your own models, any, such as (F,) or (C, L).
         seed: Seed of the initial weights, from 0 to 2**63 - 1.
         options: The model's own options.
 
     Returns:
-        The network on the CPU in training mode; it maps (B, C, H, W) or (B, F) to logits (B, num_classes).
+        The network on the CPU in training mode; it maps (B, *input_shape) to logits (B, num_classes).
 
     Raises:
         InputError: The name or an option is unknown, a value is out of range, or the input is too small for the model.
@@ -333,7 +336,7 @@ class ModelSpec:
     Args:
         name: One of :func:`model_names` or ``"package.module:factory"``; :meth:`of` also takes the factory itself.
         num_classes: Number of outputs.
-        input_shape: Shape of one example, (C, H, W) or (F,).
+        input_shape: Shape of one example.
         options: The model's options, as a mapping or pairs; kept as pairs sorted by name, with lists as tuples.
         factory: The user's factory in memory; never written to a file.
         from_file: Whether a file, and not the user's code, chose ``name``.
@@ -440,78 +443,3 @@ def _frozen(option: str, value: object) -> object:
 def parameter_count(model: nn.Module) -> int:
     """Return the number of parameters of ``model``, trainable or not, each shared one counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-class Penultimate:
-    """What fed the last linear layer in the latest forward call; made by :func:`penultimate`."""
-
-    def __init__(self) -> None:
-        self._features: Tensor | None = None
-
-    @property
-    def features(self) -> Tensor:
-        """The features of the latest batch: (B, F), float32, detached."""
-        if self._features is None:
-            raise InputError("There are no features yet: call the model on a batch first, inside the with block.")
-        return self._features
-
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # A copy, so that nothing the model does next in place can change it.
-        self._features = inputs[0].detach().to(torch.float32, copy=True).flatten(1)
-
-
-@contextmanager
-def penultimate(model: nn.Module) -> Iterator[Penultimate]:
-    """Record the penultimate features of ``model`` while the block runs.
-
-    The penultimate features are the input of the last :class:`torch.nn.Linear`, in the order the model's layers were
-    registered. The model is unchanged afterwards, also when the block raises.
-
-    Args:
-        model: A network whose head is a linear layer.
-
-    Returns:
-        A context manager; its value holds ``.features`` (B, F), float32 and detached, after each forward call.
-
-    Raises:
-        InputError: The model has no linear layer; or ``.features`` is read before a forward call.
-
-    Example:
-        >>> from comove.models import build_model, penultimate
-        >>> net = build_model("mlp", num_classes=10, input_shape=(4,))
-        >>> with penultimate(net) as last:
-        ...     logits = net(torch.zeros(3, 4))
-        >>> last.features.shape
-        torch.Size([3, 64])
-    """
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise InputError(
-            f"Penultimate features are the input of a model's last torch.nn.Linear; {type(model).__name__} has none."
-        )
-    record = Penultimate()
-    handle = linear[-1].register_forward_pre_hook(record._keep)
-    try:
-        yield record
-    finally:
-        handle.remove()
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """Return the logits in a model's output."""
-    return outputs if isinstance(outputs, Tensor) else outputs.logits
-
-
-@contextmanager
-def without_fast_path() -> Iterator[None]:
-    """Keep torch's transformer layers from the path that they take in evaluation mode when no gradient is wanted.
-
-    Its numbers differ from those of the path that has gradients, with padding masks by a lot: padded positions are left
-    out there and count here. What is recorded and what is differentiated must be one function.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -22,6 +22,9 @@ from comove.execution import JobLostError, Local, local, run_jobs
 if TYPE_CHECKING:
     from tests.execution.conftest import Training
 
+PATIENCE = 60.0
+"""Seconds; waiting ends as soon as what is waited for is there, and a busy machine is slow."""
+
 
 def alive(process: int) -> bool:
     """Whether a process exists and is no zombie."""
@@ -60,7 +63,7 @@ def test_workers_train_the_same_bits_as_one_process_even_when_some_are_killed(tr
     assert 3 <= len(workers) <= 4
     assert {result.threads for result in results} == {1}
     assert {result.setups for result in results} == {1}  # once a process, however many jobs
-    assert gone(list(workers), 1)
+    assert gone(list(workers), PATIENCE)
     assert training.equals_one_process()
     assert torch.get_num_threads() == before
 
@@ -159,8 +162,11 @@ def test_an_error_comes_back_whole_and_what_had_arrived_is_delivered(tmp_path: P
     assert set(done) == {0, 1, 2, 4, 5}
     assert len(warned) == 1
     assert "In a worker process, job 3" in raised.value.__notes__[0]
-    assert "test_local.py" in raised.value.__notes__[0]
-    assert gone(list(done.values()), 1)
+    # Which file a function sent by value names depends on cloudpickle; the line and the function do not.
+    source = Path(__file__).read_text(encoding="utf-8").splitlines()
+    line = 1 + next(i for i, text in enumerate(source) if 'raise NonFiniteError(f"The loss of model' in text)
+    assert f", line {line}, in job\n" in raised.value.__notes__[0]
+    assert gone(list(done.values()), PATIENCE)
 
 
 def test_a_job_that_kills_its_process_is_given_up_by_name_and_the_others_are_done() -> None:
@@ -201,7 +207,7 @@ def test_workers_pause_for_a_slow_delivery_and_end_when_it_fails(tmp_path: Path)
 
     with pytest.raises(OSError, match="disk full"):
         run_jobs(range(50), setup, tmp_path, deliver, executor=Local(1), description="")
-    assert gone(workers, 1)
+    assert gone(workers, PATIENCE)
 
 
 # --- scripts -------------------------------------------------------------------------------------------------------
@@ -284,14 +290,14 @@ def test_a_script_without_a_main_guard_ends_well_and_its_workers_end_with_it_how
 
     os.killpg(interrupted.pid, signal.SIGINT)  # as Ctrl-C in a terminal does: the driver and the workers
     killed.kill()
-    assert gone([second, last], 3.0)
-    assert interrupted.wait(10) == -signal.SIGINT
+    assert gone([second, last], PATIENCE)
+    assert interrupted.wait(PATIENCE) == -signal.SIGINT
     assert interrupted.communicate()[1].rstrip().endswith("KeyboardInterrupt")
 
     (folder / "go").touch()
     printed, errors = finishing.communicate(timeout=60)
     assert (printed, errors) == ("imported\n[(0, 0), (1, 2), (2, 4)]\n", "")
-    assert gone([first], 1.0)
+    assert gone([first], PATIENCE)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
