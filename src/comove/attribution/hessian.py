@@ -53,7 +53,7 @@ def unflatten(vectors: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Te
     """Return flat vectors (..., P) as name -> (..., *parameter.shape), views where possible."""
     sizes = [parameter.numel() for parameter in parameters.values()]
     pieces = zip(parameters.items(), torch.split(vectors, sizes, dim=-1), strict=True)
-    return {name: piece.reshape(*vectors.shape[:-1], *parameter.shape) for (name, parameter), piece in pieces}
+    return {name: piece.reshape((*vectors.shape[:-1], *parameter.shape)) for (name, parameter), piece in pieces}
 
 
 class Hessian:
@@ -110,10 +110,17 @@ class Hessian:
         Raises:
             NonFiniteError: a product is NaN or infinite.
         """
+        if vectors.ndim == 2 and self._batched:
+            try:
+                total = self._by_graphs(vectors)
+            except InputError:  # an operation between the layers takes one direction at a time
+                self._batched = False
         if vectors.ndim == 2 and not self._batched:
             return torch.stack([self(vector) for vector in vectors]) if len(vectors) else vectors.clone()
-        total = self._by_tapes(vectors) if self.path == "R-operator" else self._by_graphs(vectors)
+        if vectors.ndim == 1:
+            total = self._by_tapes(vectors) if self.path == "R-operator" else self._by_graphs(vectors)
         if not torch.isfinite(total).all():
+            self._gradients.squared_norms(self._data)  # an error that names the examples, where theirs are the reason
             raise NonFiniteError("A Hessian-vector product is NaN or infinite: check the checkpoint and its losses.")
         return total
 

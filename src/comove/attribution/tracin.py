@@ -26,6 +26,7 @@ from comove.attribution.projectors import Sparse
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
+from comove.models import last_linear
 from comove.sources import Source
 from comove.training import Checkpoint, Resident, Run, resolve_device
 
@@ -56,18 +57,20 @@ def run_gradients(
         run: with checkpoints.
         checkpoint: one of them.
         device: where to compute.
-        last_layer: only the parameters of the last layer that has any.
+        last_layer: only the parameters of the linear layer that runs last (:func:`comove.models.last_linear`).
         check_on: as of :class:`PerExampleGradients`; best the training examples.
 
     Raises:
         CorruptFileError: the checkpoint holds another network's weights.
+        InputError: ``last_layer``, and no linear layer gives the logits.
     """
     model = run.load_model(checkpoint, device)
     model.to(memory_format=torch.channels_last)  # convolutions run fastest on this
     chosen = None
     if last_layer:
-        owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
-        chosen = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] == owners[-1]]
+        examples = Resident(run.data().train, torch.device(device)) if check_on is None else check_on
+        own = set(map(id, last_linear(model, examples.inputs(slice(0, 2)))[1].parameters()))
+        chosen = [name for name, parameter in model.named_parameters() if id(parameter) in own]
     return PerExampleGradients(model, "loss", parameters=chosen, check_on=check_on)
 
 
