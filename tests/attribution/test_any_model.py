@@ -85,7 +85,7 @@ class Positions(Text):
 
 
 class Recurrent(Text):
-    kind: type[nn.RNNBase] = nn.GRU
+    kind: Callable[..., nn.RNNBase] = nn.GRU
 
     def __init__(self) -> None:
         super().__init__()
@@ -336,10 +336,11 @@ def hessian_of(model: nn.Module, data: ExampleSet) -> Tensor:
         parts = torch.split(theta, [shape.numel() for shape in shapes])
         own = {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
         x, y = data.batch(np.arange(len(data)))
-        return F.cross_entropy(torch.func.functional_call(model, own, (x,)), y)
+        mean: Tensor = F.cross_entropy(torch.func.functional_call(model, own, (x,)), y)
+        return mean
 
     with without_fast_path(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        found: Tensor = torch.autograd.functional.hessian(loss, flat)
+        found: Tensor = torch.autograd.functional.hessian(loss, flat)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -356,7 +357,7 @@ class WrittenOut(nn.Module):
 
         def weight(layer: str) -> Tensor:
             g, v = (p[f"{layer}.parametrizations.weight.original{i}"] for i in (0, 1))
-            return g * v / v.square().sum(1, keepdim=True).sqrt()
+            return g * v / v.square().sum(1, keepdim=True).sqrt()  # type: ignore[no-any-return]
 
         h = F.linear(p["embedding.weight"][x].mean(1), weight("middle"), p["middle.bias"]).tanh()
         return F.linear(h, weight("head"), p["head.bias"])

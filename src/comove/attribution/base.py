@@ -134,7 +134,7 @@ class Attributor(ABC):
     def _scored(self, values: npt.NDArray[np.float32], train_ids: Ids, query_ids: Ids) -> npt.NDArray[np.bool_]:
         """Which training examples have scores: all, but where a bank never left one out."""
         bad = ~np.isfinite(values)
-        unscored: npt.NDArray[np.bool_] = np.isnan(values).all(1) & ("bank" in self.requires)
+        unscored: npt.NDArray[np.bool_] = np.logical_and(np.isnan(values).all(1), "bank" in self.requires)
         bad[unscored] = False
         if bad.any():
             rows, columns = bad.any(1), bad.any(0)

@@ -100,14 +100,15 @@ class ForwardPass:
 
 def _storage(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        storage: int = tensor.untyped_storage()._cdata
+        return storage
     except NotImplementedError:  # sparse tensors, and those of functorch, have none
         return id(tensor)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for these classes
     def __init__(self, watch: ForwardPass) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._watch = watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -198,8 +199,7 @@ def _traced(
     names = {module: f"{name or 'the model'} ({type(module).__name__})" for name, module in modules}
 
     def note(module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
-        parts = [[t.clone() for t in tree_leaves(values) if isinstance(t, Tensor)] for values in ((args, kwargs), made)]
-        calls.append((names[module], *parts))
+        calls.append((names[module], _copies((args, kwargs)), _copies(made)))
 
     with ExitStack() as stack, clean_pass(model):
         torch.default_generator.manual_seed(seed)
@@ -208,6 +208,10 @@ def _traced(
         for module in names:
             stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
         return calls, forward()
+
+
+def _copies(values: object) -> list[Tensor]:
+    return [value.clone() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

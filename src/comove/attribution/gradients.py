@@ -324,7 +324,7 @@ class PerExampleGradients:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Return the model's outputs (B, C), detached, as the gradients are of."""
-        rows = inputs.split(1) if self.batches_matter else (inputs,)
+        rows = [inputs[row : row + 1] for row in range(len(inputs))] if self.batches_matter else [inputs]
         with torch.no_grad(), without_fast_path():
             return torch.cat([logits_of(self.model(row)) for row in rows])
 

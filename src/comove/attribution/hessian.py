@@ -264,7 +264,7 @@ class Hessian:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(without_fast_path())
             if any(isinstance(module, nn.RNNBase) for module in self._gradients.model.modules()):
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # type: ignore[no-untyped-call]
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
 
     # --- both ---

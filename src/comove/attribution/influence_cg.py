@@ -159,10 +159,10 @@ class InfluenceCG(Attributor):
 
     def _one_run(self, source: Source, queries: Queries) -> tuple[Tensor, list[Solution], dict[str, str]]:
         device, run = resolve_device(), run_of(source)
-        train = training_resident(source, device)
-        model, precision = _in_double(run.load_model(device=device), train)
+        resident = training_resident(source, device)
+        model, precision = _in_double(run.load_model(device=device), resident)
         dtype = next(model.parameters()).dtype
-        train = Part(train, 0, len(train), dtype)
+        train = Part(resident, 0, len(resident), dtype)
         gradients = PerExampleGradients(model, check_on=train)
         number = len(train) if self.hessian_examples == "all" else int(self.hessian_examples)
         held = hessian_resident(source, number, self.seed, device)
