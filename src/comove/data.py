@@ -7,7 +7,8 @@ normalisation happens on the device, when a batch is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from comove.checks import as_array, as_ids, as_labels, check_seed, given_ids, real_number, whole_number
 from comove.errors import InputError, InputTypeError, some
-from comove.store import as_array, as_ids, digest
+from comove.store import digest
+from comove.ties import highest
 
 __all__ = [
     "ExampleSet",
@@ -57,7 +60,7 @@ class IdIndex:
 
     def find(self, ids: object) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return (M,) positions and (M,) whether each id is known (positions of unknown ids mean nothing)."""
-        wanted = np.atleast_1d(as_array(ids))
+        wanted = given_ids(ids, self.what)
         if self.ids.size == 0:
             return np.zeros(wanted.shape, np.int64), np.zeros(wanted.shape, np.bool_)
         slots = np.minimum(np.searchsorted(self._sorted, wanted), self.ids.size - 1)
@@ -71,7 +74,7 @@ class IdIndex:
         """
         places, known = self.find(ids)
         if not known.all():
-            unknown = np.atleast_1d(as_array(ids))[~known].tolist()
+            unknown = given_ids(ids, self.what)[~known].tolist()
             raise InputError(f"Unknown {self.what}: {some(unknown)}; {self.ids.size} ids are known here.")
         return places
 
@@ -81,14 +84,16 @@ def positions_of(ids: object, among: Ids, what: str = "ids") -> npt.NDArray[np.i
     return IdIndex(among, what).positions(ids)
 
 
-def largest_remainder(weights: Sequence[int] | Ids, total: int) -> Ids:
+def largest_remainder(weights: Sequence[int] | Ids, total: int, ties: Ids | None = None) -> Ids:
     """Share ``total`` among classes in proportion to ``weights``; the sum is exact, no share exceeds its weight.
 
-    Hamilton's method: floors first, then the largest remainders, ties to the lower class.
+    Hamilton's method: floors first, then the largest remainders.
 
     Args:
         weights: (C,) class counts.
         total: how many to share out, at most the sum of ``weights``.
+        ties: (C,) class indices, by whose hashes equal remainders are ordered (:mod:`comove.ties`); ``None`` for ties
+            to the lower position, as the splits of data sets have always been drawn.
 
     Returns:
         (C,) int64 shares.
@@ -104,7 +109,7 @@ def largest_remainder(weights: Sequence[int] | Ids, total: int) -> Ids:
     scaled = counts * total  # integers: exact where a float quotient would round
     shares: Ids = scaled // counts.sum()
     remainders = scaled % counts.sum()
-    by_remainder = np.argsort(-remainders, kind="stable")
+    by_remainder = np.argsort(-remainders, kind="stable") if ties is None else highest(remainders, ties)
     shares[by_remainder[: total - int(shares.sum())]] += 1
     return shares
 
@@ -134,19 +139,25 @@ class Normalization:
 class ExampleSet:
     """A map-style dataset of (input, label) whose examples have stable int64 ids.
 
+    Labels are those of the items, ``dataset[i][1]``, since these are what a loader trains on. Every item is therefore
+    read once, also of a set that is too large to hold; giving ``labels=`` spares a set read from disk that pass. An
+    attribute ``targets`` or ``labels`` that says otherwise is refused, for one of the two must be wrong.
+
     Args:
         dataset: anything with ``len`` and ``dataset[i] -> (input, label)``; its transforms must be deterministic
-            (augmentation belongs to the recipe). One that is read from disk because it is too large to hold is read by
-            several threads when it has a true attribute ``thread_safe``.
+            (augmentation belongs to the recipe): a few items are read twice and compared. One that is read from disk
+            because it is too large to hold is read by several threads when it has a true attribute ``thread_safe``.
         ids: (N,) unique ids; by default 0 ... N-1.
-        labels: (N,) class indices; by default ``dataset.targets``, else read one by one.
+        labels: (N,) class indices to train on, whatever the items say; by default those of the items.
         classes: class names; by default ``"0"``, ``"1"``, ... up to the largest label.
         normalization: applied on the device when a batch is made; ``None`` leaves inputs as they are.
         name: what the set is called in messages and reports.
         hold_bytes: inputs up to this size are held whole in memory.
 
     Raises:
-        InputError: repeated ids, labels out of range or of the wrong length, an empty set, inputs of unequal shape.
+        InputError: repeated ids, labels out of range or of the wrong length, an empty set, inputs of unequal shape,
+            items that are no pairs or differ from one reading to the next, labels of items that are no whole numbers or
+            that ``dataset.targets`` or ``dataset.labels`` contradicts.
         InputTypeError: inputs that are neither tensors nor arrays nor images.
     """
 
@@ -164,14 +175,22 @@ class ExampleSet:
         size = len(dataset)
         if size == 0:
             raise InputError(f"The data set {name!r} is empty.")
-        targets = getattr(dataset, "targets", None) if labels is None else labels
-        if targets is None:
-            targets = [dataset[i][1] for i in range(size)]
-        first = _as_tensor(dataset[0][0])
-        held = None
-        if first.numel() * first.element_size() * size <= hold_bytes:
-            held = _stack([_as_tensor(dataset[i][0]) for i in range(size)], name)
-        self._set_up(dataset, held, ids, targets, classes, normalization, name)
+        read = _reader(dataset, name)
+        first = _as_tensor(read(0)[0])
+        holds = first.numel() * first.element_size() * size <= hold_bytes
+        inputs: list[torch.Tensor] = []
+        found: list[object] = []
+        if holds or labels is None:
+            for value, label in _each(dataset, read, size):
+                found.append(label)
+                if holds:
+                    inputs.append(_as_tensor(value))
+        _check_repeatable(read, size, name, [] if labels is not None else found)
+        if labels is None:
+            labels = _item_labels(found, name)
+            _check_attributes(dataset, labels, name)
+        held = _stack(inputs, name) if holds else None
+        self._set_up(dataset, held, ids, labels, classes, normalization, name)
 
     @classmethod
     def from_arrays(
@@ -212,7 +231,9 @@ class ExampleSet:
         self.name = name
         self.normalization = normalization
         self.ids = np.arange(size, dtype=np.int64) if ids is None else as_ids(ids, "ids")
-        self.labels = _check_labels(labels, size, classes, name)
+        self.labels = as_labels(
+            labels, f"labels of {name!r}", size, below=None if classes is None else len(tuple(classes))
+        )
         self.classes = tuple(classes) if classes is not None else tuple(map(str, range(int(self.labels.max()) + 1)))
         if self.ids.size != size:
             raise InputError(f"{name!r} has {size} examples but {self.ids.size} ids.")
@@ -282,7 +303,7 @@ class ExampleSet:
             InputError: of another length, no integers, or outside the classes.
         """
         made = self.subset(self.ids)
-        made.labels = _check_labels(labels, len(self), self.classes, self.name)
+        made.labels = as_labels(labels, f"labels of {self.name!r}", len(self), below=len(self.classes))
         return made
 
     def raw(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -333,21 +354,115 @@ class ExampleSet:
         return digest(head, self.ids, self.labels, raw.numpy())
 
 
-def _check_labels(labels: object, size: int, classes: Sequence[str] | None, name: str) -> Ids:
-    array = as_array(labels)
-    if array.shape != (size,) or array.dtype.kind not in "iu":
+# --- items and their labels --------------------------------------------------------------------------------------
+
+Read = Callable[[int], tuple[Any, Any]]
+TWICE = 16
+"""Items read a second time, to see whether the data set's transforms draw at random."""
+
+
+def _reader(dataset: MapDataset, name: str) -> Read:
+    """A function that reads one item as a pair, and says so where it is none."""
+
+    def read(index: int) -> tuple[Any, Any]:
+        item = dataset[index]
+        if isinstance(item, Sequence) and not isinstance(item, str) and len(item) >= 2:
+            return item[0], item[1]
+        keys = f" with the keys {some(item)}" if isinstance(item, Mapping) else ""
         raise InputError(
-            f"The labels of {name!r} must be {size} integers, got shape {array.shape}, dtype {array.dtype}."
+            f"Items of {name!r} must be pairs (input, label), got {type(item).__name__}{keys} at position {index}. "
+            "Wrap the data set in one whose items are pairs, or pass arrays to ExampleSet.from_arrays(inputs, labels)."
         )
-    array = array.astype(np.int64)
-    top = len(classes) if classes is not None else int(array.max()) + 1
-    bad = np.flatnonzero((array < 0) | (array >= top))
-    if bad.size:
-        raise InputError(
-            f"Labels of {name!r} must be in 0 ... {top - 1}: {bad.size} are out of range, the first at position "
-            f"{bad[0]} with label {array[bad[0]]}. Map labels to 0 ... C-1 and pass all class names in classes=."
-        )
-    return array
+
+    return read
+
+
+def _each(dataset: MapDataset, read: Read, size: int) -> Iterator[tuple[Any, Any]]:
+    """All items in order, by several threads where the data set allows it; few are held at a time."""
+    if not getattr(dataset, "thread_safe", False):
+        yield from map(read, range(size))
+        return
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for start in range(0, size, 256):
+            yield from pool.map(read, range(start, min(start + 256, size)))
+
+
+def _check_repeatable(read: Read, size: int, name: str, labels: Sequence[object]) -> None:
+    """Refuse items that differ from one reading to the next: which of them is trained on would be left to chance."""
+    for index in np.unique(np.linspace(0, size - 1, min(TWICE, size)).astype(np.int64)).tolist():
+        (first, label), (second, again) = read(index), read(index)
+        if not _same(_as_tensor(first), _as_tensor(second)):
+            raise InputError(
+                f"Item {index} of {name!r} has another input each time it is read; its transforms must be "
+                "deterministic. Leave random crops, flips and noise out of the data set: they belong to the recipe."
+            )
+        if labels and not (_plain_label(label) == _plain_label(again) == _plain_label(labels[index])):
+            raise InputError(
+                f"Item {index} of {name!r} has another label each time it is read; labels must not be drawn at random. "
+                "Draw them once, and pass them as labels=."
+            )
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if first.is_floating_point():
+        return bool(((first == second) | (first.isnan() & second.isnan())).all())
+    return bool((first == second).all())
+
+
+def _plain_label(label: object) -> object:
+    """A number out of its 0-d tensor or array, to be compared; anything else as it prints."""
+    return label if isinstance(label, int) else repr(as_array(label, "a label").tolist())
+
+
+def _item_labels(found: Sequence[object], name: str) -> Ids:
+    """The labels of all items (N,), each one whole number: ints of Python or NumPy, or arrays of no dimension."""
+    for index, label in enumerate(found):
+        if type(label) is int or (isinstance(label, np.integer) and not isinstance(label, np.timedelta64)):
+            continue
+        array = as_array(label, f"The label of item {index}")
+        if array.shape != () or array.dtype.kind not in "iu":
+            kind = type(label).__name__ if not array.shape else f"{type(label).__name__} of shape {array.shape}"
+            raise InputError(
+                f"The label of item {index} of {name!r} must be one whole number, a class index from 0 on; got {kind} "
+                f"({_remedy(array)})."
+            )
+    return as_labels([int(label) for label in found], f"labels of {name!r}")  # type: ignore[call-overload]
+
+
+def _remedy(array: npt.NDArray[Any]) -> str:
+    if array.shape:
+        one = "a single number in a list: take it out" if array.size == 1 else "one-hot rows or several targets"
+        return f"{one}; pass the class indices as labels=" if array.size != 1 else one
+    kinds = {"f": "a float: cast it to int", "b": "a boolean: cast it to int", "U": "a class name: number the classes"}
+    return kinds.get(array.dtype.kind, "pass the class indices as labels=")
+
+
+def _check_attributes(dataset: MapDataset, labels: Ids, name: str) -> None:
+    """Refuse a data set whose list of labels says something else than its items.
+
+    Lists of another kind or length (names, several targets, those of a larger set) are none to compare with.
+    """
+    for attribute in ("targets", "labels"):
+        listed = getattr(dataset, attribute, None)
+        if listed is None or callable(listed):
+            continue
+        try:
+            array = as_array(listed, attribute)
+        except (InputError, InputTypeError):
+            continue
+        if array.shape != labels.shape or array.dtype.kind not in "iu":
+            continue
+        differing = np.flatnonzero(array != labels)
+        if differing.size:
+            pairs = [f"{i} (item {labels[i]}, .{attribute} {array[i]})" for i in differing[:5].tolist()]
+            raise InputError(
+                f"The items of {name!r} and its .{attribute} must have the same labels, but {differing.size} of "
+                f"{labels.size} differ, the first at positions {', '.join(pairs)}. A target_transform, or labels that "
+                f"__getitem__ replaces (noisy labels), are the likely cause. Say which are meant: "
+                f"labels=[dataset[i][1] for i in range(len(dataset))] for what a loader gives, or labels=dataset.{attribute}."
+            )
 
 
 def _as_tensor(value: object) -> torch.Tensor:
@@ -397,6 +512,9 @@ class Splits:
             raise InputError("train, validation and query must share no ids; give each example one id of its own.")
         if len({part.classes for part in sets}) > 1:
             raise InputError("train, validation and query must have the same class names.")
+        for part, what in ((self.query, "query"), (self.validation, "validation")):
+            if part is not None:
+                _warn_of_untrained(self.train, part, what)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -441,11 +559,30 @@ class Splits:
         return f"Splits({self.name}: {len(self.train):,} train, {validation:,} validation, {len(self.query):,} query)"
 
 
+def _warn_of_untrained(train: ExampleSet, held_out: ExampleSet, what: str) -> None:
+    """Warn where held-out examples have classes that no training example has."""
+    absent = ~np.isin(held_out.labels, train.labels)
+    if absent.any():
+        classes = [train.classes[label] for label in np.unique(held_out.labels[absent]).tolist()]
+        warnings.warn(
+            f"{int(absent.sum())} of {len(held_out)} {what} examples are of classes that no training example has "
+            f"({some(classes)}): nothing can be learned about them. Keep some examples of every class for training, or "
+            f"leave these {what} examples out.",
+            stacklevel=4,
+        )
+
+
 def as_amount(value: float | int, size: int, what: str) -> int:
     """Read ``value`` as a share of ``size`` (a float below 1) or as a number of examples (an int below ``size``)."""
-    amount = round(value * size) if isinstance(value, float) else int(value)
+    rule = f"{what} must be a share (a float below 1) or a whole number below {size}, got {value!r}."
+    if isinstance(value, float | np.floating):
+        share = real_number(value, what)
+        if not 0 <= share < 1:
+            raise InputError(rule)
+        return min(round(share * size), size - 1)
+    amount = whole_number(value, f"{what}, where it is no share (a float below 1),", None)
     if not 0 <= amount < size:
-        raise InputError(f"{what} must be a share (a float below 1) or a whole number below {size}, got {value}.")
+        raise InputError(rule)
     return amount
 
 
@@ -469,9 +606,12 @@ def split(
         source: how to load the data again, kept with the result.
 
     Raises:
-        InputError: nothing would be left to train on, or no query.
+        InputError: nothing would be left to train on, no query, or no query of a class that is trained on.
+
+    Warns:
+        UserWarning: some queries or validation examples are of classes that no training example has.
     """
-    generator = np.random.default_rng([seed, 0x5911])
+    generator = np.random.default_rng([check_seed(seed, "split"), 0x5911])
     sizes = [as_amount(query, len(examples), "query"), as_amount(validation, len(examples), "validation")]
     if sizes[0] < 1 or sum(sizes) >= len(examples):
         raise InputError(f"{len(examples)} examples cannot give {sizes[1]} validation and {sizes[0]} query examples.")
@@ -479,4 +619,10 @@ def split(
     rest = examples.without(queries.ids)
     held_out = rest.subset(rest.ids[stratified_sample(rest.labels, sizes[1], generator)]) if sizes[1] else None
     train = rest.without(held_out.ids) if held_out is not None else rest
+    if not np.isin(queries.labels, train.labels).any():
+        raise InputError(
+            f"At least one query must be of a class that is trained on, but no class of the {len(queries)} queries has "
+            f"an example left to train on: {len(examples)} examples have {np.unique(examples.labels).size} classes. "
+            "Use data with several examples a class or ask for other numbers of queries, or build Splits by hand."
+        )
     return Splits(train, held_out, queries, name or examples.name, source or {})

@@ -9,6 +9,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from comove.checks import check_seed
 from comove.errors import InputError, did_you_mean
 
 __all__ = ["build", "check_choice", "check_seed", "discover", "label_of", "lookup", "parse_method"]
@@ -59,16 +60,6 @@ def check_choice(value: object, choices: Sequence[str], option: str, who: str) -
         raise InputError(
             f"{who}: {option} must be one of {', '.join(choices)}, got {value!r}.{did_you_mean(str(value), choices)}"
         )
-
-
-def check_seed(seed: object, who: str) -> None:
-    """Check a method's ``seed``.
-
-    Raises:
-        InputError: not a whole number from 0 on.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"{who}: seed must be a whole number from 0 on, got {seed!r}.")
 
 
 def label_of(method: Any) -> str:

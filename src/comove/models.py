@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from comove.checks import whole_number
 from comove.errors import CorruptFileError, InputError, InputTypeError, did_you_mean
 from comove.last_linear import Penultimate, last_linear, penultimate
 from comove.outputs import logits_of, without_fast_path
@@ -175,13 +176,7 @@ _REGISTRY: dict[str, tuple[Factory, int]] = {
 
 
 def _whole(value: Any, what: str) -> int:
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{what} must be a whole number of at least 1; got {value!r}.")
-    return number
+    return whole_number(value, what, 1, error=InputError)
 
 
 def _shape(input_shape: Sequence[int]) -> tuple[int, ...]:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import as_ids, as_real, as_whole
 from comove.errors import InputError, NonFiniteError, some
-from comove.store import as_array, as_ids
 
 __all__ = ["StreamingCLD"]
 
@@ -173,14 +173,14 @@ class _Moments:
 
 
 def _labels(labels: object, side: str) -> npt.NDArray[np.int64]:
-    array = as_array(labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or array.size == 0:
-        raise InputError(f"The {side} labels must be (M,) integers, got shape {array.shape}, dtype {array.dtype}.")
-    return array.astype(np.int64)
+    array = as_whole(labels, f"The {side} labels")
+    if array.ndim != 1 or array.size == 0:
+        raise InputError(f"The {side} labels must be (M,) integers, got shape {array.shape}.")
+    return array
 
 
 def _row(losses: object, size: int, ids: npt.NDArray[np.int64] | None, side: str) -> Floats:
-    array = as_array(losses)
+    array = as_real(losses, f"A row of {side} losses")
     if array.shape != (size,):
         raise InputError(f"A row of {side} losses must have the shape ({size},), got {array.shape}.")
     row: Floats = array.astype(np.float64)

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import as_ids, as_labels, as_real
 from comove.data import Ids, Splits, positions_of
 from comove.display import figure, html_facts
 from comove.errors import CorruptFileError, InputError, NonFiniteError
 from comove.store import (
     LazyRows,
-    as_array,
-    as_ids,
     check_fingerprint,
     is_empty,
     new_folder,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["FIELDS", "FORMAT_VERSION", "Row", "Side", "Trace", "check_labels", "check_losses"]
+__all__ = ["FIELDS", "FORMAT_VERSION", "Row", "Side", "Trace", "check_losses"]
 
 FORMAT_VERSION = 1
 FIELDS = ("loss", "target_probability", "margin_logit", "margin_prob", "el2n", "correct", "kd")
@@ -158,13 +157,14 @@ class Trace:
             ("train", train_losses, train_ids, train_labels),
             ("query", query_losses, query_ids, query_labels),
         ):
-            matrix = as_array(losses).astype(np.float32)
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
+                matrix = as_real(losses, f"{side}_losses").astype(np.float32)
             if matrix.ndim != 2 or 0 in matrix.shape:
                 raise InputError(f"{side}_losses must be (rows, examples), got shape {matrix.shape}.")
             width = matrix.shape[1]
             sides[f"{side}_ids"] = np.arange(width) if ids is None else as_ids(ids, f"{side}_ids")
             if labels is not None:
-                sides[f"{side}_labels"] = check_labels(labels, f"{side}_labels", width)
+                sides[f"{side}_labels"] = as_labels(labels, f"{side}_labels", width)
             if sides[f"{side}_ids"].size != width:
                 raise InputError(
                     f"{side}_ids has {sides[f'{side}_ids'].size} entries for {width} columns of {side}_losses."
@@ -464,22 +464,6 @@ def _read_row(file: Path, index: int) -> Row:
     if header.get("row") != index or not {"step", "epoch"} <= set(header) or "train.loss" not in names:
         raise CorruptFileError(f"{file} is not row {index} of a trace.")
     return Row(index, int(header["step"]), float(header["epoch"]), int(header.get("filled", 0)))
-
-
-def check_labels(labels: object, what: str, size: int) -> Ids:
-    """Return ``labels`` as (size,) int64 class indices.
-
-    Raises:
-        InputError: wrong shape or length, not integers, negative.
-    """
-    array = as_array(labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(f"{what} must be a 1-D array of integers, got shape {array.shape}, dtype {array.dtype}.")
-    if array.size and array.min() < 0:
-        raise InputError(f"{what} must be class indices from 0 on; found {int(array.min())}.")
-    if array.size != size:
-        raise InputError(f"{what} has {array.size} entries for {size} examples.")
-    return array.astype(np.int64)
 
 
 def _validation_ids(ids: object, query_ids: Ids) -> Ids:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.attribution.scores_file import is_mapped, open_scores, write_scores
+from comove.checks import as_ids, as_real, as_whole, whole_number
 from comove.data import Ids, Splits, positions_of
 from comove.display import figure, html_table
 from comove.errors import InputError, NonFiniteError
-from comove.store import as_ids
+from comove.ties import highest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +95,7 @@ class Scores:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        values = np.asarray(self.values, dtype=np.float32)
+        values = _as_values(self.values)
         train_ids, query_ids = as_ids(self.train_ids, "train_ids"), as_ids(self.query_ids, "query_ids")
         if values.shape != (train_ids.size, query_ids.size):
             hint = " They look transposed." if values.shape == (query_ids.size, train_ids.size) else ""
@@ -106,7 +107,7 @@ class Scores:
         arrays: dict[str, npt.NDArray[Any]] = {"values": values, "train_ids": train_ids, "query_ids": query_ids}
         for name, ids in (("train_labels", train_ids), ("query_labels", query_ids)):
             if (labels := getattr(self, name)) is not None:
-                arrays[name] = np.asarray(labels, dtype=np.int64)
+                arrays[name] = as_whole(labels, name)
                 if arrays[name].shape != ids.shape:
                     raise InputError(f"{name} has shape {arrays[name].shape} for {ids.size} ids.")
         for name, array in arrays.items():
@@ -130,27 +131,26 @@ class Scores:
         return values_N1[:, 0]
 
     def top(self, k: int = 10, *, query: int | None = None) -> Ranking:
-        """Return the k training examples that help this query most; ties go to the lower id.
+        """Return the k training examples that help this query most; ties go by a hash of the id (:mod:`comove.ties`).
 
         Args:
             k: how many, at most N.
             query: the query's id; may be left out when there is only one.
         """
-        return self._ranked(k, query, sign=-1)
+        return self._ranked(k, query, sign=1)
 
     def bottom(self, k: int = 10, *, query: int | None = None) -> Ranking:
-        """Return the k training examples that hurt this query most, worst first; ties go to the lower id."""
-        return self._ranked(k, query, sign=1)
+        """Return the k training examples that hurt this query most, worst first; ties as in :meth:`top`."""
+        return self._ranked(k, query, sign=-1)
 
     def _ranked(self, k: int, query: int | None, sign: int) -> Ranking:
         if query is None:
             if self.query_ids.size != 1:
                 raise InputError(f"Say which query: query=ID, one of {self.query_ids.size} (scores.query_ids).")
             query = int(self.query_ids[0])
-        if not 1 <= k <= self.train_ids.size:
-            raise InputError(f"k must be from 1 to {self.train_ids.size}, got {k}.")
+        k = whole_number(k, "k", 1, self.train_ids.size)
         scores = self.column(query)
-        chosen = _first(sign * scores, self.train_ids, k)
+        chosen = highest(sign * scores, self.train_ids, k)
         labels = None if self.train_labels is None else self.train_labels[chosen]
         return Ranking(self.train_ids[chosen], scores[chosen], labels, int(query), self.classes)
 
@@ -262,6 +262,14 @@ def _long(value: object) -> bool:
     return isinstance(value, list | tuple | dict) and len(value) > 4
 
 
+def _as_values(values: Any) -> Floats:
+    """Real numbers as float32; a memory map stays one."""
+    if isinstance(values, np.ndarray) and values.dtype == np.float32 and is_mapped(values):
+        return values
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
+        return as_real(values, "Scores").astype(np.float32, copy=False)
+
+
 def _check_finite(values_NQ: Floats, train_ids: Ids, query_ids: Ids) -> None:
     bad = np.argwhere(~np.isfinite(values_NQ))
     if bad.size:
@@ -270,12 +278,6 @@ def _check_finite(values_NQ: Floats, train_ids: Ids, query_ids: Ids) -> None:
             f"{len(bad)} scores are NaN or infinite, the first for train id {train_ids[row]} and query id "
             f"{query_ids[column]}."
         )
-
-
-def _first(keys_N: Floats, ids_N: Ids, k: int) -> npt.NDArray[np.int64]:
-    """Positions of the k lowest keys in order, ties by id: a selection, then a sort of what was selected."""
-    likely = np.flatnonzero(keys_N <= np.partition(keys_N, k - 1)[k - 1])
-    return likely[np.lexsort((ids_N[likely], keys_N[likely]))[:k]]
 
 
 def _part(values_NQ: Floats, rows: Any, columns: Any) -> Floats:

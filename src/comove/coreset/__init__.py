@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comove.coreset.base import Picks, Scored, ScoreSelector, Selector, highest, selectors
+from comove.coreset.base import Picks, Scored, ScoreSelector, Selector, selectors
 from comove.coreset.budget import Budget, resolve_budget
 from comove.coreset.coreset import Coreset
 from comove.discovery import build

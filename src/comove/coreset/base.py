@@ -22,6 +22,7 @@ from comove.data import Ids
 from comove.discovery import discover, label_of, parse_method
 from comove.errors import InputError, InputTypeError, NonFiniteError
 from comove.sources import Source, SourceLike, as_sources
+from comove.ties import highest, tie_keys
 
 __all__ = [
     "Coreset",
@@ -33,20 +34,10 @@ __all__ = [
     "adopt",
     "as_selector",
     "check_scores",
-    "highest",
     "selectors",
 ]
 
 Positions = npt.NDArray[np.int64]
-
-
-def highest(scores: npt.NDArray[Any], ids: Ids, k: int) -> Positions:
-    """Return the positions of the k highest scores, best first; ties go to the lower id.
-
-    >>> highest(np.array([1.0, 3.0, 3.0]), np.array([7, 9, 8]), 2).tolist()
-    [2, 1]
-    """
-    return np.lexsort((ids, -scores))[:k]
 
 
 def check_scores(scores: npt.NDArray[Any], ids: Ids, who: str) -> None:
@@ -202,19 +193,21 @@ class Selector(ABC):
 def _plain(value: Any) -> Any:
     if isinstance(value, Selector):
         return value.label
+    if isinstance(value, np.generic):
+        return value.item()
     return list(value) if isinstance(value, tuple) else value
 
 
 def _merged(parts: Mapping[int, Picks], ids: Ids, greedy: bool) -> Picks:
-    """The picks of all classes: by score, ties to the lower id; or, greedy, each class at its own even pace."""
+    """The picks of all classes: by score; or, greedy, each class at its own even pace. Ties go as everywhere."""
     picked = list(parts.values())
     positions = np.concatenate([part.positions for part in picked])
     scores = np.concatenate([part.scores for part in picked])
     if greedy:
         pace = np.concatenate([np.arange(1, len(part.positions) + 1) / len(part.positions) for part in picked])
-        order = np.argsort(pace, kind="stable")  # parts are in order of class
+        order = np.lexsort((tie_keys(ids[positions]), pace))
     else:
-        order = np.lexsort((ids[positions], -scores))
+        order = highest(scores, ids[positions])
     weighted = [part.weights for part in picked if part.weights is not None]
     weights = np.concatenate(weighted)[order] if len(weighted) == len(picked) else None
     return Picks(positions[order], scores[order], weights, _merged_info(parts))
@@ -247,7 +240,7 @@ class _Ranked:
 
 @dataclass(frozen=True)
 class ScoreSelector(Selector):
-    """A selector that scores every example and keeps the highest; ties go to the lower id."""
+    """A selector that scores every example and keeps the highest; ties by :mod:`comove.ties`."""
 
     @final
     def scores(self, source: SourceLike | Sequence[SourceLike]) -> npt.NDArray[np.float32]:

@@ -19,14 +19,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from comove.coreset.base import Picks, Positions, Selector, highest
+from comove.checks import check_number, check_share, whole_number
+from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.input_gradients import BATCH, PixelSpace, margin_gradients, trained_network, training_examples
-from comove.coreset.options import check_number, check_share, check_whole
 from comove.coreset.strata import draw, random_keys
 from comove.data import Ids
 from comove.discovery import check_seed
 from comove.errors import InputError
 from comove.sources import Source
+from comove.ties import highest
 from comove.training import resolve_device
 
 __all__ = ["BoundarySetCCS", "boundary_steps", "cover_bands"]
@@ -143,9 +144,9 @@ class BoundarySetCCS(Selector):
 
     def __post_init__(self) -> None:
         check_seed(self.seed, self.name)
-        check_number(self.step, "step", self.name)
-        check_whole(self.max_steps, "max_steps", self.name)
-        check_share(self.beta, "beta", self.name)
+        check_number(self.step, f"{self.name}: step")
+        whole_number(self.max_steps, f"{self.name}: max_steps", 1, error=InputError)
+        check_share(self.beta, f"{self.name}: beta")
 
     def _prepare(self, sources: tuple[Source, ...]) -> _Prepared:
         source, device = sources[0], resolve_device()

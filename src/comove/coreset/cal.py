@@ -14,12 +14,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import whole_number
 from comove.coreset.base import ScoreSelector
-from comove.coreset.last_layer import by_id, check_features
+from comove.coreset.last_layer import check_features, in_tie_order
 from comove.coreset.neighbours import nearest_neighbours, unit_rows
-from comove.coreset.options import check_whole
 from comove.coreset.reading import needs_anchor
 from comove.discovery import check_choice
+from comove.errors import InputError
 from comove.sources import Source
 
 __all__ = ["PROBABILITY_FLOOR", "Cal", "contrast"]
@@ -82,7 +83,7 @@ class Cal(ScoreSelector):
     def __post_init__(self) -> None:
         check_choice(self.pool, ("all", "class"), "pool", self.name)
         check_choice(self.variant, ("cal", "deepcore"), "variant", self.name)
-        check_whole(self.neighbours, "neighbours", self.name)
+        whole_number(self.neighbours, f"{self.name}: neighbours", 1, error=InputError)
 
     def _scores(self, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
         source = sources[0]
@@ -94,7 +95,7 @@ class Cal(ScoreSelector):
         groups_N = source.labels(self.name) if by_class else np.zeros(len(features_NF), np.int64)
         scores_N = np.zeros(len(features_NF))
         for group in np.unique(groups_N):
-            members = by_id(np.flatnonzero(groups_N == group), source.train_ids)  # ties between neighbours too
+            members = in_tie_order(np.flatnonzero(groups_N == group), source.train_ids)  # ties between neighbours too
             features = features_NF[members] if deepcore else unit_rows(features_NF[members].astype(np.float64))
             near = nearest_neighbours(features, self.neighbours)
             scores_N[members] = contrast(probabilities_NC[members], near.index_Nk, symmetric=deepcore)

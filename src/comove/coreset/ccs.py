@@ -15,13 +15,15 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import check_share, whole_number
 from comove.coreset.aum import AUM
-from comove.coreset.base import Picks, Positions, ScoreSelector, Selector, adopt, as_selector, highest
+from comove.coreset.base import Picks, Positions, ScoreSelector, Selector, adopt, as_selector
 from comove.coreset.strata import draw, equal_width, random_keys
 from comove.data import Ids
 from comove.discovery import check_seed
 from comove.errors import InputError, InputTypeError
 from comove.sources import Source
+from comove.ties import highest
 
 __all__ = ["CCS", "coverage_centric", "default_beta"]
 
@@ -102,10 +104,9 @@ class CCS(Selector):
         object.__setattr__(self, "score", inner)
         adopt(self, inner, "requires", "one_run")
         check_seed(self.seed, self.name)
-        if self.beta is not None and not 0 <= self.beta < 1:
-            raise InputError(f"ccs: beta must be a share from 0 to below 1, got {self.beta}.")
-        if isinstance(self.strata, bool) or not isinstance(self.strata, int) or self.strata < 1:
-            raise InputError(f"ccs: strata must be a whole number from 1 on, got {self.strata!r}.")
+        if self.beta is not None:
+            check_share(self.beta, f"{self.name}: beta")
+        whole_number(self.strata, f"{self.name}: strata", 1, error=InputError)
 
     def _prepare(self, sources: tuple[Source, ...]) -> _Prepared:
         assert isinstance(self.score, ScoreSelector)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.greedy import FacilityLocation, Rows, lazy_greedy
-from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, by_id
+from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, in_tie_order
 from comove.data import Ids
 from comove.sources import Source
 
@@ -126,6 +126,6 @@ class Craig(Selector):
 
     def _pick(self, prepared: tuple[LastLayerGradients, Ids], candidates: Positions, k: int) -> Picks:
         gradients, ids = prepared
-        ordered = by_id(candidates, ids)
+        ordered = in_tie_order(candidates, ids)
         picks, gains, weights = craig(gradients.take(ordered), k)
         return Picks(ordered[picks], gains.astype(np.float32), weights.astype(np.float32))

@@ -15,17 +15,18 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import check_number, check_share, whole_number
 from comove.coreset.aum import AUM
-from comove.coreset.base import Picks, Positions, ScoreSelector, Selector, adopt, as_selector, highest
+from comove.coreset.base import Picks, Positions, ScoreSelector, Selector, adopt, as_selector
 from comove.coreset.forgetting import Forgetting
 from comove.coreset.greedy import check_count
-from comove.coreset.last_layer import by_id, check_features
+from comove.coreset.last_layer import check_features, in_tie_order
 from comove.coreset.neighbours import Neighbours, nearest_neighbours
-from comove.coreset.options import check_number, check_share, check_whole
 from comove.coreset.reading import needs_anchor
 from comove.data import Ids
 from comove.errors import InputError, InputTypeError
 from comove.sources import Source
+from comove.ties import highest
 
 __all__ = ["D2", "Graph", "d2_pruning", "forward_messages", "neighbour_graph"]
 
@@ -164,10 +165,10 @@ class D2(Selector):
             raise InputTypeError(f"d2: difficulty must be a method that scores every example, got {inner}.")
         object.__setattr__(self, "difficulty", inner)
         adopt(self, inner, "requires")
-        check_whole(self.neighbours, "neighbours", self.name)
-        check_number(self.gamma_forward, "gamma_forward", self.name, zero=True)
-        check_number(self.gamma_reverse, "gamma_reverse", self.name, zero=True)
-        check_share(self.cutoff, "cutoff", self.name)
+        whole_number(self.neighbours, f"{self.name}: neighbours", 1, error=InputError)
+        check_number(self.gamma_forward, f"{self.name}: gamma_forward", zero=True)
+        check_number(self.gamma_reverse, f"{self.name}: gamma_reverse", zero=True)
+        check_share(self.cutoff, f"{self.name}: cutoff")
 
     def _prepare(self, sources: tuple[Source, ...]) -> _Prepared:
         assert isinstance(self.difficulty, ScoreSelector)
@@ -179,10 +180,10 @@ class D2(Selector):
         return _Prepared(features_NF, difficulty_N, hardness_N, sources[0].train_ids)
 
     def _pick(self, prepared: _Prepared, candidates: Positions, k: int) -> Picks:
-        kept = by_id(candidates, prepared.ids)
+        kept = in_tie_order(candidates, prepared.ids)
         info: dict[str, Any] = {}
         if prepared.hardness_N is not None:
-            kept = self._cut(prepared.hardness_N[kept], kept, k)
+            kept = self._cut(prepared.hardness_N[kept], prepared.ids[kept], kept, k)
             info["dropped"] = candidates.size - kept.size
         near = nearest_neighbours(prepared.features_NF[kept], self.neighbours)
         graph = neighbour_graph(near)
@@ -192,12 +193,11 @@ class D2(Selector):
         picks, values = d2_pruning(messages_N, graph, k, gamma=self.gamma_reverse)
         return Picks(kept[picks], values.astype(np.float32), info=info)
 
-    def _cut(self, hardness_N: npt.NDArray[np.float32], candidates: Positions, k: int) -> Positions:
+    def _cut(self, hardness_N: npt.NDArray[np.float32], ids: Ids, candidates: Positions, k: int) -> Positions:
         dropped = int(self.cutoff * candidates.size + 1e-9)
         if candidates.size - dropped < k:
             raise InputError(
                 f"d2: cutoff must not exceed the pruning rate: cutoff = {self.cutoff:g} drops {dropped} of "
                 f"{candidates.size} examples, but keeping {k} prunes only {candidates.size - k}. Lower either."
             )
-        hardest = highest(hardness_N, np.arange(candidates.size), dropped)
-        return np.delete(candidates, hardest)
+        return np.delete(candidates, highest(hardness_N, ids, dropped))

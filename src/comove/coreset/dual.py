@@ -15,7 +15,8 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from comove.coreset.base import Picks, Positions, Selector, check_scores, highest
+from comove.checks import check_number
+from comove.coreset.base import Picks, Positions, Selector, check_scores
 from comove.coreset.dyn_unc import windows
 from comove.coreset.reading import check_window, mean_over_epochs
 from comove.coreset.strata import random_keys
@@ -23,6 +24,7 @@ from comove.data import Ids
 from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
 from comove.sources import Source
+from comove.ties import highest
 
 __all__ = ["DUAL", "beta_parameters", "dual", "log_weights"]
 
@@ -117,8 +119,7 @@ class DUAL(Selector):
         check_choice(self.sampling, ("beta", "none"), "sampling", self.name)
         check_window(self.window, self.first, self.name)
         check_seed(self.seed, self.name)
-        if not self.c > 0:
-            raise InputError(f"dual: c must be above 0, got {self.c}.")
+        check_number(self.c, f"{self.name}: c")
 
     def _prepare(self, sources: tuple[Source, ...]) -> _Prepared:
         def both(p_TN: npt.NDArray[np.float32]) -> Floats:

@@ -48,9 +48,10 @@ def forgetting_scores(correct_TN: npt.ArrayLike, *, never_learned: int | None = 
 class Forgetting(ScoreSelector):
     """Forgetting events (Toneva et al., "An empirical study of example forgetting", ICLR 2019).
 
-    Scores of several runs are added, as the authors do. Scores are small integers and tie often; ties go to the lower
-    id. The authors count each presentation of the training pass: record with ``mode="in_pass"`` for that; with
-    ``"sweep"`` events are counted between clean passes at the ends of epochs.
+    Scores of several runs are added, as the authors do. Scores are small integers and tie often; ties go by a seeded
+    hash of the id (:mod:`comove.ties`), so no class is kept for its ids. The authors count each presentation of the
+    training pass: record with ``mode="in_pass"`` for that; with ``"sweep"`` events are counted between clean passes at
+    the ends of epochs.
 
     Args:
         first: only the first so many epochs (the authors: all 200; the CLD paper's comparison: 10).

@@ -15,10 +15,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from comove.coreset.base import Picks, Positions, Selector, highest
+from comove.checks import check_number, whole_number
+from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.greedy import check_count
-from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, by_id, check_features
-from comove.coreset.options import check_number, check_whole
+from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, check_features, in_tie_order
 from comove.coreset.reading import needs_anchor, needs_validation
 from comove.data import Ids
 from comove.errors import InputError, some
@@ -75,7 +75,7 @@ def glister(
         probabilities_VC = _softmax(logits_VC).astype(features_VF.dtype)
         gradient = LastLayerGradients.of(probabilities_VC, validation.labels_V, features_VF).mean()
         gains_N = np.where(free_N, train.along(gradient), -np.inf)
-        best = np.array([gains_N.argmax()]) if size == 1 else highest(gains_N, np.arange(gains_N.size), size)
+        best = np.array([gains_N.argmax()]) if size == 1 else np.argsort(-gains_N, kind="stable")[:size]
         picks.append(best)
         gained.append(gains_N[best].astype(np.float64))
         free_N[best] = False
@@ -124,9 +124,9 @@ class Glister(Selector):
     epoch: int | None = None
 
     def __post_init__(self) -> None:
-        check_number(self.eta, "eta", self.name)
+        check_number(self.eta, f"{self.name}: eta")
         if self.rounds is not None:
-            check_whole(self.rounds, "rounds", self.name)
+            whole_number(self.rounds, f"{self.name}: rounds", 1, error=InputError)
 
     def _prepare(self, sources: tuple[Source, ...]) -> _Prepared:
         source = sources[0]
@@ -139,7 +139,7 @@ class Glister(Selector):
         return _Prepared(gradients, validation, source.labels(self.name), source.train_ids)
 
     def _pick(self, prepared: _Prepared, candidates: Positions, k: int) -> Picks:
-        ordered = by_id(candidates, prepared.ids)
+        ordered = in_tie_order(candidates, prepared.ids)
         classes = np.unique(prepared.labels[ordered])
         validation = prepared.validation.of_classes(classes)
         if not validation.labels_V.size:

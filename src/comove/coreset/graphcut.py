@@ -15,10 +15,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import check_number
 from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.greedy import eager_greedy
-from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, by_id
-from comove.coreset.options import check_number
+from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, in_tie_order
 from comove.data import Ids
 from comove.sources import Source
 
@@ -95,13 +95,13 @@ class GraphCut(Selector):
     epoch: int | None = None
 
     def __post_init__(self) -> None:
-        check_number(self.lam, "lam", self.name)
+        check_number(self.lam, f"{self.name}: lam")
 
     def _prepare(self, sources: tuple[Source, ...]) -> tuple[LastLayerGradients, Ids]:
         return anchor_gradients(sources[0], self.epoch, self.name), sources[0].train_ids
 
     def _pick(self, prepared: tuple[LastLayerGradients, Ids], candidates: Positions, k: int) -> Picks:
         gradients, ids = prepared
-        ordered = by_id(candidates, ids)
+        ordered = in_tie_order(candidates, ids)
         picks, gains = gradient_graph_cut(gradients.take(ordered), k, self.lam)
         return Picks(ordered[picks], gains.astype(np.float32))

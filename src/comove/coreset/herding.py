@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.greedy import check_count
-from comove.coreset.last_layer import by_id, check_features
+from comove.coreset.last_layer import check_features, in_tie_order
 from comove.coreset.reading import needs_anchor
 from comove.data import Ids
 from comove.discovery import check_choice
@@ -95,6 +95,6 @@ class Herding(Selector):
 
     def _pick(self, prepared: tuple[npt.NDArray[np.float32], Ids], candidates: Positions, k: int) -> Picks:
         features_NF, ids = prepared
-        ordered = by_id(candidates, ids)
+        ordered = in_tie_order(candidates, ids)
         picks, scores = herding(features_NF[ordered], k, self.variant)
         return Picks(ordered[picks], scores.astype(np.float32))

@@ -20,8 +20,9 @@ from comove.coreset.reading import needs_anchor
 from comove.data import Ids
 from comove.errors import InputError, NonFiniteError
 from comove.sources import Source
+from comove.ties import tie_order
 
-__all__ = ["LastLayerGradients", "anchor_gradients", "by_id", "check_features"]
+__all__ = ["LastLayerGradients", "anchor_gradients", "check_features", "in_tie_order"]
 
 Array = npt.NDArray[Any]
 
@@ -122,9 +123,9 @@ def _squares(matrix_ND: Array) -> npt.NDArray[np.float64]:
     return squares
 
 
-def by_id(candidates: npt.NDArray[np.int64], ids: Ids) -> npt.NDArray[np.int64]:
-    """Return candidate positions in order of their ids: ties then go to the lower id, whatever the trace's order."""
-    return candidates[np.argsort(ids[candidates], kind="stable")]
+def in_tie_order(candidates: npt.NDArray[np.int64], ids: Ids) -> npt.NDArray[np.int64]:
+    """Return candidate positions in order of their tie keys: ties may then go to the lower index (``comove.ties``)."""
+    return candidates[tie_order(ids[candidates])]
 
 
 def check_features(features_NF: Array, ids: Ids, who: str) -> None:

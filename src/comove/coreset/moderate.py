@@ -13,11 +13,12 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from comove.coreset.base import Picks, Positions, Selector, check_scores, highest
+from comove.coreset.base import Picks, Positions, Selector, check_scores
 from comove.coreset.reading import check_first, needs_features
 from comove.data import Ids
 from comove.discovery import check_choice
 from comove.sources import Source
+from comove.ties import highest, tie_keys
 
 __all__ = ["Moderate", "central_band", "centre_distances"]
 
@@ -47,7 +48,7 @@ def centre_distances(
 def central_band(distances_N: npt.NDArray[np.float64], ids: Ids, k: int) -> npt.NDArray[np.int64]:
     """Return the positions of the ``k`` middle ranks of the distances: the band of the authors' released code."""
     start = round((distances_N.size - k) / 2)  # half a rank goes to the even number, as in their code
-    return np.lexsort((ids, distances_N))[start : start + k]
+    return np.lexsort((tie_keys(ids), distances_N))[start : start + k]
 
 
 class _Prepared(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import whole_number
 from comove.data import Ids, positions_of
 from comove.errors import InputError, some
 from comove.sources import Source
@@ -49,8 +50,8 @@ def check_first(first: int | None, who: str, option: str = "first") -> None:
     Raises:
         InputError: not a whole number from 1 on.
     """
-    if first is not None and (isinstance(first, bool) or not isinstance(first, int) or first < 1):
-        raise InputError(f"{who}: {option} must be a number of epochs from 1 on, got {first!r}.")
+    if first is not None:
+        whole_number(first, f"{who}: {option}, a number of epochs,", 1, error=InputError)
 
 
 def epoch_rows(trace: Trace, who: str, first: int | None = None, *, at_least: int = 1) -> tuple[int, ...]:
@@ -82,8 +83,7 @@ def check_window(window: int, first: int | None, who: str, least: int = 2) -> No
         InputError: a window below ``least`` or longer than ``first``.
     """
     check_first(first, who)
-    if isinstance(window, bool) or not isinstance(window, int) or window < least:
-        raise InputError(f"{who}: window must be a number of epochs from {least} on, got {window!r}.")
+    whole_number(window, f"{who}: window, a number of epochs,", least, error=InputError)
     if first is not None and window > first:
         raise InputError(
             f"{who}: a window of {window} epochs does not fit into the first {first}; choose a shorter one."

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from comove.checks import check_number, whole_number
 from comove.coreset.base import ScoreSelector
 from comove.coreset.input_gradients import BATCH, loss_gradients, trained_network, training_examples
-from comove.coreset.options import check_number, check_whole
 from comove.discovery import check_seed
+from comove.errors import InputError
 from comove.sources import Source
 from comove.training import Resident, resolve_device
 
@@ -94,8 +95,8 @@ class SloCurv(ScoreSelector):
 
     def __post_init__(self) -> None:
         check_seed(self.seed, self.name)
-        check_number(self.h, "h", self.name)
-        check_whole(self.directions, "directions", self.name)
+        check_number(self.h, f"{self.name}: h")
+        whole_number(self.directions, f"{self.name}: directions", 1, error=InputError)
 
     def _scores(self, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
         source, device = sources[0], resolve_device()

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from comove.checks import whole_number
 from comove.correlation.columns import CommonMode, Correlation, RowScaling, namespace, plan_for, ranges
-from comove.correlation.inputs import ArrayLike, sides
+from comove.correlation.inputs import ArrayLike, Side, sides
 from comove.correlation.keeping import Kept, descending, unpack
 from comove.correlation.product import Panel, panels, score_tile, tile_of
 from comove.correlation.workers import plain_products, workers
-from comove.errors import InputError, InputTypeError
+from comove.ties import tie_order
 
 __all__ = ["top_k"]
 
@@ -44,7 +45,8 @@ def top_k(
         query_ids: (Q,) integer ids, used to name a query in an error message.
 
     Returns:
-        ids (Q, k) int64 and scores (Q, k) float32, highest first; of equal scores the lower column index comes first.
+        ids (Q, k) int64 and scores (Q, k) float32, highest first. Equal scores are ordered by a seeded
+        hash of the id (without ids: of the column index), never by position (:mod:`comove.ties`).
 
     Raises:
         InputError: ``k`` outside 1..N, or as in :func:`pairwise`.
@@ -60,7 +62,8 @@ def top_k(
         ([[70, 90]], [[1.0, 0.0]])
     """
     train, query = sides(train_losses, query_losses, train_ids, query_ids)
-    _check_k(k, train.columns)
+    k = whole_number(k, "k, how many training examples to keep,", 1, train.columns)
+    order_N, rank_N = _tie_ranks(train)
     plan = plan_for(train, correlation, common_mode, row_scaling)
     limit = np.inf if correlation == "covariance" else 1.0
     (tile_n, tile_q), keys = tile_of(train), []
@@ -68,15 +71,23 @@ def top_k(
         for query_panel in panels(query, plan, tile_q, crew):
             tiles = list(ranges(query_panel.start, query_panel.stop, tile_q))
             parts = -(-crew.number // len(tiles))  # of the training examples, where there are more threads than tiles
-            best = [Kept(train, q.stop - q.start, k, limit) for q in tiles for _ in range(parts)]
+            best = [Kept(train, q.stop - q.start, k, limit, rank_N) for q in tiles for _ in range(parts)]
             for train_panel in panels(train, plan, tile_n, crew):
                 rows = list(ranges(train_panel.start, train_panel.stop, tile_n))
                 jobs = [(q, rows[part::parts]) for q in tiles for part in range(parts)]
                 crew.each(_look_through, best, repeat(train_panel), repeat(query_panel), *zip(*jobs, strict=True))
             keys += [_best_of(best[i : i + parts], k) for i in range(0, len(best), parts)]
-    index_QK, scores_QK = unpack(train.xp.concatenate(keys))
-    ids_QK = index_QK if train.ids is None else train.native(train.ids)[index_QK]
+    rank_QK, scores_QK = unpack(train.xp.concatenate(keys))
+    ids_QK = train.native(order_N if train.ids is None else train.ids[order_N])[rank_QK]
     return train.result(ids_QK), train.result(scores_QK)
+
+
+def _tie_ranks(train: Side) -> tuple[Any, Any]:
+    """The positions (N,) in the order in which equal scores go, and of each position its place there, both int64."""
+    order_N = tie_order(np.arange(train.columns) if train.ids is None else train.ids)
+    rank_N = np.empty_like(order_N)
+    rank_N[order_N] = np.arange(train.columns)
+    return order_N, train.native(rank_N)
 
 
 def _best_of(parts: Sequence[Kept], k: int) -> Any:
@@ -96,10 +107,3 @@ def _look_through(kept: Kept, train: Panel, query: Panel, q: slice, rows: Sequen
         score_tile(train, query, n, q, tile_NB)
         kept.look(n.start, tile_NB)
     kept.settle()
-
-
-def _check_k(k: int, columns: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer):
-        raise InputTypeError(f"k must be an integer, how many training examples to keep; found {k!r}.")
-    if not 1 <= k <= columns:
-        raise InputError(f"k must lie between 1 and the number of training examples, {columns}; found {k}.")

@@ -76,7 +76,7 @@ def _codes(train_labels: Any, classes_C: Any) -> Any:
     if len(absent):
         raise InputError(
             f"Every training class must have at least one query, whose mean it is compared with; found none for the "
-            f"class(es) {some(absent)}. Add queries of these classes (a stratified split has them), or leave them out."
+            f"class(es) {some(absent)}. Add queries of these classes, or leave out their training examples."
         )
     return codes_N
 

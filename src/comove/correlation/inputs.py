@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from comove.checks import as_real, as_tensor, as_whole
 from comove.errors import InputError, InputTypeError, NonFiniteError, did_you_mean, some
 
 __all__ = ["ArrayLike", "Side", "check_choice", "integers", "one_side", "output", "sides"]
@@ -104,7 +105,7 @@ def one_side(losses: ArrayLike, name: str, ids: ArrayLike | None, like: ArrayLik
             f"The {name}losses must have the shape (T+1, examples): at least 3 recorded rows (two differences, for a "
             f"variance) and 1 example; found {shape}. Record one row before training and one after each epoch."
         )
-    known = None if ids is None else integers(ids, f"The {name}ids", shape[1])
+    known = None if ids is None else integers(ids, f"The {name}ids", shape[1], unique=True)
     return Side(array, name, known, like.device if is_torch else torch.device("cpu"), is_torch)
 
 
@@ -123,10 +124,15 @@ def sides(train: ArrayLike, query: ArrayLike, train_ids: Any, query_ids: Any) ->
 def _real(losses: ArrayLike, name: str) -> Any:
     array: Any
     if isinstance(losses, torch.Tensor):
-        kind, array = "?" if losses.is_complex() or losses.dtype is torch.bool else "f", losses.detach()
-    else:
-        array = losses if _read_by_columns(losses) else _array(losses, name)
+        if losses.dtype is torch.bool:
+            return as_real(losses, f"The {name}losses")  # refused there
+        return as_tensor(losses, f"The {name}losses")
+    plain = isinstance(losses, np.ndarray) and not isinstance(losses, np.ma.MaskedArray)
+    if _read_by_columns(losses) or (plain and losses.dtype.kind in "fiu"):  # as it lies, whatever its byte order
+        array = losses
         kind = "f" if str(array.dtype) == "bfloat16" else np.dtype(array.dtype).kind
+    else:
+        return as_real(losses, f"The {name}losses")
     if kind not in "fiu":
         raise InputTypeError(
             f"The {name}losses must be real numbers (floats or integers); found {array.dtype}. "
@@ -140,25 +146,16 @@ def _read_by_columns(losses: ArrayLike) -> bool:
     return not own and all(hasattr(losses, name) for name in ("shape", "dtype", "__getitem__"))
 
 
-def _array(losses: ArrayLike, name: str) -> Any:
-    try:
-        return np.asarray(losses)
-    except ValueError as error:
-        raise InputError(f"The {name}losses must be rectangular, every row of the same length; {error}.") from error
-
-
-def integers(values: ArrayLike, title: str, length: int) -> Any:
-    """Check and return (length,) integers."""
-    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
-    if array.dtype.kind not in "iu":
-        raise InputTypeError(
-            f"{title} must be integers; found {array.dtype}. Number them, or cast with .astype('int64')."
-        )
+def integers(values: ArrayLike, title: str, length: int, *, unique: bool = False) -> Any:
+    """Check and return (length,) integers, each once where they are ids."""
+    array = as_whole(values, title, error=InputTypeError)
     if array.shape != (length,):
         raise InputError(
             f"{title} must have the shape ({length},), one for each column of losses; found {array.shape}."
         )
-    return array.astype(np.int64, copy=False)
+    if unique and np.unique(array).size != length:
+        raise InputError(f"{title} must be unique: {length - np.unique(array).size} of {length} are repeated.")
+    return array
 
 
 def check_choice(value: str, title: str, choices: tuple[str, ...]) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.attribution import Scores
+from comove.checks import as_ids, check_seed, many_whole, real_number, whole_number
 from comove.data import Ids, positions_of
-from comove.discovery import check_seed
-from comove.errors import InputError
-from comove.store import as_ids, digest
+from comove.errors import InputError, InputTypeError
+from comove.store import digest
+from comove.ties import highest
 
 __all__ = [
     "Everything",
@@ -55,9 +56,9 @@ class RandomSubsets:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
+        if not 0 < real_number(self.alpha, "alpha") < 1:
             raise InputError(f"alpha must be in (0, 1), got {self.alpha}.")
-        if self.count < 1:
+        if whole_number(self.count, "count", None) < 1:
             raise InputError(f"A bank needs at least 1 subset, got {self.count}.")
         check_seed(self.seed, "subsets")
 
@@ -210,18 +211,28 @@ def random(alpha: float, count: int, seed: int = 0) -> RandomSubsets:
 
     Raises:
         InputError: alpha outside (0, 1), no subset.
+        InputTypeError: a count or a seed that is no whole number.
     """
-    return RandomSubsets(float(alpha), int(count), int(seed))
+    return RandomSubsets(real_number(alpha, "alpha"), whole_number(count, "count", None), whole_number(seed, "seed"))
 
 
 def leave_one_out(ids: Iterable[int] | None = None) -> LeaveOneOutSubsets:
     """Plan one subset for each of ``ids`` (by default every training id): all the training examples but that one."""
-    return LeaveOneOutSubsets(None if ids is None else tuple(int(id_) for id_ in ids))
+    if ids is None:
+        return LeaveOneOutSubsets()
+    given = ids if hasattr(ids, "__len__") else list(ids)
+    return LeaveOneOutSubsets(tuple(as_ids(given, "ids to leave out").tolist()))
 
 
 def everything() -> Everything:
     """Plan one subset, the whole training set: what the others are compared with when examples are removed (k = 0)."""
     return Everything()
+
+
+def _sets(given: Any) -> Iterable[Any]:
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+        raise InputTypeError(f"Subsets are given as a list of sets of ids, got {type(given).__name__}.")
+    return given
 
 
 def without(removed: Iterable[Sequence[int] | Ids]) -> RemovedSubsets:
@@ -230,7 +241,7 @@ def without(removed: Iterable[Sequence[int] | Ids]) -> RemovedSubsets:
     Raises:
         InputError: no set at all, ids that are no integers or are repeated within a set.
     """
-    sets = tuple(as_ids(ids, "ids to remove") for ids in removed)
+    sets = tuple(as_ids(ids, "ids to remove") for ids in _sets(removed))
     if not sets:
         raise InputError("subsets.without needs at least one set of ids.")
     return RemovedSubsets(sets)
@@ -242,7 +253,7 @@ def only(kept: Iterable[Sequence[int] | Ids]) -> OnlySubsets:
     Raises:
         InputError: no set at all, ids that are no integers or are repeated within a set.
     """
-    sets = tuple(as_ids(ids, "ids to keep") for ids in kept)
+    sets = tuple(as_ids(ids, "ids to keep") for ids in _sets(kept))
     if not sets:
         raise InputError("subsets.only needs at least one set of ids.")
     return OnlySubsets(sets)
@@ -252,7 +263,7 @@ def removals(scores: Scores, ks: int | Iterable[int], queries: Sequence[int] | I
     """Plan one subset for each query and k: all the training examples but the k that help the query most.
 
     The subsets come query by query, and within a query in the order of ``ks``: row ``i * len(ks) + j`` of the masks is
-    query i with ``ks[j]``. Ties go to the lower id, as in :meth:`comove.Scores.top`.
+    query i with ``ks[j]``. Ties go as in :meth:`comove.Scores.top`.
 
     Args:
         scores: of any training examples and queries; ids are matched.
@@ -262,7 +273,7 @@ def removals(scores: Scores, ks: int | Iterable[int], queries: Sequence[int] | I
     Raises:
         InputError: a query without scores, a k that leaves fewer than two examples.
     """
-    counts = [int(ks)] if isinstance(ks, int | np.integer) else [int(k) for k in ks]
+    counts = many_whole(ks, "k", None)
     n = scores.train_ids.size
     if not counts or min(counts) < 0 or max(counts) > n - 2:
         raise InputError(
@@ -272,6 +283,6 @@ def removals(scores: Scores, ks: int | Iterable[int], queries: Sequence[int] | I
     columns = positions_of(chosen, scores.query_ids, "query ids")
     if not columns.size:
         raise InputError("subsets.removals needs at least one query.")
-    ranked = [scores.train_ids[np.lexsort((scores.train_ids, -scores.values[:, q]))[: max(counts)]] for q in columns]
+    ranked = [scores.train_ids[highest(scores.values[:, q], scores.train_ids, max(counts))] for q in columns]
     removed = tuple(ids[:k] for ids in ranked for k in counts)
     return RemovedSubsets(removed, "removals", {"method": scores.method, "ks": counts, "queries": chosen.tolist()})

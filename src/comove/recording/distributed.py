@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from comove.checks import given_ids
 from comove.errors import ComoveError, InputError
 from comove.recording.recorder import Recorder
 from comove.recording.statistics import statistics
-from comove.store import as_array
 from comove.trace import Row, Side, Trace
 
 __all__ = ["DistributedRecorder", "process_count", "process_rank"]
@@ -107,7 +107,7 @@ class DistributedRecorder:
             loss, logits = statistics(logits, labels)[0]["loss"], None  # one number an example travels, not C
         tensors = {"logits": logits, "labels": labels, "loss": loss, "features": features}
         kept = {name: None if value is None else value.detach().clone() for name, value in tensors.items()}
-        self._pending.append({"ids": as_array(ids).copy(), "side": side, **kept})
+        self._pending.append({"ids": given_ids(ids).copy(), "side": side, **kept})
 
     def _gather(self) -> None:
         """Bring every process's batches to the first, in the order they were observed."""

@@ -20,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from comove.checks import as_ids, as_labels, as_tensor, as_whole, given_ids, real_number, whole_number
 from comove.data import IdIndex, Ids
-from comove.errors import InputError, MissingExamplesError, NonFiniteError, some
+from comove.errors import InputError, InputTypeError, MissingExamplesError, NonFiniteError, some
 from comove.recording.statistics import kd, statistics
 from comove.store import (
     MANIFEST,
-    as_array,
-    as_ids,
     check_fingerprint,
     new_folder,
     open_manifest,
@@ -34,7 +33,7 @@ from comove.store import (
     write_arrays,
     write_manifest,
 )
-from comove.trace import FIELDS, FORMAT_VERSION, Row, Side, Trace, check_labels, row_file, write_examples, write_row
+from comove.trace import FIELDS, FORMAT_VERSION, Row, Side, Trace, row_file, write_examples, write_row
 
 __all__ = ["Recorder"]
 
@@ -212,10 +211,13 @@ class Recorder:
             InputError: unknown ids, shapes that do not fit, neither logits with labels nor a loss, other statistics
             than in the row's batches before.
         """
-        logits, labels, loss, features = (_tensor(value) for value in (logits, labels, loss, features))
+        logits, loss, features = (
+            _tensor(value, what) for value, what in ((logits, "logits"), (loss, "loss"), (features, "features"))
+        )
+        labels = None if labels is None else _classes(labels)
         values = self._values(logits, labels, loss, features)
         device, size = values["loss"].device, len(values["loss"])
-        wanted = np.atleast_1d(as_array(ids))
+        wanted = given_ids(ids)
         if wanted.shape != (size,):
             raise InputError(f"ids has shape {wanted.shape} for a batch of {size} examples.")
         if labels is not None and labels.shape != (size,):
@@ -304,7 +306,8 @@ class Recorder:
         """
         if self._finished:
             raise InputError(f"The trace in {self.path} is finished and frozen; record into a new folder.")
-        row = Row(len(self.rows), len(self.rows) if step is None else step, float(epoch))
+        at = len(self.rows) if step is None else whole_number(step, "step")
+        row = Row(len(self.rows), at, real_number(epoch, "epoch"))
         row = replace(row, filled=sum(self._fill(side, row) for side in self._sides.values()))
         self._require_fields_of_before(row)
         arrays, anchors = self._row_arrays(row)
@@ -463,7 +466,7 @@ def _side(name: Side, ids: object, labels: object) -> _Side:
     known = as_ids(ids, f"{name}_ids")
     if known.size == 0:
         raise InputError(f"{name}_ids must name at least one example.")
-    return _Side(name, known, None if labels is None else check_labels(labels, f"{name}_labels", known.size))
+    return _Side(name, known, None if labels is None else as_labels(labels, f"{name}_labels", known.size))
 
 
 def _last_of_each(
@@ -477,8 +480,20 @@ def _last_of_each(
     return unique, last if rows is None else rows[last]
 
 
-def _tensor(value: object) -> torch.Tensor | None:
-    return value if value is None or isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+def _tensor(value: object, what: str) -> torch.Tensor | None:
+    if value is None:
+        return None
+    tensor = as_tensor(value, what)
+    if tensor.dtype is torch.bool:
+        raise InputTypeError(f"{what} must be real numbers, got booleans; cast them first if numbers are meant.")
+    return tensor if tensor.is_floating_point() else tensor.double()
+
+
+def _classes(labels: object) -> torch.Tensor:
+    """Labels of a batch on their device, as int64; unsigned ones too large for that are refused."""
+    if isinstance(labels, torch.Tensor) and labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8):
+        return as_tensor(labels, "labels").long()
+    return torch.from_numpy(np.array(as_whole(labels, "labels")))
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ A file is written beside its final name, flushed to disk and renamed, so a reade
 sees it whole or not at all. Arrays and weights live in safetensors, manifests in JSON; nothing is pickled.
 """
 
+from comove.checks import as_array, as_ids
 from comove.store.arrays import (
     as_header,
     map_array,
@@ -26,7 +27,6 @@ from comove.store.manifests import (
     write_manifest,
 )
 from comove.store.rows import LazyRows
-from comove.store.values import as_array, as_ids
 
 __all__ = [
     "MANIFEST",

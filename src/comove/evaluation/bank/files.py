@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import whole_number
 from comove.data import Ids
 from comove.errors import CorruptFileError, FingerprintError, InputError
 from comove.evaluation.subsets import SubsetPlan
@@ -193,12 +194,12 @@ def planned(
 
     Raises:
         InputError: no plan, no seed, or what a plan cannot do with these examples.
+        InputTypeError: ``seeds`` is no whole number.
     """
     several = list(given) if isinstance(given, Sequence) else [given]
-    if not several or seeds < 1:
-        raise InputError(
-            f"A bank needs at least one plan of subsets, got {len(several)}; seeds must be at least 1, got {seeds}."
-        )
+    seeds = whole_number(seeds, "seeds", 1)
+    if not several:
+        raise InputError("A bank needs at least one plan of subsets, got none.")
     found = []
     for plan in {plan.name: plan for plan in several}.values():
         masks_CN = plan.masks_for(train_ids)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from comove.checks import whole_number
 from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
 from comove.display import counted, figure, html_table
@@ -244,7 +245,7 @@ def _selectors(
     """The selectors by label, checked against every budget: what cannot be selected must not wait for a training."""
     named = [selector(item) if isinstance(item, str) else item for item in methods]
     chosen = {item.label: item for item in named}
-    if not chosen or not budgets or seeds < 1:
+    if not chosen or not budgets or whole_number(seeds, "seeds", None) < 1:
         raise InputError("A coreset curve needs at least one method, one budget and one seed.")
     for method in chosen.values():
         for share in budgets:

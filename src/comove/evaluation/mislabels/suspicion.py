@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import as_ids, whole_number
 from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import lookup
 from comove.display import figure, html_table
 from comove.errors import InputError, NonFiniteError
-from comove.store import as_ids, check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
+from comove.store import check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
+from comove.ties import highest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +103,7 @@ class Suspicion:
         return -values if name in self.low else values
 
     def ranks(self, method: str | None = None) -> Ids:
-        """Return (N,) ranks from 1, the most suspicious; ties go to the lower id."""
+        """Return (N,) ranks from 1, the most suspicious; ties go by a hash of the id (:mod:`comove.ties`)."""
         ranks = np.empty(len(self), np.int64)
         ranks[self._order(method)] = np.arange(1, len(self) + 1)
         return ranks
@@ -112,12 +114,11 @@ class Suspicion:
         Raises:
             InputError: k outside 1 to N, an unknown method.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= len(self):
-            raise InputError(f"k must be a number of labels from 1 to the {len(self)} there are, got {k!r}.")
+        k = whole_number(k, "k, a number of labels,", 1, len(self), error=InputError)
         return self.train_ids[self._order(method)[:k]]
 
     def _order(self, method: str | None) -> Ids:
-        return np.lexsort((self.train_ids, -self.towards(method)))
+        return highest(self.towards(method), self.train_ids)
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number where names are unknown."""

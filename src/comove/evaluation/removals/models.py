@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from comove.checks import whole_number
 from comove.data import Ids, Splits
-from comove.errors import CorruptFileError, InputError
+from comove.errors import CorruptFileError
 from comove.evaluation import subsets
 from comove.evaluation.bank.retraining import RetrainingBank
 from comove.evaluation.outputs import output_of
@@ -167,9 +168,10 @@ def check_models(seeds: int, base_seeds: int) -> None:
 
     Raises:
         InputError: one is below 1.
+        InputTypeError: one is no whole number.
     """
-    if seeds < 1 or base_seeds < 1:
-        raise InputError(f"seeds and base_seeds must be at least 1, got {seeds} and {base_seeds}.")
+    whole_number(seeds, "seeds", 1)
+    whole_number(base_seeds, "base_seeds", 1)
 
 
 def predicted_and_margins(logits: Logits, labels: Ids) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:

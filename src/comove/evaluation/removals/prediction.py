@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from comove.checks import many_whole
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits
 from comove.errors import InputError
@@ -136,7 +137,7 @@ def brittleness(
         Ilyas, Park, Engstrom, Leclerc, Madry, Datamodels: predicting predictions from training data, 2022.
     """
     check_models(seeds, base_seeds)
-    counts = checked_ks([ks] if isinstance(ks, int | np.integer) else list(ks))
+    counts = checked_ks(ks)
     named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
     removal = plan_removal(named, splits, counts[-1], queries=queries, controls=controls, seed=seed)
     warn_of_emptied_classes(removal, counts)
@@ -159,13 +160,15 @@ def brittleness(
     return found
 
 
-def checked_ks(ks: Sequence[int]) -> list[int]:
+def checked_ks(ks: int | Iterable[int]) -> list[int]:
     """Numbers of examples to remove, ascending, each once, without 0 (which is always measured).
 
     Raises:
         InputError: none, or a negative one.
+        InputTypeError: one that is no whole number.
     """
-    counts = sorted({int(k) for k in ks} - {0})
+    given = many_whole(ks, "ks", None)
+    counts = sorted(set(given) - {0})
     if not counts or counts[0] < 1:
-        raise InputError(f"ks must be numbers of examples from 1 on, got {list(ks)}.")
+        raise InputError(f"ks must be numbers of examples from 1 on, got {given}.")
     return counts

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.attribution import Scores
+from comove.checks import as_ids, check_seed, whole_number
 from comove.data import ExampleSet, Ids, Splits
-from comove.discovery import check_seed
 from comove.errors import InputError, InputTypeError, some
-from comove.store import as_ids
+from comove.ties import highest
 
 __all__ = ["CONTROLS", "Removal", "SomeScores", "check_k", "named_scores", "plan_removal", "warn_of_emptied_classes"]
 
@@ -88,7 +88,7 @@ def check_k(k: int, n_train: int) -> None:
     Raises:
         InputError: none, or fewer than two would stay.
     """
-    if not 1 <= k <= n_train - 2:
+    if not 1 <= whole_number(k, "k", None) <= n_train - 2:
         raise InputError(
             f"k must be from 1 to N - 2 = {n_train - 2}, so that 2 of the {n_train} training examples stay; got {k}."
         )
@@ -142,12 +142,9 @@ def plan_removal(
 
 
 def _highest(scores: Scores, count: int) -> Ids:
-    """(Q, count) ids with the highest scores, ties to the lower id; ``scores`` have ascending ids."""
-    best = []
-    for column_N in np.ascontiguousarray(scores.values.T):
-        among = np.flatnonzero(column_N >= np.partition(column_N, -count)[-count])  # sorting all of them takes long
-        best.append(among[np.argsort(-column_N[among], kind="stable")[:count]])
-    return scores.train_ids[np.stack(best)]
+    """(Q, count) ids with the highest scores."""
+    columns_QN = np.ascontiguousarray(scores.values.T)
+    return scores.train_ids[np.stack([highest(column_N, scores.train_ids, count) for column_N in columns_QN])]
 
 
 def _drawn(train: ExampleSet, query: int, label: int, count: int, seed: int) -> tuple[Ids, Ids]:
