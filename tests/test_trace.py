@@ -124,7 +124,7 @@ def test_explained_ids_are_the_queries_without_validation() -> None:
         ({"query_ids": [1.0, 2.0, 3.0, 4.0]}, "query_ids must be a 1-D array of integers"),
         ({"train_labels": [0, 1]}, "train_labels has 2 entries for 7 examples"),
         ({"query_labels": [0, 1, 2, 0.5]}, "query_labels must be a 1-D array of integers"),
-        ({"query_labels": [0, 1, 2, -1]}, "class indices from 0 on; found -1"),
+        ({"query_labels": [0, 1, 2, -1]}, "class indices from 0 on: 1 are out of range, .* label -1"),
         ({"validation_ids": [5, 9]}, r"Unknown validation_ids \(they must be among query_ids\): 9"),
         ({"validation_ids": [5, 5]}, "validation_ids must be unique"),
     ],

@@ -40,6 +40,7 @@ __all__ = [
 
 Ids = npt.NDArray[np.int64]
 LARGEST = np.iinfo(np.int64).max
+_FLAT = "a 1-D array of integers"
 _REMEDY = {
     "b": "Cast booleans first, with .astype(int) or .astype(float), if numbers are what they mean.",
     "c": "Take the real part or the magnitude first.",
@@ -83,7 +84,7 @@ def as_array(values: Any, what: str = "The values") -> npt.NDArray[Any]:
         array = np.asarray(values)
     except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{what} must be one array, every row of the same length, got {type(values).__name__}: {error}."
+            f"{what} must be rectangular, every row of the same length, got {type(values).__name__}: {error}."
         ) from error
     except (TypeError, RuntimeError) as error:
         raise InputTypeError(f"{what} must be an array or a tensor, got {type(values).__name__}: {error}.") from error
@@ -163,12 +164,13 @@ def as_real(
     return array
 
 
-def as_whole(values: Any, what: str, *, error: type[ComoveError] = InputError) -> Ids:
+def as_whole(values: Any, what: str, *, rule: str = "integers", error: type[ComoveError] = InputError) -> Ids:
     """Return ``values`` as an int64 array of any shape; an empty one may be of any type.
 
     Args:
         values: anything that :func:`as_array` takes.
         what: its name, for messages.
+        rule: what it must be, for messages.
         error: the exception for a wrong type.
 
     Raises:
@@ -179,7 +181,7 @@ def as_whole(values: Any, what: str, *, error: type[ComoveError] = InputError) -
         return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu":
         remedy = _REMEDY.get(array.dtype.kind, "")
-        raise error(f"{what} must be integers, got shape {array.shape}, dtype {_found(array)}. {remedy}".rstrip())
+        raise error(f"{what} must be {rule}, got shape {array.shape}, dtype {_found(array)}. {remedy}".rstrip())
     if array.dtype.kind == "u" and int(array.max()) > LARGEST:
         raise InputError(f"{what} must fit into 64-bit signed integers, found {int(array.max())}.")
     return array.astype(np.int64, copy=False)
@@ -193,7 +195,7 @@ def given_ids(ids: Any, what: str = "ids") -> Ids:
     """
     array = np.atleast_1d(as_whole(ids, what))
     if array.ndim != 1:
-        raise InputError(f"{what} must be a 1-D array of integers, got shape {array.shape}.")
+        raise InputError(f"{what} must be {_FLAT}, got shape {array.shape}.")
     return array
 
 
@@ -205,8 +207,8 @@ def as_ids(ids: Any, what: str) -> Ids:
     """
     array = as_array(ids, what)
     if array.ndim != 1:
-        raise InputError(f"{what} must be a 1-D array of integers, got shape {array.shape}, dtype {_found(array)}.")
-    whole = as_whole(array, what)
+        raise InputError(f"{what} must be {_FLAT}, got shape {array.shape}, dtype {_found(array)}.")
+    whole = as_whole(array, what, rule=_FLAT)
     unique, counts = np.unique(whole, return_counts=True)
     if unique.size != whole.size:
         twice = unique[counts > 1][:5].tolist()
@@ -229,18 +231,16 @@ def as_labels(labels: Any, what: str, size: int | None = None, *, below: int | N
     array = as_array(labels, what)
     if array.ndim != 1:
         hint = " One row an example looks one-hot: take .argmax(1)." if array.ndim == 2 and array.shape[1] > 1 else ""
-        raise InputError(
-            f"{what} must be a 1-D array of integers, got shape {array.shape}, dtype {_found(array)}.{hint}"
-        )
-    array = as_whole(array, what)
+        raise InputError(f"{what} must be {_FLAT}, got shape {array.shape}, dtype {_found(array)}.{hint}")
+    array = as_whole(array, what, rule=_FLAT)
     if size is not None and array.size != size:
         raise InputError(f"{what} has {array.size} entries for {size} examples.")
     bad = np.flatnonzero((array < 0) | (array >= (LARGEST if below is None else below)))
     if bad.size:
-        within = "from 0 on" if below is None else f"in 0 ... {below - 1}"
+        within = "class indices from 0 on" if below is None else f"in 0 ... {below - 1}"
         raise InputError(
-            f"{what} must be class indices {within}: {bad.size} are out of range, the first at position {bad[0]} with "
-            f"label {array[bad[0]]}. Map labels to 0 ... C-1 and pass all class names in classes=."
+            f"{what} must be {within}: {bad.size} are out of range, the first at position {bad[0]} with label "
+            f"{array[bad[0]]}. Map labels to 0 ... C-1 and pass all class names in classes=."
         )
     return np.array(array)
 
@@ -280,6 +280,7 @@ def whole_number(
     least: int | None = 0,
     most: int | None = LARGEST,
     *,
+    unit: str = "a whole number",
     error: type[ComoveError] = InputTypeError,
 ) -> int:
     """Return a whole number; NumPy's and those in arrays and tensors of no dimension are taken too.
@@ -289,6 +290,7 @@ def whole_number(
         what: its name, for messages.
         least: the least it may be; ``None`` for no bound.
         most: likewise.
+        unit: what it counts, for messages.
         error: the exception for a wrong type.
 
     Raises:
@@ -301,9 +303,9 @@ def whole_number(
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise error(f"{what} must be a whole number{_bounds(least, most)}, got {_short(value)}.") from None
+        raise error(f"{what} must be {unit}{_bounds(least, most)}, got {_short(value)}.") from None
     if (least is not None and number < least) or (most is not None and number > most):
-        raise InputError(f"{what} must be a whole number{_bounds(least, most)}, got {number}.")
+        raise InputError(f"{what} must be {unit}{_bounds(least, most)}, got {number}.")
     return number
 
 
@@ -356,7 +358,7 @@ def check_seed(seed: object, who: str) -> int:
         InputError: not a Python integer from 0 to 2^63 - 1.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST:
-        raise InputError(f"{who}: seed must be a whole number from 0 on (a Python int), got {_short(seed)}.")
+        raise InputError(f"{who}: seed must be a whole number from 0 on, got {_short(seed)}.")
     return seed
 
 

@@ -232,7 +232,7 @@ class ExampleSet:
         self.normalization = normalization
         self.ids = np.arange(size, dtype=np.int64) if ids is None else as_ids(ids, "ids")
         self.labels = as_labels(
-            labels, f"labels of {name!r}", size, below=None if classes is None else len(tuple(classes))
+            labels, f"Labels of {name!r}", size, below=None if classes is None else len(tuple(classes))
         )
         self.classes = tuple(classes) if classes is not None else tuple(map(str, range(int(self.labels.max()) + 1)))
         if self.ids.size != size:
@@ -303,7 +303,7 @@ class ExampleSet:
             InputError: of another length, no integers, or outside the classes.
         """
         made = self.subset(self.ids)
-        made.labels = as_labels(labels, f"labels of {self.name!r}", len(self), below=len(self.classes))
+        made.labels = as_labels(labels, f"Labels of {self.name!r}", len(self), below=len(self.classes))
         return made
 
     def raw(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -428,7 +428,7 @@ def _item_labels(found: Sequence[object], name: str) -> Ids:
                 f"The label of item {index} of {name!r} must be one whole number, a class index from 0 on; got {kind} "
                 f"({_remedy(array)})."
             )
-    return as_labels([int(label) for label in found], f"labels of {name!r}")  # type: ignore[call-overload]
+    return as_labels([int(label) for label in found], f"Labels of {name!r}")  # type: ignore[call-overload]
 
 
 def _remedy(array: npt.NDArray[Any]) -> str:
@@ -460,8 +460,8 @@ def _check_attributes(dataset: MapDataset, labels: Ids, name: str) -> None:
             raise InputError(
                 f"The items of {name!r} and its .{attribute} must have the same labels, but {differing.size} of "
                 f"{labels.size} differ, the first at positions {', '.join(pairs)}. A target_transform, or labels that "
-                f"__getitem__ replaces (noisy labels), are the likely cause. Say which are meant: "
-                f"labels=[dataset[i][1] for i in range(len(dataset))] for what a loader gives, or labels=dataset.{attribute}."
+                "__getitem__ replaces (noisy labels), are the likely cause. Say which are meant: labels=[dataset[i][1] "
+                f"for i in range(len(dataset))], what a loader gives, or labels=dataset.{attribute}."
             )
 
 

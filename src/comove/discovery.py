@@ -9,7 +9,6 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from comove.checks import check_seed
 from comove.errors import InputError, did_you_mean
 
 __all__ = ["build", "check_choice", "check_seed", "discover", "label_of", "lookup", "parse_method"]
@@ -60,6 +59,17 @@ def check_choice(value: object, choices: Sequence[str], option: str, who: str) -
         raise InputError(
             f"{who}: {option} must be one of {', '.join(choices)}, got {value!r}.{did_you_mean(str(value), choices)}"
         )
+
+
+def check_seed(seed: object, who: str) -> None:
+    """Check a method's ``seed``, as :func:`comove.checks.check_seed`; that needs NumPy, which naming methods does not.
+
+    Raises:
+        InputError: not a whole number from 0 on.
+    """
+    from comove.checks import check_seed as check
+
+    check(seed, who)
 
 
 def label_of(method: Any) -> str:

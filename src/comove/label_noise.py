@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from comove.checks import check_seed
 from comove.data import Ids, Splits
-from comove.discovery import check_seed
 from comove.errors import InputError
 
 __all__ = ["flip_labels", "flipped_ids", "known_flips"]

@@ -14,6 +14,7 @@ import pytest
 
 from comove.attribution import Scores
 from comove.errors import CorruptFileError, InputError, NonFiniteError, StorageError
+from comove.ties import tie_keys, tie_order
 
 VALUES = [[0.5, -1.0], [2.0, 0.0], [0.5, 3.0], [-4.0, 0.0]]
 
@@ -42,9 +43,11 @@ def test_a_column_is_the_query_with_that_id(scores: Scores) -> None:
     np.testing.assert_array_equal(scores.column(7), [0.5, 2.0, 0.5, -4.0])
 
 
-def test_top_is_the_highest_and_bottom_the_lowest_with_ties_to_the_lower_id(scores: Scores) -> None:
-    assert list(scores.top(4, query=7)) == [(10, 2.0), (30, 0.5), (40, 0.5), (20, -4.0)]
-    assert list(scores.bottom(4, query=5)) == [(40, -1.0), (10, 0.0), (20, 0.0), (30, 3.0)]
+def test_top_is_the_highest_and_bottom_the_lowest_with_ties_by_the_hash_of_the_id(scores: Scores) -> None:
+    first, second = np.array([30, 40])[tie_order(np.array([30, 40]))].tolist()
+    assert list(scores.top(4, query=7)) == [(10, 2.0), (first, 0.5), (second, 0.5), (20, -4.0)]
+    first, second = np.array([10, 20])[tie_order(np.array([10, 20]))].tolist()
+    assert list(scores.bottom(4, query=5)) == [(40, -1.0), (first, 0.0), (second, 0.0), (30, 3.0)]
     assert scores.top(2, query=7).class_names() == ["dog", "dog"]
     assert len(scores.top(3, query=5)) == 3
 
@@ -57,7 +60,7 @@ def test_the_query_may_be_left_out_only_when_there_is_one(scores: Scores) -> Non
 
 @pytest.mark.parametrize("k", [0, 5, -1])
 def test_k_outside_the_training_examples_is_refused(scores: Scores, k: int) -> None:
-    with pytest.raises(InputError, match=f"k must be from 1 to 4, got {k}"):
+    with pytest.raises(InputError, match=f"k must be a whole number from 1 to 4, got {k}"):
         scores.top(k, query=7)
 
 
@@ -225,7 +228,7 @@ def test_opened_scores_answer_as_those_in_memory(tmp_path: Path, n: int) -> None
 def test_the_best_k_are_those_of_a_whole_sort() -> None:
     scores = random_scores(500, 2)
     query = int(scores.query_ids[0])
-    order = np.lexsort((scores.train_ids, -scores.column(query)))
+    order = np.lexsort((tie_keys(scores.train_ids), -scores.column(query)))
     for k in (1, 2, 250, 499, 500):
         np.testing.assert_array_equal(scores.top(k, query=query).ids, scores.train_ids[order[:k]])
 
@@ -310,6 +313,7 @@ ASK_A_LARGE_FILE = """
 import sys
 import numpy as np
 from comove.attribution import Scores
+from comove.ties import tie_keys, tie_order
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 before = peak()

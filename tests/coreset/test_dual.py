@@ -156,7 +156,7 @@ def test_fewer_epochs_than_the_window_and_broken_probabilities_are_told(recorded
     [
         ({"sampling": "alpha"}, "dual: sampling must be one of beta, none"),
         ({"window": 31}, "a window of 31 epochs does not fit into the first 30"),
-        ({"c": 0.0}, "dual: c must be above 0, got 0.0"),
+        ({"c": 0.0}, "dual: c must be a finite number above 0, got 0.0"),
         ({"c": float("nan")}, "got nan"),
         ({"seed": 1.5}, "dual: seed must be a whole number"),
     ],

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from comove.coreset import select
-from comove.coreset.last_layer import LastLayerGradients, by_id
+from comove.coreset.last_layer import LastLayerGradients, in_tie_order
 from comove.errors import InputError, NonFiniteError
+from comove.ties import tie_keys
 from comove.trace import Trace
 
 EXAMPLE = LastLayerGradients(np.array([[-0.3, 0.2, 0.1], [0.4, -0.6, 0.2]]), np.array([[1.0, 2.0], [0.0, -1.0]]))
@@ -83,8 +84,9 @@ def test_shapes_and_labels_that_do_not_fit_are_refused() -> None:
         LastLayerGradients.of(np.ones((2, 2)), [0, 2], np.ones((2, 3)))
 
 
-def test_candidates_come_in_order_of_their_ids() -> None:
-    assert by_id(np.array([0, 2, 3]), np.array([40, 10, 30, 20])).tolist() == [3, 2, 0]
+def test_candidates_come_in_the_order_in_which_ties_go() -> None:
+    candidates, ids = np.array([0, 2, 3]), np.array([40, 10, 30, 20])
+    assert in_tie_order(candidates, ids).tolist() == candidates[np.argsort(tie_keys(ids[candidates]))].tolist()
 
 
 @pytest.mark.parametrize("method", ["herding", "cal", "craig", "graphcut", "glister"])

@@ -20,6 +20,7 @@ from comove.coreset.per_class import PerClass
 from comove.coreset.random import RandomCoreset
 from comove.errors import InputError, InputTypeError
 from comove.sources import Source
+from comove.ties import tie_order
 from comove.trace import Trace
 from comove.training import Run
 
@@ -75,12 +76,12 @@ def test_a_method_that_is_class_balanced_stays_as_it_is(run: Run) -> None:
 
 def test_greedy_classes_are_merged_at_an_even_pace(ten: Trace) -> None:
     coreset = PerClass(Descending()).select(ten, {0: 4, 1: 2, 2: 1})
-    # paces: class 0 at 1/4, 2/4, 3/4, 1; class 1 at 1/2, 1; class 2 at 1; ties to the lower class
-    assert coreset.labels is not None
-    assert coreset.labels.tolist() == [0, 0, 1, 0, 0, 1, 2]
-    assert coreset.ids.tolist() == [12, 9, 21, 6, 3, 18, 27]
+    # paces: class 0 at 1/4, 2/4, 3/4, 1; class 1 at 1/2, 1; class 2 at 1; ties by the hash of the id
+    half, end = np.array([9, 21]), np.array([3, 18, 27])
+    assert coreset.ids.tolist() == [12, *half[tie_order(half)], 6, *end[tie_order(end)]]
     assert coreset.weights.tolist() == coreset.ids.tolist()
-    assert coreset.scores.tolist() == [0, 1, 0, 2, 3, 1, 0]
+    picked = {12: 0, 9: 1, 6: 2, 3: 3, 21: 0, 18: 1, 27: 0}
+    assert coreset.scores.tolist() == [picked[id_] for id_ in coreset.ids.tolist()]
 
 
 @pytest.mark.parametrize("k", [3, 7, 10])

@@ -20,6 +20,7 @@ from comove.correlation.keeping import Kept, descending, unpack
 from comove.correlation.product import panels
 from comove.correlation.workers import Workers
 from comove.errors import InputError, InputTypeError, NonFiniteError
+from comove.ties import tie_order
 
 VALIDATION = [[2.0], [1.4], [1.0], [0.8]]
 ABCD = np.array([[2, 1.5, 1.2, 1.1], [2, 1.9, 1.6, 1.1], [1, 1, 1, 1], [1, 0.5, 0.5, 0.6]]).T
@@ -29,6 +30,12 @@ OPTIONS: list[dict[str, Any]] = [
     for m in ("keep", "remove")
     for r in ("none", "rms")
 ]
+
+
+def best_first(scores_QN: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
+    """Columns by falling score, equal ones by the hash of id or column: a stable sort of columns in that order."""
+    order = tie_order(np.arange(scores_QN.shape[1]) if ids is None else ids)
+    return order[np.argsort(-scores_QN[:, order], axis=1, kind="stable")]
 
 
 def curves(rows: int, columns: int, seed: int = 0, dtype: Any = np.float64) -> Any:
@@ -100,7 +107,7 @@ def test_accelerator_code_equals_the_float64_definition(options: dict[str, Any])
     scores = pairwise(train, query, **options)
     np.testing.assert_allclose(scores.numpy(), reference(train, query, options), atol=2e-6)
     ids, best = top_k(train, query, 7, **options)
-    order = np.argsort(-scores.numpy().T, axis=1, kind="stable")[:, :7]
+    order = best_first(scores.numpy().T)[:, :7]
     assert np.array_equal(ids.numpy(), order)
     assert np.array_equal(best.numpy(), np.take_along_axis(scores.numpy().T, order, 1))
 
@@ -273,7 +280,7 @@ def test_block_and_tile_sizes_change_no_score(options: dict[str, Any], request: 
 
 @given(rows=st.integers(3, 8), n=st.integers(1, 40), q=st.integers(1, 12), levels=st.integers(2, 5), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_top_k_equals_stable_argsort_with_ties(rows: int, n: int, q: int, levels: int, data: st.DataObject) -> None:
+def test_top_k_equals_a_sort_by_score_then_hash(rows: int, n: int, q: int, levels: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     train, query = rng.integers(0, levels, (rows, n)), rng.integers(0, levels, (rows, q))  # few levels: many ties
@@ -283,7 +290,7 @@ def test_top_k_equals_stable_argsort_with_ties(rows: int, n: int, q: int, levels
         patch.setattr(sizes, "PANEL", data.draw(st.sampled_from([64, 1 << 25])))
         scores = pairwise(train, query).T
         ids, best = top_k(train, query, k)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    order = best_first(scores)[:, :k]
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_array_equal(best, np.take_along_axis(scores, order, 1))
     assert (ids.dtype, best.dtype) == (np.int64, np.float32)
@@ -295,39 +302,44 @@ def test_top_k_equals_pairwise_over_several_tiles(options: dict[str, Any]) -> No
     names = np.random.default_rng(0).permutation(10**6)[:2500]
     scores = pairwise(train, query, **options).T
     ids, best = top_k(train, query, 40, train_ids=names, **options)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :40]
+    order = best_first(scores, names)[:, :40]
     np.testing.assert_array_equal(ids, names[order])
     np.testing.assert_array_equal(best, np.take_along_axis(scores, order, 1))
 
 
 @pytest.mark.parametrize("path", ["numpy", "torch_path"])
-def test_scores_equal_once_clipped_or_but_for_the_sign_of_zero_tie_to_the_lower_index(
+def test_scores_equal_once_clipped_or_but_for_the_sign_of_zero_tie_to_the_lower_rank(
     path: str, request: pytest.FixtureRequest
 ) -> None:
     over = np.nextafter(np.float32(1), np.float32(2))
     tile = np.array([[1, -over, -0.0], [over, -1, 0.0], [0.5, -1, -0.0], [1, -over, 0.0]], np.float32)
     if path != "numpy":
         request.getfixturevalue(path)
-    best = Kept(sides(GOOD, GOOD, None, None)[0], 3, 2, 1.0)
+    ranks = np.array([3, 0, 2, 1])
+    best = Kept(sides(GOOD, GOOD, None, None)[0], 3, 2, 1.0, ranks if path == "numpy" else torch.from_numpy(ranks))
     best.look(0, tile if path == "numpy" else torch.from_numpy(tile))
     best.settle()
     ids, scores = unpack(descending(torch.as_tensor(best.keys_BK).numpy()))
-    assert ids.tolist() == [[0, 1]] * 3
+    assert ids.tolist() == [[0, 1], [0, 1], [0, 1]]
     assert scores.tolist() == [[1, 1], [-1, -1], [0, 0]]
 
 
-def test_top_k_of_perfectly_opposed_columns_keeps_the_first() -> None:
+def test_top_k_of_perfectly_opposed_columns_keeps_them_by_their_hash() -> None:
     line = curves(6, 1)
     train = np.hstack([-s * line for s in np.linspace(1, 3, 700)])
     scores = pairwise(train, line)
-    order = np.argsort(-scores.T, axis=1, kind="stable")[:, :4]
+    order = best_first(scores.T)[:, :4]
     np.testing.assert_array_equal(top_k(train, line, 4)[0], order)
 
 
-def test_top_k_with_every_score_equal_keeps_the_first_columns() -> None:
-    ids, scores = top_k(np.ones((4, 3000)), curves(4, 11), 5)
-    assert ids.tolist() == [[0, 1, 2, 3, 4]] * 11
+@pytest.mark.parametrize("names", [None, np.arange(3000) * 7 - 9])
+def test_top_k_with_every_score_equal_keeps_columns_by_their_hash_whatever_their_order(names: Any) -> None:
+    ids, scores = top_k(np.ones((4, 3000)), curves(4, 11), 5, train_ids=names)
+    known = np.arange(3000) if names is None else names
+    assert ids.tolist() == [known[tie_order(known)][:5].tolist()] * 11
     assert not scores.any()
+    order = np.random.default_rng(0).permutation(3000)
+    assert top_k(np.ones((4, 3000)), curves(4, 11), 5, train_ids=known[order])[0].tolist() == ids.tolist()
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -494,7 +506,7 @@ GOOD = np.ones((4, 3))
         (lambda: pairwise(GOOD, np.ones((5, 3))), InputError, "found 4 rows for train and 5 for query"),
         (lambda: pairwise(GOOD.astype(str), GOOD), InputTypeError, "train losses must be real numbers"),
         (lambda: pairwise(GOOD, GOOD * 1j), InputTypeError, "query losses must be real numbers"),
-        (lambda: pairwise(torch.ones(4, 3, dtype=torch.bool), GOOD), InputTypeError, "found torch.bool"),
+        (lambda: pairwise(torch.ones(4, 3, dtype=torch.bool), GOOD), InputTypeError, "real numbers .*got bool"),
         (lambda: pairwise([[1.0, 2.0], [1.0]], GOOD), InputError, "rectangular"),
         (lambda: pairwise(GOOD, GOOD, correlation="pearsn"), InputError, "Did you mean 'pearson'"),  # type: ignore[arg-type]
         (lambda: pairwise(GOOD, GOOD, common_mode=True), InputError, "common_mode must be one of 'keep', 'remove'"),  # type: ignore[arg-type]
@@ -504,10 +516,10 @@ GOOD = np.ones((4, 3))
         (lambda: pairwise(GOOD, GOOD, out=np.ones((3, 2), np.float32)), InputError, r"shape \(3, 3\)"),
         (lambda: pairwise(GOOD, GOOD, out=torch.ones(3, 3)), InputError, "of the kind of the losses"),
         (lambda: pairwise(GOOD, GOOD, out=np.broadcast_to(np.float32(0), (3, 3))), InputError, "read-only"),
-        (lambda: top_k(GOOD, GOOD, 0), InputError, "k must lie between 1 and .* 3; found 0"),
-        (lambda: top_k(GOOD, GOOD, 4), InputError, "found 4"),
-        (lambda: top_k(GOOD, GOOD, 1.5), InputTypeError, "k must be an integer"),  # type: ignore[arg-type]
-        (lambda: top_k(GOOD, GOOD, True), InputTypeError, "k must be an integer"),
+        (lambda: top_k(GOOD, GOOD, 0), InputError, "k must be a whole number from 1 to 3, got 0"),
+        (lambda: top_k(GOOD, GOOD, 4), InputError, "got 4"),
+        (lambda: top_k(GOOD, GOOD, 1.5), InputTypeError, "k must be a whole number"),  # type: ignore[arg-type]
+        (lambda: top_k(GOOD, GOOD, True), InputTypeError, "k must be a whole number"),
         (lambda: top_k(GOOD, GOOD, 1, train_ids=[1, 2]), InputError, r"train ids must have the shape \(3,\)"),
         (lambda: top_k(GOOD, GOOD, 1, train_ids=["a", "b", "c"]), InputTypeError, "train ids must be integers"),
         (lambda: per_class(GOOD, [0, 1, 2], GOOD, [0, 0, 5]), InputError, r"class\(es\) 1, 2\."),

@@ -342,7 +342,7 @@ def test_unknown_names_and_foreign_methods_are_refused() -> None:
 def test_bad_questions_to_a_ranking_are_refused() -> None:
     found = hand_made()
     for k in (0, 5, True, 2.0):
-        with pytest.raises(InputError, match="from 1 to the 4"):
+        with pytest.raises(InputError, match="from 1 to 4"):
             found.most(k)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"Unknown method here 'lo'.*Did you mean 'low'"):
         found.ranks("lo")

@@ -49,7 +49,7 @@ def test_every_example_is_drawn_equally_often() -> None:
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.5, 1.5, float("nan")])
 def test_alpha_outside_zero_and_one_is_refused(alpha: float) -> None:
-    with pytest.raises(InputError, match=r"alpha must be in \(0, 1\)"):
+    with pytest.raises(InputError, match=r"alpha must be (in \(0, 1\)|finite)"):
         subsets.random(alpha, 10)
 
 

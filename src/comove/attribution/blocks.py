@@ -24,7 +24,7 @@ from comove.attribution.scores import Ranking, Scores
 from comove.attribution.scores_file import PAGE
 from comove.attribution.tiles import TILE_N, TILE_Q, Plan, prepare, score_block
 from comove.correlation import constant, top_k
-from comove.data import ExampleSet, Ids
+from comove.data import ExampleSet, IdIndex, Ids
 from comove.errors import InputError
 from comove.execution import Executor, run_jobs
 from comove.sources import SourceLike
@@ -128,7 +128,7 @@ def top_in_blocks(
         queries: as of :meth:`comove.attribution.Attributor.attribute`.
 
     Returns:
-        One ranking a query; equal scores in the order of the trace.
+        One ranking a query, the very one that :meth:`Scores.top` gives.
 
     Raises:
         InputError: several runs (average them by :func:`write_scores_in_blocks`), unknown queries, ``k`` out of range.
@@ -140,11 +140,13 @@ def top_in_blocks(
             "write_scores_in_blocks and Scores.top, or one run."
         )
     train_ids, labels = problem.arrays["train_ids"], problem.arrays.get("train_labels")
-    place_QK, scores_QK = top_k(problem.train_losses[0], problem.query_losses[0], k, **problem.options)
+    losses = problem.train_losses[0], problem.query_losses[0]
+    ids_QK, scores_QK = top_k(*losses, k, **{**problem.options, "train_ids": train_ids})
+    index = IdIndex(train_ids, "train ids")
     classes = problem.header["classes"]
     return [
-        Ranking(train_ids[place_K], scores_K, None if labels is None else labels[place_K], query, classes)
-        for query, place_K, scores_K in zip(problem.arrays["query_ids"].tolist(), place_QK, scores_QK, strict=True)
+        Ranking(ids_K, scores_K, None if labels is None else labels[index.positions(ids_K)], query, classes)
+        for query, ids_K, scores_K in zip(problem.arrays["query_ids"].tolist(), ids_QK, scores_QK, strict=True)
     ]
 
 

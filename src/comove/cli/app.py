@@ -10,6 +10,7 @@ import functools
 import inspect
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -133,7 +134,9 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(spread)
     def call(*args: Any, **kwargs: Any) -> None:
         try:
-            spread(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _tell_warning
+                spread(*args, **kwargs)
         except KeyboardInterrupt:
             say("What was finished is kept; run the same command again to go on.", "Interrupted.", "yellow")
             raise typer.Exit(130) from None
@@ -181,6 +184,14 @@ def _spread(function: Callable[..., None]) -> Callable[..., None]:
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {entry.name: entry.annotation for entry in parameters}
     return call
+
+
+def _tell_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    """A warning of ours in one line; of others, as Python writes it."""
+    if category is UserWarning:
+        say(" ".join(str(message).split()), "Warning:", "yellow")
+    else:
+        say(warnings.formatwarning(message, category, *rest[:2]).rstrip())
 
 
 def _traceback() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from comove.cli.app import command, say, table
 from comove.cli.options import open_runs, parse_budget
-from comove.errors import InputError
+from comove.errors import InputError, some
 
 __all__ = ["coreset"]
 
@@ -40,7 +41,9 @@ def coreset(
     if out.suffix not in ("", *ENDINGS):
         raise InputError(f"A coreset is written as {' or '.join(ENDINGS)}, got --out {out}.")
     selector, amount = parse_method(method, selectors(), "coreset method"), parse_budget(budget)
-    chosen = selector.select(open_runs([run]), amount)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, message=".*keep none of")  # told below
+        chosen = selector.select(open_runs([run]), amount)
     new_folder(out.parent)
     chosen.save(out)
     names = chosen.classes or ()
@@ -49,7 +52,13 @@ def coreset(
         for label, count in chosen.per_class.items()
     ]
     table(str(chosen), ["class", "kept", "mean score"], rows)
-    if missing := max(0, len(names) - len(chosen.per_class)):
+    known = {*range(len(names)), *chosen.info.get("classes_left_out", ())}
+    if missing := sorted(known - set(chosen.per_class)) if chosen.labels is not None else []:
         told = f"; for {amount} % give {amount}%" if isinstance(amount, int) and amount < 100 else ""
-        say(f"{missing} of {len(names)} classes have no example{told}.", "Note:", "yellow")
+        which = some(names[label] if names else label for label in missing)
+        say(
+            f"{len(missing)} of {len(known | set(chosen.per_class))} classes have no example ({which}){told}.",
+            "Note:",
+            "yellow",
+        )
     say(f"Written to {out}")

@@ -14,6 +14,7 @@ from comove.coreset.budget import Budget, resolve_budget
 from comove.coreset.coreset import Coreset
 from comove.discovery import build
 from comove.sources import SourceLike
+from comove.ties import highest
 
 __all__ = [
     "Budget",

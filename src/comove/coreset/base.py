@@ -7,6 +7,7 @@ what is said when the trace lacks it, is in :mod:`comove.coreset.reading`.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -20,7 +21,7 @@ from comove.coreset.budget import Budget, resolve_budget
 from comove.coreset.coreset import Coreset
 from comove.data import Ids
 from comove.discovery import discover, label_of, parse_method
-from comove.errors import InputError, InputTypeError, NonFiniteError
+from comove.errors import InputError, InputTypeError, NonFiniteError, some
 from comove.sources import Source, SourceLike, as_sources
 from comove.ties import highest, tie_keys
 
@@ -133,18 +134,25 @@ class Selector(ABC):
                 number for each class (a sequence, or a mapping from class to number).
 
         Returns:
-            The coreset, of exactly the size asked for.
+            The coreset, of exactly the size asked for. Where a share or a number is too small for some classes to get
+            an example from a method that picks class by class, ``info["classes_left_out"]`` lists them.
 
         Raises:
             InputError: a budget of 0 or more than there is (in all or in a class), runs that lack what is required.
+
+        Warns:
+            UserWarning: classes are left out so.
         """
         sources = self._sources(source)
         trace = sources[0].trace
         labels = trace.train_labels
         chosen = resolve_budget(budget, labels, trace.train_ids.size, self.balanced, self.name)
+        classes = trace.manifest.get("classes")
+        left_out = list(chosen.left_out) if isinstance(budget, int | float | np.number) else []
+        if left_out:
+            warnings.warn(_left_out(self.label, chosen, left_out, classes), stacklevel=2)
         prepared = self._prepare(sources)
         picks = self._pick_all(prepared, trace.train_ids, labels, chosen)
-        classes = trace.manifest.get("classes")
         weights = picks.weights if picks.weights is not None else np.ones(picks.positions.size, np.float32)
         return Coreset(
             trace.train_ids[picks.positions],
@@ -154,7 +162,7 @@ class Selector(ABC):
             self.label,
             int(trace.train_ids.size),
             None if classes is None else tuple(classes),
-            {**self.options, "runs": len(sources), **picks.info},
+            {**self.options, "runs": len(sources), **picks.info} | ({"classes_left_out": left_out} if left_out else {}),
         )
 
     @final
@@ -196,6 +204,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return list(value) if isinstance(value, tuple) else value
+
+
+def _left_out(label: str, budget: Budget, left_out: Sequence[int], names: Sequence[str] | None) -> str:
+    told = some(left_out if names is None else [names[c] for c in left_out])
+    of = len(budget.per_class or ())
+    return (
+        f"{label}: {budget.total} examples in proportion to the classes' sizes keep none of {len(left_out)} of {of} "
+        f"classes ({told}). Give a larger budget, or the number for each class, to keep some of every class."
+    )
 
 
 def _merged(parts: Mapping[int, Picks], ids: Ids, greedy: bool) -> Picks:

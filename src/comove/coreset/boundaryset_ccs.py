@@ -19,12 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from comove.checks import check_number, check_share, whole_number
+from comove.checks import check_number, check_seed, check_share, whole_number
 from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.input_gradients import BATCH, PixelSpace, margin_gradients, trained_network, training_examples
 from comove.coreset.strata import draw, random_keys
 from comove.data import Ids
-from comove.discovery import check_seed
 from comove.errors import InputError
 from comove.sources import Source
 from comove.ties import highest

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from comove.checks import whole_number
 from comove.data import Ids, largest_remainder
 from comove.errors import InputError, InputTypeError
 
@@ -19,6 +20,11 @@ class Budget:
 
     total: int
     per_class: dict[int, int] | None
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """The classes of which nothing is picked."""
+        return tuple(label for label, count in (self.per_class or {}).items() if count == 0)
 
 
 def resolve_budget(
@@ -35,7 +41,7 @@ def resolve_budget(
         labels: (N,) class indices, or ``None``.
         n: N.
         balanced: whether the method picks class by class; a total is then shared in proportion to the classes' sizes,
-            by largest remainder.
+            by largest remainder (ties by a hash of the class).
         who: the method's name, for messages.
 
     Raises:
@@ -48,14 +54,14 @@ def resolve_budget(
     if not balanced:
         return Budget(total, None)
     classes, counts = _class_counts(labels, who)
-    shares = largest_remainder(counts, total)
+    shares = largest_remainder(counts, total, ties=classes)
     return Budget(total, dict(zip(classes.tolist(), shares.tolist(), strict=True)))
 
 
 def _total(budget: object, n: int) -> int:
     if isinstance(budget, bool) or not isinstance(budget, int | float | np.integer | np.floating):
         raise InputTypeError(f"A budget is a share, a number, or a number for each class; got {budget!r}.")
-    if isinstance(budget, float | np.floating):
+    if isinstance(budget, float | np.floating):  # NaN is outside of (0, 1] too
         if not 0 < budget <= 1:
             raise InputError(f"A budget given as a share must be in (0, 1], got {budget}; give a number as an integer.")
         total = round(float(budget) * n)
@@ -86,8 +92,8 @@ def _class_budget(budget: Sequence[int] | Mapping[int, int], labels: Ids | None,
             "use a mapping from class to number to name only some."
         )
     for label, count in asked.items():
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-            raise InputError(f"The budget of class {label} must be a whole number from 0 on, got {count!r}.")
+        whole_number(label, "A class in a budget", error=InputError)
+        whole_number(count, f"The budget of class {label}", error=InputError)
         if count > held.get(label, 0):
             raise InputError(f"The budget of class {label} is {count}, but it holds {held.get(label, 0)} examples.")
     total = sum(asked.values())

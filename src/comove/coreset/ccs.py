@@ -15,12 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from comove.checks import check_share, whole_number
+from comove.checks import check_seed, check_share, whole_number
 from comove.coreset.aum import AUM
 from comove.coreset.base import Picks, Positions, ScoreSelector, Selector, adopt, as_selector
 from comove.coreset.strata import draw, equal_width, random_keys
 from comove.data import Ids
-from comove.discovery import check_seed
 from comove.errors import InputError, InputTypeError
 from comove.sources import Source
 from comove.ties import highest

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import ScoreSelector
-from comove.coreset.reading import check_first, needs_validation
+from comove.coreset.reading import check_first, check_validation_classes, needs_validation
 from comove.correlation import per_class
 from comove.sources import Source
 
@@ -46,6 +46,7 @@ class CLDCoreset(ScoreSelector):
         for source in sources:
             trace = source.trace
             columns, validation_labels = needs_validation(source, self.name)
+            check_validation_classes(source, validation_labels, self.name)
             rows = [row.index for row in trace.rows if self.first is None or row.epoch <= self.first]
             total += per_class(
                 trace.lazy("train", rows=rows),

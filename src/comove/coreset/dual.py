@@ -15,13 +15,13 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from comove.checks import check_number
+from comove.checks import check_number, check_seed
 from comove.coreset.base import Picks, Positions, Selector, check_scores
 from comove.coreset.dyn_unc import windows
 from comove.coreset.reading import check_window, mean_over_epochs
 from comove.coreset.strata import random_keys
 from comove.data import Ids
-from comove.discovery import check_choice, check_seed
+from comove.discovery import check_choice
 from comove.errors import InputError
 from comove.sources import Source
 from comove.ties import highest

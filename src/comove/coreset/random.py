@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import check_seed
 from comove.coreset.base import ScoreSelector
-from comove.discovery import check_seed
 from comove.sources import Source
 
 __all__ = ["RandomCoreset"]

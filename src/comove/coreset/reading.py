@@ -20,6 +20,7 @@ from comove.trace import Trace
 __all__ = [
     "Anchor",
     "check_first",
+    "check_validation_classes",
     "check_window",
     "epoch_rows",
     "mean_over_epochs",
@@ -51,7 +52,7 @@ def check_first(first: int | None, who: str, option: str = "first") -> None:
         InputError: not a whole number from 1 on.
     """
     if first is not None:
-        whole_number(first, f"{who}: {option}, a number of epochs,", 1, error=InputError)
+        whole_number(first, f"{who}: {option}", 1, unit="a number of epochs", error=InputError)
 
 
 def epoch_rows(trace: Trace, who: str, first: int | None = None, *, at_least: int = 1) -> tuple[int, ...]:
@@ -83,7 +84,7 @@ def check_window(window: int, first: int | None, who: str, least: int = 2) -> No
         InputError: a window below ``least`` or longer than ``first``.
     """
     check_first(first, who)
-    whole_number(window, f"{who}: window, a number of epochs,", least, error=InputError)
+    whole_number(window, f"{who}: window", least, unit="a number of epochs", error=InputError)
     if first is not None and window > first:
         raise InputError(
             f"{who}: a window of {window} epochs does not fit into the first {first}; choose a shorter one."
@@ -221,3 +222,27 @@ def needs_validation(source: Source, who: str) -> tuple[npt.NDArray[np.int64], I
         raise InputError(f"{who} needs the validation labels; pass query_labels= when recording.")
     columns = positions_of(trace.validation_ids, trace.query_ids, "validation ids")
     return columns, trace.query_labels[columns]
+
+
+def check_validation_classes(source: Source, validation_labels: Ids, who: str) -> None:
+    """Raise where a class that is trained on has no validation example.
+
+    Raises:
+        InputError: naming the classes and how many training examples they have.
+    """
+    labels, sizes = np.unique(source.labels(who), return_counts=True)
+    absent = ~np.isin(labels, validation_labels)
+    if not absent.any():
+        return
+    names = source.trace.manifest.get("classes")
+    told = [
+        f"{label if names is None else names[label]} ({size} for training)"
+        for label, size in zip(labels[absent].tolist(), sizes[absent].tolist(), strict=True)
+    ]
+    raise InputError(
+        f"{who} compares each training example with the validation examples of its class (validation_ids), and there "
+        f"are none of {int(absent.sum())} of {labels.size} classes: {some(told)}. A stratified split gives none to a "
+        "class with few examples. Set more validation examples aside and record again; leave the training examples of "
+        "these classes out (splits.without(ids)) where there are too few for both; or choose a method that needs no "
+        "validation examples."
+    )

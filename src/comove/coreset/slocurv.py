@@ -16,10 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from comove.checks import check_number, whole_number
+from comove.checks import check_number, check_seed, whole_number
 from comove.coreset.base import ScoreSelector
 from comove.coreset.input_gradients import BATCH, loss_gradients, trained_network, training_examples
-from comove.discovery import check_seed
 from comove.errors import InputError
 from comove.sources import Source
 from comove.training import Resident, resolve_device

@@ -62,7 +62,7 @@ def top_k(
         ([[70, 90]], [[1.0, 0.0]])
     """
     train, query = sides(train_losses, query_losses, train_ids, query_ids)
-    k = whole_number(k, "k, how many training examples to keep,", 1, train.columns)
+    k = whole_number(k, "k", 1, train.columns)
     order_N, rank_N = _tie_ranks(train)
     plan = plan_for(train, correlation, common_mode, row_scaling)
     limit = np.inf if correlation == "covariance" else 1.0

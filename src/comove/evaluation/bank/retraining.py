@@ -29,9 +29,9 @@ import numpy.typing as npt
 import torch
 
 from comove.attribution import Scores
+from comove.checks import check_seed
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.datasets import as_splits, reload_splits
-from comove.discovery import check_seed
 from comove.display import counted
 from comove.errors import CorruptFileError, InputError, some
 from comove.evaluation.bank.compact import read_compact, write_compact

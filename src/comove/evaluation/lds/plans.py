@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from comove.checks import check_seed
 from comove.data import Ids, Splits
-from comove.discovery import check_seed
 from comove.errors import InputError
 from comove.evaluation.bank.retraining import RetrainingBank
 from comove.evaluation.lds.from_bank import alpha_of

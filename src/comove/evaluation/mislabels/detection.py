@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import check_seed
 from comove.data import Ids, positions_of
-from comove.discovery import check_seed, lookup
+from comove.discovery import lookup
 from comove.display import figure, html_table
 from comove.errors import InputError
 from comove.evaluation.lds.uncertainty import recentred_interval

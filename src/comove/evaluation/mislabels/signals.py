@@ -28,12 +28,13 @@ import numpy.typing as npt
 from comove.attribution.base import Attributor
 from comove.attribution.tracin import TracIn
 from comove.attribution.trak import TRAK
+from comove.checks import check_seed
 from comove.coreset.aum import AUM
 from comove.coreset.base import ScoreSelector, check_scores
 from comove.coreset.cld import CLDCoreset
 from comove.coreset.forgetting import Forgetting
 from comove.coreset.strata import random_keys
-from comove.discovery import check_seed, label_of, parse_method
+from comove.discovery import label_of, parse_method
 from comove.errors import InputTypeError
 from comove.sources import Source, as_sources
 

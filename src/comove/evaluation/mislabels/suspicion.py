@@ -114,7 +114,7 @@ class Suspicion:
         Raises:
             InputError: k outside 1 to N, an unknown method.
         """
-        k = whole_number(k, "k, a number of labels,", 1, len(self), error=InputError)
+        k = whole_number(k, "k", 1, len(self), unit="a number of labels", error=InputError)
         return self.train_ids[self._order(method)[:k]]
 
     def _order(self, method: str | None) -> Ids:
