@@ -98,7 +98,7 @@ def test_a_bare_trace_is_ranked_by_what_it_has_and_the_rest_is_named(noisy: Path
     [
         (("--methods", "ama"), "Did you mean 'aum'"),
         (("--methods", "cld", "--by", "aum"), "Unknown method here 'aum'"),
-        (("--methods", "cld", "--top", 201), "from 1 to the 200 there are, got 201"),
+        (("--methods", "cld", "--top", 201), "from 1 to 200, got 201"),
     ],
 )
 def test_bad_options_end_with_2_and_write_nothing(

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import settings as examples_of
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 
 import comove.data
 from comove.data import (
@@ -301,14 +302,163 @@ def test_grey_and_read_only_and_reversed_inputs_are_taken_without_a_warning() ->
     np.testing.assert_array_equal(items.raw(np.arange(2)).numpy(), grey[::-1])
 
 
-def test_labels_come_from_targets_or_one_by_one() -> None:
+def test_labels_are_those_of_the_items() -> None:
     read = ExampleSet(TensorDataset(torch.zeros(3, 2), torch.tensor([2, 0, 1])))
     assert read.labels.tolist() == [2, 0, 1]
     assert read.classes == ("0", "1", "2")
-    items = Items([(torch.zeros(2), 9)] * 3)
-    items.targets = [0, 1, 1]  # type: ignore[attr-defined]
-    assert ExampleSet(items).labels.tolist() == [0, 1, 1]
-    assert ExampleSet(items, labels=[1, 0, 0]).labels.tolist() == [1, 0, 0]
+    items = Items([(torch.zeros(2), label) for label in (0, np.int32(1), torch.tensor(1))])
+    for listed in (None, [0, 1, 1], torch.tensor([0, 1, 1]), np.array([0, 1, 1], ">i8")):
+        items.targets = listed  # type: ignore[attr-defined]
+        for hold_bytes in (0, 1 << 20):
+            assert ExampleSet(items, hold_bytes=hold_bytes).labels.tolist() == [0, 1, 1]
+    assert ExampleSet(items, labels=[1, 0, 0]).labels.tolist() == [1, 0, 0]  # the user's own word
+
+
+@pytest.mark.parametrize("attribute", ["targets", "labels"])
+@pytest.mark.parametrize("hold_bytes", [0, 1 << 20])
+def test_a_list_of_labels_that_the_items_contradict_is_refused_with_counts(attribute: str, hold_bytes: int) -> None:
+    items = Items([(torch.zeros(2), label // 2) for label in range(4)])
+    setattr(items, attribute, [0, 1, 2, 3])
+    told = rf"\.{attribute} must have the same labels, but 3 of 4 differ, .*positions 1 \(item 0, \.{attribute} 1\), 2"
+    with pytest.raises(InputError, match=told) as raised:
+        ExampleSet(items, hold_bytes=hold_bytes)
+    assert f"labels=dataset.{attribute}" in str(raised.value)
+    assert "target_transform" in str(raised.value)
+    for labels in ([label // 2 for label in range(4)], [0, 1, 2, 3]):
+        assert ExampleSet(items, labels=labels, hold_bytes=hold_bytes).labels.tolist() == labels
+
+
+@pytest.mark.parametrize("listed", [[0, 1], ["a", "b", "a", "b"], np.eye(4, dtype=int), len, [[0], [1, 2], [0], [1]]])
+def test_an_attribute_that_is_no_list_of_the_items_classes_is_no_contradiction(listed: Any) -> None:
+    items = Items([(torch.zeros(2), label % 2) for label in range(4)])
+    items.labels = listed  # type: ignore[attr-defined]
+    assert ExampleSet(items).labels.tolist() == [0, 1, 0, 1]
+
+
+def test_folders_of_torchvision_with_transformed_and_with_noisy_labels(tmp_path: Any) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    assert ExampleSet(ImageFolder(str(tmp_path))).labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    paired = ImageFolder(str(tmp_path), target_transform=lambda label: label // 2)
+    with pytest.raises(InputError, match="9 of 12 differ"):
+        ExampleSet(paired)
+    given = ExampleSet(paired, labels=[paired[i][1] for i in range(12)])
+    assert given.classes == ("0", "1")
+
+    class Noisy(ImageFolder):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[0], 3 - index // 3
+
+    with pytest.raises(InputError, match="12 of 12 differ"):
+        ExampleSet(Noisy(str(tmp_path)))
+
+
+def test_parts_and_joined_data_sets_have_the_labels_of_their_items() -> None:
+    whole = Items([(torch.full((2,), float(label)), label) for label in range(6)])
+    whole.targets = list(range(6))  # type: ignore[attr-defined]
+    part = Subset(whole, [4, 0, 5])
+    assert ExampleSet(part).labels.tolist() == [4, 0, 5]
+    joined = ExampleSet(ConcatDataset([part, whole]))
+    assert joined.labels.tolist() == [4, 0, 5, 0, 1, 2, 3, 4, 5]
+    assert joined.raw(np.arange(9))[:, 0].tolist() == joined.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        (1.0, "a float: cast it to int"),
+        (True, "a boolean"),
+        (np.True_, "a boolean"),
+        (torch.tensor(0.5), "a float"),
+        (torch.tensor([1]), "a single number in a list"),
+        (torch.tensor([0, 1, 0]), "one-hot rows"),
+        ("cat", "a class name: number the classes"),
+        (None, "pass the class indices as labels="),
+        (np.datetime64("2020-01-01"), "pass the class indices"),
+    ],
+)
+def test_a_label_of_an_item_that_is_no_whole_number_is_refused_with_its_position(label: Any, told: str) -> None:
+    items = Items([(torch.zeros(2), 0), (torch.zeros(2), label), (torch.zeros(2), 1)])
+    with pytest.raises(InputError, match=f"The label of item 1 .*{told}"):
+        ExampleSet(items)
+    assert ExampleSet(items, labels=[0, 1, 1]).labels.tolist() == [0, 1, 1]
+
+
+def test_items_that_are_no_pairs_are_refused_with_what_they_are() -> None:
+    mapped: Any = [{"image": torch.zeros(2), "label": 1}] * 3  # as data sets of Hugging Face give them
+    with pytest.raises(InputError, match=r"must be pairs \(input, label\), got dict with the keys image, label at"):
+        ExampleSet(mapped)
+    alone: Any = [torch.zeros(2)] * 3
+    with pytest.raises(InputError, match="got Tensor at position 0"):
+        ExampleSet(alone)
+
+
+@pytest.mark.parametrize("hold_bytes", [0, 1 << 20])
+def test_transforms_and_labels_drawn_at_random_are_refused(hold_bytes: int) -> None:
+    rng = np.random.default_rng(0)
+
+    class Flipping(Items):
+        def __getitem__(self, index: int) -> Any:
+            value, label = super().__getitem__(index)
+            return (value.flip(0) if rng.random() < 0.5 else value), label
+
+    class Relabelling(Items):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[0], int(rng.integers(5))
+
+    pairs = [(torch.arange(3.0), 0)] * 40
+    with pytest.raises(InputError, match="another input each time it is read"):
+        ExampleSet(Flipping(pairs), hold_bytes=hold_bytes)
+    with pytest.raises(InputError, match="another label each time it is read"):
+        ExampleSet(Relabelling(pairs), hold_bytes=hold_bytes)
+    broken = [(torch.tensor([np.nan, 1.0]), 0)] * 3
+    assert len(ExampleSet(Items(broken), hold_bytes=hold_bytes)) == 3  # NaN is the same NaN each time
+
+
+def test_a_set_too_large_to_hold_is_read_once_for_its_labels_or_not_at_all_where_they_are_given() -> None:
+    items = Items([(torch.zeros(2), index % 2) for index in range(500)])
+    ExampleSet(items, hold_bytes=0)
+    assert 500 <= items.reads <= 540
+    items.reads = 0
+    ExampleSet(items, labels=np.zeros(500, int), hold_bytes=0)
+    assert items.reads < 40
+
+
+# --- classes that are not trained on -----------------------------------------------------------------------------
+
+
+def of_labels(labels: Any) -> ExampleSet:
+    return ExampleSet.from_arrays(np.zeros((len(labels), 2), np.float32), labels)
+
+
+def test_a_split_that_queries_only_classes_that_nothing_is_left_of_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"no class of the 8 queries has an example left .*40 examples have 40 classes"
+    ):
+        split(of_labels(np.arange(40)), validation=4, query=8, seed=3)
+
+
+def test_queries_and_validation_examples_of_classes_that_are_not_trained_on_are_counted_and_named() -> None:
+    whole = of_labels([0, 0, 0, 1, 1, 1, 2, 3])
+    train = whole.subset(np.array([0, 1, 3, 4]))
+    with pytest.warns(UserWarning, match=r"2 of 3 query examples are of classes that no training example has \(2, 3\)"):
+        Splits(train, None, whole.subset(np.array([2, 6, 7])))
+    with pytest.warns(UserWarning, match=r"1 of 1 validation examples are of classes .* \(3\)"):
+        Splits(train, whole.subset(np.array([7])), whole.subset(np.array([2])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Splits(train, whole.subset(np.array([5])), whole.subset(np.array([2])))
+
+
+@pytest.mark.parametrize("share", [True, np.float32(0.1), "0.1", 0.5 + 0j, np.nan, -0.001, 1.0, 40, -1, 2.5, None])
+def test_a_share_is_read_as_it_is_meant_or_refused(share: Any) -> None:
+    if isinstance(share, np.float32):
+        assert len(split(of_labels(np.arange(40) % 2), query=share).query) == 4
+        return
+    with pytest.raises((InputError, InputTypeError), match="query"):
+        split(of_labels(np.arange(40) % 2), query=share)
 
 
 # --- bad sets ----------------------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ def test_top_is_the_highest_and_bottom_the_lowest_with_ties_by_the_hash_of_the_i
     assert list(scores.top(4, query=7)) == [(10, 2.0), (first, 0.5), (second, 0.5), (20, -4.0)]
     first, second = np.array([10, 20])[tie_order(np.array([10, 20]))].tolist()
     assert list(scores.bottom(4, query=5)) == [(40, -1.0), (first, 0.0), (second, 0.0), (30, 3.0)]
-    assert scores.top(2, query=7).class_names() == ["dog", "dog"]
+    names = {40: "cat", 10: "dog", 30: "dog", 20: "cat"}
+    assert scores.top(2, query=7).class_names() == [names[id_] for id_, _ in scores.top(2, query=7)]
     assert len(scores.top(3, query=5)) == 3
 
 

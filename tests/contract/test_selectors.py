@@ -50,10 +50,11 @@ def each(methods: list[Any]) -> pytest.MarkDecorator:
 
 
 def shares(counts: list[int], total: int) -> list[int]:
-    """Largest remainder in exact fractions, ties to the lower class."""
+    """Largest remainder in exact fractions, ties by the hash of the class."""
     quotas = [Fraction(count * total, sum(counts)) for count in counts]
     floors = [int(quota) for quota in quotas]
-    order = sorted(range(len(counts)), key=lambda c: (floors[c] - quotas[c], c))
+    keys = tie_keys(np.arange(len(counts))).tolist()
+    order = sorted(range(len(counts)), key=lambda c: (floors[c] - quotas[c], keys[c]))
     for c in order[: total - sum(floors)]:
         floors[c] += 1
     return floors
@@ -146,6 +147,7 @@ def test_is_frozen(method: type[Selector]) -> None:
             setattr(made, name, 0)
 
 
+@pytest.mark.filterwarnings("ignore:.* keeps none of")
 @pytest.mark.parametrize(("method", "budget"), SIZES)
 def test_the_coreset_has_exactly_the_size_asked_for_from_the_candidates(
     method: type[Selector], budget: float, runs: tuple[Run, ...]
@@ -214,6 +216,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.filterwarnings("ignore:.* keeps none of")
 @each(BALANCED)
 @pytest.mark.parametrize("total", [1, 7, 33, 60, 199])
 def test_a_total_is_shared_among_classes_by_largest_remainder(method: type[Selector], total: int, run: Run) -> None:
@@ -386,3 +389,79 @@ def test_a_nan_score_is_an_error_that_names_the_id(six: Trace) -> None:
 def test_the_label_shows_options_that_are_no_defaults(six: Trace) -> None:
     assert Given().select(six, 2).method == "given"
     assert Given(broken=77).select(six, 2).method == "given(broken=77)"
+
+
+# --- ties and classes --------------------------------------------------------------------------------------------
+
+LEVEL = {"dual": {"sampling": "none"}, "dyn_unc": {}, "ccs": {"beta": 0.2}}
+"""Options with which a method can choose among examples that are all alike."""
+
+
+@pytest.fixture(scope="module")
+def alike(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
+    """The trace with every training example like the first, ten classes of 20; and it in other orders and with ids
+    dealt out otherwise: ``by class`` (ids 0 ... 199 run class by class), ``shuffled`` (the same in other positions)."""
+    assert trace.path is not None
+
+    def level(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return {
+            name: np.ascontiguousarray(np.broadcast_to(values[:1], values.shape))
+            if name.startswith("train.")
+            else values
+            for name, values in arrays.items()
+        }
+
+    assert trace.train_ids.size == 200
+    made = {}
+    for name, order in {"by class": np.arange(200), "shuffled": np.random.default_rng(5).permutation(200)}.items():
+        folder = tmp_path_factory.mktemp("alike")
+        for part in ("rows", "anchors"):
+            new_folder(folder / part)
+        examples = {name: values for name, values in trace.examples.items() if not name.startswith("train")}
+        examples |= {"train_ids": order, "train_labels": order // 20}
+        write_arrays(folder / "examples.safetensors", examples)
+        for row in trace.rows:
+            write_row(folder, row, level(read_arrays(row_file(trace.path, row.index))))
+        for index in trace.anchors:
+            file = f"anchors/{index:06d}.safetensors"
+            write_arrays(folder / file, level(read_arrays(trace.path / file)))
+        write_manifest(folder, "trace", FORMAT_VERSION, {"mode": trace.mode, "rows": len(trace.rows)})
+        made[name] = Trace.load(folder)
+    return made
+
+
+@each(FROM_TRACES)
+def test_among_examples_that_are_all_alike_no_class_is_favoured_by_its_ids(
+    method: type[Selector], alike: dict[str, Trace]
+) -> None:
+    chosen = method(**LEVEL.get(method.name, {})).select(alike["by class"], 60)
+    again = method(**LEVEL.get(method.name, {})).select(alike["shuffled"], 60)
+    assert again.ids.tolist() == chosen.ids.tolist()
+    kept = np.bincount(chosen.ids // 20, minlength=10)
+    if method.balanced:
+        assert kept.tolist() == [6] * 10
+        within = np.concatenate([chosen.ids[chosen.labels == label] % 20 for label in range(10)])
+        assert abs(within.mean() - 9.5) < 3 * np.sqrt(33.25 / 60)  # not the first six of each class: 2.5
+    elif method.name not in ("glister", "grand"):  # whose gradients hold the label, so that examples differ by class
+        assert kept.max() <= 13  # of a draw of 60 out of 200: mean 6, deviation 2
+        assert (kept > 0).sum() >= 9
+
+
+@each(BALANCED)
+def test_classes_that_a_total_leaves_out_are_said(method: type[Selector], run: Run) -> None:
+    with pytest.warns(UserWarning, match=r"a budget of 4 .* keeps none of 6 of 10 classes"):
+        coreset = method().select(run, 4)
+    left_out = coreset.info["classes_left_out"]
+    assert sorted([*left_out, *coreset.per_class]) == list(range(10))
+    assert "classes_left_out" not in method().select(run, 199).info
+    asked = {0: 2, 3: 1, 5: 0}  # a number for each class is the user's own word
+    assert "classes_left_out" not in method().select(run, asked).info
+
+
+def test_a_long_tail_of_one_example_each_does_not_keep_the_lower_classes() -> None:
+    losses = np.random.default_rng(0).random((4, 300))
+    trace = Trace.from_arrays(train_losses=losses, query_losses=losses[:, :1], train_labels=np.arange(300))
+    with pytest.warns(UserWarning, match="keeps none of 270 of 300 classes"):
+        kept = select("per_class", trace, 30).labels
+    assert kept is not None
+    assert abs(kept.mean() - 149.5) < 3 * 86.6 / np.sqrt(30)

@@ -318,8 +318,8 @@ def test_digits_end_to_end(
         ({"ks": [-1]}, "numbers of examples from 1 on"),
         ({"ks": []}, "numbers of examples from 1 on"),
         ({"ks": 199}, "k must be from 1 to N - 2 = 198"),
-        ({"seeds": 0}, "seeds and base_seeds must be at least 1"),
-        ({"base_seeds": 0}, "seeds and base_seeds must be at least 1"),
+        ({"seeds": 0}, "^seeds must be a whole number from 1 on, got 0"),
+        ({"base_seeds": 0}, "base_seeds must be a whole number from 1 on, got 0"),
         ({"seed": -1}, "seed"),
     ],
 )

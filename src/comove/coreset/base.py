@@ -210,8 +210,8 @@ def _left_out(label: str, budget: Budget, left_out: Sequence[int], names: Sequen
     told = some(left_out if names is None else [names[c] for c in left_out])
     of = len(budget.per_class or ())
     return (
-        f"{label}: {budget.total} examples in proportion to the classes' sizes keep none of {len(left_out)} of {of} "
-        f"classes ({told}). Give a larger budget, or the number for each class, to keep some of every class."
+        f"{label}: a budget of {budget.total} in proportion to the classes' sizes keeps none of {len(left_out)} of "
+        f"{of} classes ({told}). Give a larger budget, or the number for each class, to keep some of every class."
     )
 
 
