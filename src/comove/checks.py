@@ -267,8 +267,8 @@ def as_tensor(values: Any, what: str) -> torch.Tensor:
         )
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)  # torch has no longdouble
-    array = np.ascontiguousarray(array).reshape(array.shape)  # torch has no negative strides; () must stay ()
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    array = np.ascontiguousarray(array).reshape(array.shape)  # torch has no negative strides
+    return torch.from_numpy(array if array.flags.writeable else array.copy())  # and warns of read-only memory
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from comove.checks import as_array, as_ids, as_labels, check_seed, given_ids, real_number, whole_number
+from comove.checks import as_array, as_ids, as_labels, as_tensor, check_seed, given_ids, real_number, whole_number
 from comove.errors import InputError, InputTypeError, some
 from comove.store import digest
 from comove.ties import highest
@@ -210,7 +210,7 @@ class ExampleSet:
         Raises:
             InputError: as the constructor.
         """
-        tensor = _from_numpy(inputs) if isinstance(inputs, np.ndarray) else torch.as_tensor(inputs)
+        tensor = as_tensor(inputs, "inputs")
         made = cls.__new__(cls)
         if tensor.ndim < 2 or len(tensor) == 0:
             raise InputError(f"inputs must be (N, ...) with N >= 1, got shape {tuple(tensor.shape)}.")
@@ -466,19 +466,12 @@ def _check_attributes(dataset: MapDataset, labels: Ids, name: str) -> None:
 
 
 def _as_tensor(value: object) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        return _from_numpy(value)
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return as_tensor(value, "An input")
     if hasattr(value, "getbands"):  # a PIL image, without importing PIL
         array = np.array(value)
-        return _from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+        return as_tensor(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), "An image")
     raise InputTypeError(f"An input must be a tensor, an array or a PIL image, got {type(value).__name__}.")
-
-
-def _from_numpy(array: npt.NDArray[Any]) -> torch.Tensor:
-    array = np.ascontiguousarray(array)  # torch has no negative strides, and warns of read-only memory
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _stack(inputs: list[torch.Tensor], name: str) -> torch.Tensor:

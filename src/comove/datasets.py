@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from comove.checks import whole_number
 from comove.data import ExampleSet, Ids, MapDataset, Normalization, Splits, as_amount, split, stratified_sample
 from comove.errors import InputError, InputTypeError, did_you_mean, some
 from comove.label_noise import flip_labels as with_flipped_labels
@@ -67,8 +68,8 @@ def load_dataset(
         InputError: an unknown name, a missing folder (the message says what to do), impossible sizes.
     """
     for what, value in (("limit", limit), ("queries", queries)):
-        if value is not None and value < 1:
-            raise InputError(f"{what} must be at least 1, got {value}.")
+        if value is not None:
+            whole_number(value, what, 1)
     source = {"name": name, "seed": seed, "limit": limit, "validation": validation, "queries": queries}
     if data_dir is not None:
         source["data_dir"] = str(Path(data_dir).resolve())

@@ -693,10 +693,10 @@ def test_scores_must_be_numbers(problem: Any, scores: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"bootstrap": -1}, InputError, "bootstrap must be 0 or more, found -1"),
-        ({"bootstrap": 10.0}, InputTypeError, "bootstrap must be an int, found float"),
-        ({"seed": -1}, InputError, "seed must be 0 or more"),
-        ({"seed": None}, InputTypeError, "seed must be an int, found NoneType"),
+        ({"bootstrap": -1}, InputError, "bootstrap must be a whole number from 0 on, got -1"),
+        ({"bootstrap": 10.0}, InputTypeError, "bootstrap must be a whole number from 0 on, got 10.0"),
+        ({"seed": -1}, InputError, "seed must be a whole number from 0 on"),
+        ({"seed": None}, InputTypeError, "seed must be a whole number from 0 on, got None"),
         ({"confidence": 95}, InputError, "between 0 and 1, found 95"),
         ({"confidence": math.nan}, InputError, "between 0 and 1, found nan"),
         ({"confidence": "high"}, InputTypeError, "confidence must be a number, found str"),

@@ -5,12 +5,12 @@ Shape suffixes: C subsets, N training examples, Q queries, R seeds (models of on
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import as_array, as_ids, real_number, whole_number
 from comove.errors import InputError, InputTypeError, NonFiniteError, some
 
 if TYPE_CHECKING:
@@ -63,21 +63,12 @@ class ScoresLike(Protocol):
 
 def at_least_zero(value: int, name: str) -> int:
     """Return a whole number from 0 on."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputTypeError(f"{name} must be an int, found {type(value).__name__}.") from None
-    if number < 0:
-        raise InputError(f"{name} must be 0 or more, found {number}.")
-    return number
+    return whole_number(value, name)
 
 
 def level(confidence: float) -> float:
     """Return the level of an interval, between 0 and 1."""
-    try:
-        found = float(confidence)
-    except (TypeError, ValueError):
-        raise InputTypeError(f"confidence must be a number, found {type(confidence).__name__}.") from None
+    found = real_number(confidence, "confidence")
     if not 0 < found < 1:
         raise InputError(f"confidence must be between 0 and 1, found {confidence}; 95 % is 0.95.")
     return found
@@ -85,13 +76,7 @@ def level(confidence: float) -> float:
 
 def numbers(value: ArrayInput, name: str, ndims: tuple[int, ...]) -> Numbers:
     """Return ``value`` as a numpy array of numbers with one of ``ndims`` dimensions."""
-    if hasattr(value, "detach"):  # a torch tensor, which numpy does not take from a device, a graph or in bfloat16
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise InputTypeError(f"{name} must be an array of numbers: {error}") from error
+    array = as_array(value, name)
     if array.dtype.kind not in "fiub":
         raise InputTypeError(f"{name} must be an array of numbers, found {type(value).__name__} of {array.dtype}.")
     if array.ndim not in ndims:
@@ -108,8 +93,8 @@ def unpack(scores: ScoresLike | ArrayInput, method: str | None) -> tuple[Numbers
         values_NQ = numbers(scores, "scores", (2,))
         return values_NQ, np.arange(values_NQ.shape[0]), np.arange(values_NQ.shape[1]), method
     values_NQ = numbers(scores.values, "scores.values", (2,))
-    train_ids = np.array(numbers(scores.train_ids, "scores.train_ids", (1,)), dtype=np.int64)
-    query_ids = np.array(numbers(scores.query_ids, "scores.query_ids", (1,)), dtype=np.int64)
+    train_ids = as_ids(scores.train_ids, "scores.train_ids")
+    query_ids = as_ids(scores.query_ids, "scores.query_ids")
     if values_NQ.shape != (len(train_ids), len(query_ids)):
         raise InputError(
             f"scores.values must be (train, query), found shape {values_NQ.shape} "

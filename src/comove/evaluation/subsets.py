@@ -220,7 +220,7 @@ def leave_one_out(ids: Iterable[int] | None = None) -> LeaveOneOutSubsets:
     """Plan one subset for each of ``ids`` (by default every training id): all the training examples but that one."""
     if ids is None:
         return LeaveOneOutSubsets()
-    given = ids if hasattr(ids, "__len__") else list(ids)
+    given = ids if hasattr(ids, "__len__") else list(_sets(ids))
     return LeaveOneOutSubsets(tuple(as_ids(given, "ids to leave out").tolist()))
 
 
@@ -231,7 +231,7 @@ def everything() -> Everything:
 
 def _sets(given: Any) -> Iterable[Any]:
     if isinstance(given, str | bytes) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
-        raise InputTypeError(f"Subsets are given as a list of sets of ids, got {type(given).__name__}.")
+        raise InputTypeError(f"Subsets are given as lists of ids, got {type(given).__name__}.")
     return given
 
 
