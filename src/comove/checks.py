@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -327,7 +327,7 @@ def many_whole(values: Any, what: str, least: int | None = 0, most: int | None =
         InputError: out of range.
         InputTypeError: no whole number among them.
     """
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         return [whole_number(values, what, least, most)]
     return [whole_number(value, what, least, most) for value in values]
 
