@@ -347,7 +347,7 @@ def test_folders_of_torchvision_with_transformed_and_with_noisy_labels(tmp_path:
     given = ExampleSet(paired, labels=[paired[i][1] for i in range(12)])
     assert given.classes == ("0", "1")
 
-    class Noisy(ImageFolder):
+    class Noisy(ImageFolder):  # type: ignore[misc]  # torchvision has no types
         def __getitem__(self, index: int) -> Any:
             return super().__getitem__(index)[0], 3 - index // 3
 
@@ -455,7 +455,7 @@ def test_queries_and_validation_examples_of_classes_that_are_not_trained_on_are_
 @pytest.mark.parametrize("share", [True, np.float32(0.1), "0.1", 0.5 + 0j, np.nan, -0.001, 1.0, 40, -1, 2.5, None])
 def test_a_share_is_read_as_it_is_meant_or_refused(share: Any) -> None:
     if isinstance(share, np.float32):
-        assert len(split(of_labels(np.arange(40) % 2), query=share).query) == 4
+        assert len(split(of_labels(np.arange(40) % 2), query=share).query) == 4  # type: ignore[arg-type]  # NumPy's
         return
     with pytest.raises((InputError, InputTypeError), match="query"):
         split(of_labels(np.arange(40) % 2), query=share)

@@ -126,7 +126,7 @@ def _resolved(tensor: Any, what: str) -> Any:
 
 
 def _unmasked(values: np.ma.MaskedArray[Any, Any], what: str) -> npt.NDArray[Any]:
-    masked = int(np.ma.count_masked(values))
+    masked = int(np.count_nonzero(np.ma.getmaskarray(values)))
     if masked:
         raise InputError(
             f"{what} must have no masked entries, got {masked} of {values.size}: leave those examples out, or put "
@@ -299,7 +299,7 @@ def whole_number(
     """
     kind = str(getattr(value, "dtype", ""))
     try:
-        if isinstance(value, bool) or "bool" in kind or getattr(value, "ndim", 0) or np.ma.is_masked(value):
+        if isinstance(value, bool) or "bool" in kind or _dimensions(value) or np.ma.is_masked(value):
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -318,6 +318,11 @@ def _bounds(least: int | None, most: int | None) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _dimensions(value: object) -> int:
+    """How many dimensions an array or a tensor has; 0 of anything else."""
+    return int(getattr(value, "ndim", 0))  # type: ignore[arg-type]  # a number, on all that have it
 
 
 def many_whole(values: Any, what: str, least: int | None = 0, most: int | None = LARGEST) -> list[int]:
@@ -340,7 +345,7 @@ def real_number(value: object, what: str) -> float:
         InputTypeError: no real number; booleans and text are none.
     """
     kind = str(getattr(value, "dtype", ""))
-    if isinstance(value, bool | str | bytes) or "bool" in kind or "complex" in kind or getattr(value, "ndim", 0):
+    if isinstance(value, bool | str | bytes) or "bool" in kind or "complex" in kind or _dimensions(value):
         raise InputTypeError(f"{what} must be a number, got {_short(value)}.")
     try:
         number = float(value)  # type: ignore[arg-type]
@@ -368,9 +373,10 @@ def check_share(value: object, what: str) -> float:
     Raises:
         InputError: outside of that, no number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < 1:  # type: ignore[operator]
+    number = _number_or_nan(value)
+    if not 0 <= number < 1:
         raise InputError(f"{what} must be a share from 0 to below 1, got {_short(value)}.")
-    return float(value)  # type: ignore[arg-type]
+    return number
 
 
 def check_number(value: object, what: str, *, zero: bool = False) -> float:
@@ -379,7 +385,14 @@ def check_number(value: object, what: str, *, zero: bool = False) -> float:
     Raises:
         InputError: outside of that, no number.
     """
-    fine = isinstance(value, int | float | np.number) and not isinstance(value, bool) and np.isfinite(value)  # type: ignore[arg-type]
-    if not (fine and (value > 0 or (zero and value == 0))):  # type: ignore[operator]
+    number = _number_or_nan(value)
+    if not (number > 0 or (zero and number == 0)):
         raise InputError(f"{what} must be a finite number {'from 0 on' if zero else 'above 0'}, got {_short(value)}.")
-    return float(value)  # type: ignore[arg-type]
+    return number
+
+
+def _number_or_nan(value: object) -> float:
+    try:
+        return real_number(value, "a number")
+    except (InputError, InputTypeError):
+        return math.nan

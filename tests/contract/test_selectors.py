@@ -393,7 +393,7 @@ def test_the_label_shows_options_that_are_no_defaults(six: Trace) -> None:
 
 # --- ties and classes --------------------------------------------------------------------------------------------
 
-LEVEL = {"dual": {"sampling": "none"}, "dyn_unc": {}, "ccs": {"beta": 0.2}}
+LEVEL: dict[str, dict[str, Any]] = {"dual": {"sampling": "none"}, "dyn_unc": {}, "ccs": {"beta": 0.2}}
 """Options with which a method can choose among examples that are all alike."""
 
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, get_args, get_type_hints
 
 import typer
 from rich.cells import cell_len
@@ -186,12 +186,19 @@ def _spread(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _tell_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+def _tell_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning of ours in one line; of others, as Python writes it."""
     if category is UserWarning:
         say(" ".join(str(message).split()), "Warning:", "yellow")
     else:
-        say(warnings.formatwarning(message, category, *rest[:2]).rstrip())
+        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 def _traceback() -> None:
