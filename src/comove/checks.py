@@ -322,7 +322,7 @@ def _short(value: object) -> str:
 
 def _dimensions(value: object) -> int:
     """How many dimensions an array or a tensor has; 0 of anything else."""
-    return int(getattr(value, "ndim", 0))  # type: ignore[arg-type]  # a number, on all that have it
+    return int(getattr(value, "ndim", 0))
 
 
 def many_whole(values: Any, what: str, least: int | None = 0, most: int | None = LARGEST) -> list[int]:
