@@ -149,9 +149,9 @@ class Selector(ABC):
         chosen = resolve_budget(budget, labels, trace.train_ids.size, self.balanced, self.name)
         classes = trace.manifest.get("classes")
         left_out = list(chosen.left_out) if isinstance(budget, int | float | np.number) else []
+        prepared = self._prepare(sources)
         if left_out:
             warnings.warn(_left_out(self.label, chosen, left_out, classes), stacklevel=2)
-        prepared = self._prepare(sources)
         picks = self._pick_all(prepared, trace.train_ids, labels, chosen)
         weights = picks.weights if picks.weights is not None else np.ones(picks.positions.size, np.float32)
         return Coreset(
