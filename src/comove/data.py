@@ -125,10 +125,24 @@ def stratified_sample(labels: Ids, size: int, generator: np.random.Generator) ->
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per-channel mean and standard deviation of inputs scaled to [0, 1]."""
+    """Per-channel mean and standard deviation of inputs scaled to [0, 1].
+
+    Raises:
+        InputError: not as many means as deviations, or numbers that cannot be these.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        numbers = all(isinstance(value, int | float) and np.isfinite(value) for value in (*self.mean, *self.std))
+        if not numbers or len(self.mean) != len(self.std) or not self.mean or not all(std > 0 for std in self.std):
+            raise InputError(
+                f"Normalization needs one finite mean and one positive standard deviation a channel; got mean "
+                f"{self.mean}, std {self.std}."
+            )
 
 
 class ExampleSet:
@@ -146,7 +160,9 @@ class ExampleSet:
         hold_bytes: inputs up to this size are held whole in memory.
 
     Raises:
-        InputError: repeated ids, labels out of range or of the wrong length, an empty set, inputs of unequal shape.
+        InputError: repeated ids, labels out of range or of the wrong length, an empty set, inputs of unequal shape;
+            no map-style dataset of (input, label); inputs of 8 signed, 16 or unsigned 32 or 64 bits, images with the
+            channels last, a normalization of other channels.
         InputTypeError: inputs that are neither tensors nor arrays nor images.
     """
 
@@ -161,9 +177,11 @@ class ExampleSet:
         name: str = "examples",
         hold_bytes: int = HOLD_BYTES,
     ) -> None:
+        _check_map_style(dataset, name)
         size = len(dataset)
         if size == 0:
             raise InputError(f"The data set {name!r} is empty.")
+        _check_item(dataset[0], name)
         targets = getattr(dataset, "targets", None) if labels is None else labels
         if targets is None:
             targets = [dataset[i][1] for i in range(size)]
@@ -186,12 +204,13 @@ class ExampleSet:
     ) -> ExampleSet:
         """Make a set from whole arrays or tensors: ``inputs`` (N, ...), ``labels`` (N,).
 
-        8-bit inputs are images and are scaled to [0, 1] in every batch; other inputs are used as they are.
+        8-bit inputs are images and are scaled to [0, 1] in every batch. Real numbers of any precision are used as they
+        are, in float32; True and False as 1 and 0; whole numbers of 32 or 64 bits are token ids and stay what they are.
 
         Raises:
             InputError: as the constructor.
         """
-        tensor = _from_numpy(inputs) if isinstance(inputs, np.ndarray) else torch.as_tensor(inputs)
+        tensor = _as_tensor(inputs if isinstance(inputs, torch.Tensor | np.ndarray) else _array_of(inputs, name))
         made = cls.__new__(cls)
         if tensor.ndim < 2 or len(tensor) == 0:
             raise InputError(f"inputs must be (N, ...) with N >= 1, got shape {tuple(tensor.shape)}.")
@@ -209,6 +228,8 @@ class ExampleSet:
         name: str,
     ) -> None:
         size = len(held) if held is not None else len(source)  # type: ignore[arg-type]
+        first = held[0] if held is not None else _as_tensor(source[0][0])  # type: ignore[index]
+        _check_inputs(first, normalization, name)
         self.name = name
         self.normalization = normalization
         self.ids = np.arange(size, dtype=np.int64) if ids is None else as_ids(ids, "ids")
@@ -312,7 +333,7 @@ class ExampleSet:
         """Turn raw inputs into what a model sees: 8-bit to [0, 1], then the normalisation; token ids are left alone."""
         if raw.dtype == torch.uint8:
             raw = raw.to(torch.float32) / 255
-        elif raw.dtype.is_floating_point:
+        elif raw.dtype.is_floating_point or raw.dtype == torch.bool:
             raw = raw.to(torch.float32)
         if self.normalization is None:
             return raw
@@ -350,18 +371,109 @@ def _check_labels(labels: object, size: int, classes: Sequence[str] | None, name
     return array
 
 
+def _check_map_style(dataset: object, name: str) -> None:
+    """Refuse what is no map-style dataset of (input, label), saying how to make one of it."""
+    kind, remedy = type(dataset).__name__, "pass one with len and [i], such as list(dataset)"
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        remedy = "pass what it loads from, loader.dataset"
+    elif isinstance(dataset, np.ndarray | torch.Tensor) or hasattr(dataset, "iloc"):
+        remedy = "whole arrays go in ExampleSet.from_arrays(inputs, labels)"
+    elif isinstance(dataset, Mapping | str | bytes):
+        remedy = "pass a sequence of (input, label), or ExampleSet.from_arrays(inputs, labels)"
+    elif not isinstance(dataset, torch.utils.data.IterableDataset) and (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        return
+    raise InputError(f"The data set {name!r} must be map-style, dataset[i] -> (input, label); got {kind}: {remedy}.")
+
+
+def _check_item(item: object, name: str) -> None:
+    """Refuse items that are not (input, label): the first of two numbers of an image is no input."""
+    if isinstance(item, tuple | list) and len(item) >= 2:
+        return
+    found = f"a {type(item).__name__}"
+    remedy = "[(x, y) for x, y in ...]"
+    if isinstance(item, Mapping):
+        keys = [str(key) for key in item]
+        found += f" with the entries {some(map(repr, keys))}"
+        named = keys if len(keys) == 2 else ["input", "label"]
+        remedy = f"[(item[{named[0]!r}], item[{named[1]!r}]) for item in dataset]"
+    raise InputError(f"Each item of {name!r} must be (input, label); the first is {found}. Make pairs: {remedy}.")
+
+
+WHOLE_NUMBERS = (torch.int32, torch.int64)
+"""Types of token ids."""
+
+
+def _check_inputs(first: torch.Tensor, normalization: Normalization | None, name: str) -> None:
+    """Refuse inputs (of which this is one) whose numbers have no agreed meaning, or no channels to normalise."""
+    kind, shape = first.dtype, tuple(first.shape)
+    if not (kind.is_floating_point or kind in (torch.uint8, torch.bool, *WHOLE_NUMBERS)):
+        raise InputError(
+            f"Inputs of {name!r} are {str(kind).removeprefix('torch.')}. They must be 8-bit images (uint8, scaled to "
+            "[0, 1]), real numbers, or token ids of type int32 or int64. Convert them: 16-bit images by "
+            "inputs.astype('float32') / 65535."
+        )
+    if kind == torch.uint8 and first.ndim == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) > 4:
+        raise InputError(
+            f"Images are held with the channels first, (C, H, W); those of {name!r} are {shape}, which looks like "
+            "(H, W, C): inputs.transpose(0, 3, 1, 2) puts the channels first."
+        )
+    if normalization is not None and (first.ndim == 0 or len(normalization.mean) not in (1, shape[0])):
+        raise InputError(
+            f"The normalization has {len(normalization.mean)} channels, the inputs of {name!r} are {shape}: give one "
+            "mean and one standard deviation a channel, or one for all."
+        )
+
+
+def _array_of(inputs: object, name: str) -> torch.Tensor:
+    try:
+        return torch.as_tensor(inputs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputTypeError(
+            f"The inputs of {name!r} must be one array or tensor (N, ...), got {type(inputs).__name__} ({error})."
+        ) from error
+
+
+_PALETTES = ("P", "PA")
+_WIDE = ("I", "F")
+"""Modes of PIL images with more than 8 bits a number, the beginning of their names."""
+
+
 def _as_tensor(value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
-        return value
+        if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+            raise InputTypeError(f"An input must be a plain tensor of numbers, got {value.layout}, {value.dtype}.")
+        return value.detach().resolve_neg()
     if isinstance(value, np.ndarray):
         return _from_numpy(value)
     if hasattr(value, "getbands"):  # a PIL image, without importing PIL
-        array = np.array(value)
-        return _from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+        return _from_picture(value)
     raise InputTypeError(f"An input must be a tensor, an array or a PIL image, got {type(value).__name__}.")
 
 
+def _from_picture(picture: Any) -> torch.Tensor:
+    """A PIL image as (C, H, W); of a palette's numbers, the colours that they stand for."""
+    if picture.mode in _PALETTES:
+        picture = picture.convert("RGB")
+    if picture.mode.startswith(_WIDE):
+        raise InputError(
+            f"Images must have 8 bits a channel, got one of mode {picture.mode!r}. Convert it: 16-bit images by "
+            "np.asarray(image).astype('float32')[None] / 65535."
+        )
+    array = np.array(picture)
+    return _from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
 def _from_numpy(array: npt.NDArray[Any]) -> torch.Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputTypeError("An input must be a plain array; got a masked one: fill what is masked first, .filled().")
+    if array.dtype.kind not in "biuf":
+        raise InputTypeError(f"An input must be an array of numbers, got dtype {array.dtype}.")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.itemsize > 8:  # torch has no longer numbers
+        array = array.astype(np.float64)
     array = np.ascontiguousarray(array)  # torch has no negative strides, and warns of read-only memory
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
@@ -370,6 +482,9 @@ def _stack(inputs: list[torch.Tensor], name: str) -> torch.Tensor:
     shapes = {tuple(tensor.shape) for tensor in inputs}
     if len(shapes) > 1:
         raise InputError(f"Inputs of {name!r} must have one shape, found {some(sorted(shapes))}; resize or pad them.")
+    kinds = dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
+    if len(kinds) > 1:
+        raise InputError(f"Inputs of {name!r} must be of one type, found {', '.join(kinds)}: 8-bit images are scaled.")
     return torch.stack(inputs)
 
 
@@ -397,6 +512,7 @@ class Splits:
             raise InputError("train, validation and query must share no ids; give each example one id of its own.")
         if len({part.classes for part in sets}) > 1:
             raise InputError("train, validation and query must have the same class names.")
+        _check_same_preprocessing(sets)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -439,6 +555,16 @@ class Splits:
     def __repr__(self) -> str:
         validation = 0 if self.validation is None else len(self.validation)
         return f"Splits({self.name}: {len(self.train):,} train, {validation:,} validation, {len(self.query):,} query)"
+
+
+def _check_same_preprocessing(sets: Sequence[ExampleSet]) -> None:
+    found = [(part.input_shape, part.raw(np.array([0])).dtype, part.normalization) for part in sets]
+    for what, values in zip(("shape", "type", "normalization"), zip(*found, strict=True), strict=True):
+        if len(set(values)) > 1:
+            raise InputError(
+                f"train, validation and query must be preprocessed alike; the {what} of their inputs is "
+                f"{', then '.join(map(str, dict.fromkeys(values)))}."
+            )
 
 
 def as_amount(value: float | int, size: int, what: str) -> int:
