@@ -26,6 +26,7 @@ __all__ = [
     "MapDataset",
     "Normalization",
     "Splits",
+    "as_input",
     "largest_remainder",
     "positions_of",
     "split",
@@ -185,10 +186,10 @@ class ExampleSet:
         targets = getattr(dataset, "targets", None) if labels is None else labels
         if targets is None:
             targets = [dataset[i][1] for i in range(size)]
-        first = _as_tensor(dataset[0][0])
+        first = as_input(dataset[0][0])
         held = None
         if first.numel() * first.element_size() * size <= hold_bytes:
-            held = _stack([_as_tensor(dataset[i][0]) for i in range(size)], name)
+            held = _stack([as_input(dataset[i][0]) for i in range(size)], name)
         self._set_up(dataset, held, ids, targets, classes, normalization, name)
 
     @classmethod
@@ -210,7 +211,7 @@ class ExampleSet:
         Raises:
             InputError: as the constructor.
         """
-        tensor = _as_tensor(inputs if isinstance(inputs, torch.Tensor | np.ndarray) else _array_of(inputs, name))
+        tensor = as_input(inputs if isinstance(inputs, torch.Tensor | np.ndarray) else _array_of(inputs, name))
         made = cls.__new__(cls)
         if tensor.ndim < 2 or len(tensor) == 0:
             raise InputError(f"inputs must be (N, ...) with N >= 1, got shape {tuple(tensor.shape)}.")
@@ -228,7 +229,7 @@ class ExampleSet:
         name: str,
     ) -> None:
         size = len(held) if held is not None else len(source)  # type: ignore[arg-type]
-        first = held[0] if held is not None else _as_tensor(source[0][0])  # type: ignore[index]
+        first = held[0] if held is not None else as_input(source[0][0])  # type: ignore[index]
         _check_inputs(first, normalization, name)
         self.name = name
         self.normalization = normalization
@@ -315,7 +316,7 @@ class ExampleSet:
         assert source is not None
 
         def read(place: np.int64) -> torch.Tensor:
-            return _as_tensor(source[int(place)][0])
+            return as_input(source[int(place)][0])
 
         if not getattr(source, "thread_safe", False):
             return _stack([read(place) for place in places], self.name)
@@ -440,7 +441,13 @@ _WIDE = ("I", "F")
 """Modes of PIL images with more than 8 bits a number, the beginning of their names."""
 
 
-def _as_tensor(value: object) -> torch.Tensor:
+def as_input(value: object) -> torch.Tensor:
+    """Return a tensor of what a user gives as an input: a tensor, an array of numbers, or a PIL image as (C, H, W).
+
+    Raises:
+        InputTypeError: something else, or an array of something else than numbers.
+        InputError: a PIL image with more than 8 bits a channel.
+    """
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
             raise InputTypeError(f"An input must be a plain tensor of numbers, got {value.layout}, {value.dtype}.")

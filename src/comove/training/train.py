@@ -23,6 +23,7 @@ from comove.datasets import as_splits
 from comove.errors import CorruptFileError, InputError
 from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec, penultimate
+from comove.preparation import Preprocessing
 from comove.progress import Advance, progress_bar
 from comove.recording import Recorder
 from comove.store import claim_folder, digest, new_folder, read_header, write_json
@@ -45,7 +46,7 @@ class Recording:
         every: also record a row every so many steps within an epoch (sweep mode); rows at the ends of epochs stay.
         fields: of :data:`comove.trace.FIELDS`.
         anchors: epochs after which penultimate features and class probabilities are kept; ``-1`` is the last one.
-            With the default, a model without a linear layer that runs last keeps none; other anchors require one.
+            With the default, a model whose linear layers do not run last keeps none; other anchors require one.
         row_zero: whether the row before training is recorded (``in_pass`` may leave it out and save its pass).
 
     Raises:
@@ -173,7 +174,8 @@ def _features_layer(network: nn.Module, train: ExampleSet, recording: Recording,
     try:
         return features_layer(network, train, device)
     except InputError as error:
-        if recording.anchors == Recording().anchors:  # nobody asked for them: what needs them says that there are none
+        linear = any(isinstance(module, nn.Linear) for module in network.modules())
+        if linear and recording.anchors == Recording().anchors:  # not asked for: what needs them says there are none
             return None
         raise InputError(f"{error} Train it with recording=Recording(anchors=()), which keeps none.") from error
 
@@ -244,7 +246,11 @@ class _Session:
             fields=recording.fields,
             classes=splits.classes,
             data_fingerprint=splits.fingerprint,
-            notes={"run_fingerprint": self.run.manifest["fingerprint"], "every": recording.every},
+            notes={
+                "run_fingerprint": self.run.manifest["fingerprint"],
+                "every": recording.every,
+                "preprocessing": Preprocessing.of(splits.train).to_json(),
+            },
             resume=(self.run.path / "trace").exists(),
         )
 
