@@ -451,7 +451,9 @@ def as_input(value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
             raise InputTypeError(f"An input must be a plain tensor of numbers, got {value.layout}, {value.dtype}.")
-        return value.detach().resolve_neg()
+        plain = value.detach().resolve_neg()
+        known = (torch.float16, torch.float32, torch.float64)
+        return plain.float() if plain.is_floating_point() and plain.dtype not in known else plain  # numpy has no others
     if isinstance(value, np.ndarray):
         return _from_numpy(value)
     if hasattr(value, "getbands"):  # a PIL image, without importing PIL
