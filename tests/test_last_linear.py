@@ -1,4 +1,4 @@
-"""The last layer is the one that runs last, whatever the order in which layers are registered; the truth is autograd."""
+"""The last layer is the one that runs last, whatever the order in which layers are registered: held to autograd."""
 
 from __future__ import annotations
 

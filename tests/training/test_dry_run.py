@@ -23,7 +23,7 @@ from comove.training.dry_run import dry_run
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=0.05)
 Forward = Callable[[Any, Tensor], Any]
-Answer = namedtuple("Answer", ["logits", "more"])  # noqa: PYI024  # as torchvision's GoogLeNetOutputs
+Answer = namedtuple("Answer", ["logits", "more"])  # as torchvision's GoogLeNetOutputs
 
 
 @dataclass
