@@ -79,15 +79,21 @@ class Preprocessing:
             ) from error
 
     def obstacle(self, examples: ExampleSet) -> str | None:
-        """Why a model that was trained on such inputs cannot be asked about these; ``None`` when it can."""
+        """What must hold of examples that a model is asked about and does not of these; ``None`` when all does."""
         other = Preprocessing.of(examples)
         if other.shape != self.shape:
-            return f"their shape is {other.shape}, the run's is {self.shape}"
+            return f"must have inputs {self.shape}, as the run's own; got {other.shape}"
         if other.normalization != self.normalization:
-            return f"their normalization is {other.normalization}, the run's is {self.normalization}"
+            return (
+                f"must be preprocessed as the run's own were: their normalization is {other.normalization}, "
+                f"the run's is {self.normalization}"
+            )
         if other.kind in ALIKE[self.kind]:
             return None
-        return f"they are {_WORDS[other.kind]}, the run's are {_WORDS[self.kind]}"
+        return (
+            f"must be preprocessed as the run's own were: they are {_WORDS[other.kind]}, the run's are "
+            f"{_WORDS[self.kind]}"
+        )
 
 
 ALIKE: dict[Kind, tuple[Kind, ...]] = {
@@ -117,7 +123,8 @@ def _kind(examples: ExampleSet) -> Kind:
     places = np.unique(np.linspace(0, len(examples) - 1, 64).astype(np.int64))
     held = examples.held
     raw = examples.raw(places) if held is None else held
-    is_unit = raw.ndim == 4 and raw.shape[1] in COLOURS and bool(((raw >= -SLACK) & (raw <= 1 + SLACK)).all())
+    in_unit = (raw >= -SLACK) & (raw <= 1 + SLACK) | ~raw.isfinite()  # NaN has no scale, and is named elsewhere
+    is_unit = raw.ndim == 4 and raw.shape[1] in COLOURS and bool(in_unit.all())
     return "unit" if is_unit else "real"
 
 

@@ -234,10 +234,7 @@ def _check_prepared(source: Source | BankSource, queries: ExampleSet) -> None:
         return
     obstacle = run.preprocessing.obstacle(queries)
     if obstacle is not None:
-        raise InputError(
-            f"New examples must be preprocessed as the run's own were: {obstacle}. Make them with "
-            "run.prepare(images, labels)."
-        )
+        raise InputError(f"New examples {obstacle}. Make them with run.prepare(images, labels).")
 
 
 def _provenance(source: Source | BankSource) -> dict[str, Any]:
