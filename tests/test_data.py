@@ -554,3 +554,110 @@ def test_a_set_read_from_disk_is_fingerprinted_by_64_of_its_inputs() -> None:
 
 def test_public_names_exist() -> None:
     assert all(hasattr(comove.data, name) for name in comove.data.__all__)
+
+
+# --- what inputs may be -------------------------------------------------------------------------------------------
+
+
+class _Stream(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([(torch.zeros(3), 0)])
+
+
+PAIRS = [(torch.zeros(3), 0), (torch.ones(3), 1)]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (_Stream(), "map-style.*_Stream.*list"),
+        (torch.utils.data.DataLoader(PAIRS), "DataLoader.*loader.dataset"),  # type: ignore[arg-type]
+        ((pair for pair in PAIRS), "generator"),
+        (torch.zeros(4, 2, 3), "from_arrays"),
+        (np.zeros((4, 2, 3)), "from_arrays"),
+        ({0: PAIRS[0]}, "a sequence of"),
+        ([{"image": torch.zeros(3), "label": 0}], r"dict with the keys image, label.*item\['image'\]"),
+        ([torch.zeros(2, 3)], "got Tensor at position 0"),
+        ([np.zeros((2, 3))], "got ndarray at position 0"),
+        ([(torch.zeros(3),)], "got tuple at position 0"),
+        ([(torch.zeros(3), 0), (torch.zeros(3, dtype=torch.uint8), 1)], "one type, found float32, uint8"),
+    ],
+)
+def test_what_is_no_data_set_of_pairs_is_refused(dataset: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        ExampleSet(dataset)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "uint32", "uint64"])
+def test_whole_numbers_that_are_neither_pixels_nor_token_ids_are_refused(dtype: str) -> None:
+    with pytest.raises(InputError, match=rf"are {dtype}\..*65535"):
+        ExampleSet.from_arrays(np.ones((4, 3), dtype), [0, 1, 0, 1])
+    with pytest.raises(InputError, match=rf"are {dtype}\."):
+        ExampleSet([(np.ones(3, dtype), 0)])
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        np.ones((4, 3), complex),
+        np.full((4, 3), "a"),
+        np.full((4, 3), None),
+        np.zeros((4, 3), "datetime64[s]"),
+        np.ma.masked_array(np.ones((4, 3)), True),
+        torch.ones(4, 3).to_sparse(),
+        torch.ones(4, 3, device="meta"),
+        torch.ones(4, 3, dtype=torch.complex64),
+        [[1.0, 2.0], [1.0]],
+        [object()],
+    ],
+)
+def test_inputs_that_are_no_numbers_are_refused(inputs: Any) -> None:
+    with pytest.raises(InputTypeError):
+        ExampleSet.from_arrays(inputs, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "seen"),
+    [
+        (np.array([[0, 255]] * 2, np.uint8), [0.0, 1.0]),
+        (np.array([[0.5, -2]] * 2, np.float16), [0.5, -2.0]),
+        (np.array([[0.5, -2]] * 2, np.float64), [0.5, -2.0]),
+        (np.array([[0.5, -2]] * 2, ">f4"), [0.5, -2.0]),
+        (np.array([[0.5, -2]] * 2, np.longdouble), [0.5, -2.0]),
+        (torch.tensor([[0.5, -2]] * 2, dtype=torch.bfloat16), [0.5, -2.0]),
+        (torch._neg_view(torch.tensor([[-0.5, 2]] * 2)), [0.5, -2.0]),
+        (torch.tensor([[0.5, -2]] * 2, requires_grad=True), [0.5, -2.0]),
+        (np.array([[False, True]] * 2), [0.0, 1.0]),
+        (np.array([[0, 255]] * 2, np.int64), [0, 255]),
+        (np.array([[0, 255]] * 2, np.int32), [0, 255]),
+    ],
+)
+def test_what_a_model_sees_of_each_type(inputs: Any, seen: list[float]) -> None:
+    examples = ExampleSet.from_arrays(inputs, [0, 1])
+    batch = examples.batch(np.arange(2))[0]
+    assert batch[0].tolist() == seen
+    assert batch.dtype in (torch.float32, torch.int64, torch.int32)
+    assert not batch.requires_grad
+    assert examples.fingerprint
+
+
+def test_images_of_a_palette_show_its_colours_and_those_of_16_bits_are_refused() -> None:
+    from PIL import Image
+
+    red = Image.new("RGB", (2, 2), (255, 0, 0)).convert("P")
+    assert ExampleSet([(red, 0)]).raw(np.array([0]))[0, :, 0, 0].tolist() == [255, 0, 0]
+    for mode in ("I;16", "I", "F"):
+        with pytest.raises(InputError, match="8 bits a channel"):
+            ExampleSet([(Image.new(mode, (2, 2)), 0)])
+
+
+def test_images_with_the_channels_last_and_normalizations_of_other_channels_are_refused() -> None:
+    with pytest.raises(InputError, match=r"\(8, 8, 3\).*transpose"):
+        ExampleSet.from_arrays(np.zeros((2, 8, 8, 3), np.uint8), [0, 1])
+    with pytest.raises(InputError, match="has 2 channels"):
+        ExampleSet.from_arrays(
+            np.zeros((2, 3, 8, 8), np.uint8), [0, 1], normalization=Normalization((0.5, 0.5), (0.2, 0.2))
+        )
+    for mean, std in [((0.5,), (0.0,)), ((0.5,), (0.1, 0.1)), ((), ()), ((float("nan"),), (1.0,))]:
+        with pytest.raises(InputError, match="one finite mean"):
+            Normalization(mean, std)

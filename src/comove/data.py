@@ -29,6 +29,7 @@ __all__ = [
     "MapDataset",
     "Normalization",
     "Splits",
+    "as_input",
     "largest_remainder",
     "positions_of",
     "split",
@@ -130,10 +131,24 @@ def stratified_sample(labels: Ids, size: int, generator: np.random.Generator) ->
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per-channel mean and standard deviation of inputs scaled to [0, 1]."""
+    """Per-channel mean and standard deviation of inputs scaled to [0, 1].
+
+    Raises:
+        InputError: not as many means as deviations, or numbers that cannot be these.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        numbers = all(isinstance(value, int | float) and np.isfinite(value) for value in (*self.mean, *self.std))
+        if not numbers or len(self.mean) != len(self.std) or not self.mean or not all(std > 0 for std in self.std):
+            raise InputError(
+                f"Normalization needs one finite mean and one positive standard deviation a channel; got mean "
+                f"{self.mean}, std {self.std}."
+            )
 
 
 class ExampleSet:
@@ -157,7 +172,8 @@ class ExampleSet:
     Raises:
         InputError: repeated ids, labels out of range or of the wrong length, an empty set, inputs of unequal shape,
             items that are no pairs or differ from one reading to the next, labels of items that are no whole numbers or
-            that ``dataset.targets`` or ``dataset.labels`` contradicts.
+            that ``dataset.targets`` or ``dataset.labels`` contradicts; no map-style dataset; inputs of 8 signed, 16 or
+            unsigned 32 or 64 bits, images with the channels last, a normalization of other channels.
         InputTypeError: inputs that are neither tensors nor arrays nor images.
     """
 
@@ -172,11 +188,12 @@ class ExampleSet:
         name: str = "examples",
         hold_bytes: int = HOLD_BYTES,
     ) -> None:
+        _check_map_style(dataset, name)
         size = len(dataset)
         if size == 0:
             raise InputError(f"The data set {name!r} is empty.")
         read = _reader(dataset, name)
-        first = _as_tensor(read(0)[0])
+        first = as_input(read(0)[0])
         holds = first.numel() * first.element_size() * size <= hold_bytes
         inputs: list[torch.Tensor] = []
         found: list[object] = []
@@ -184,7 +201,7 @@ class ExampleSet:
             for value, label in _each(dataset, read, size):
                 found.append(label)
                 if holds:
-                    inputs.append(_as_tensor(value))
+                    inputs.append(as_input(value))
         _check_repeatable(read, size, name, [] if labels is not None else found)
         if labels is None:
             labels = _item_labels(found, name)
@@ -205,12 +222,13 @@ class ExampleSet:
     ) -> ExampleSet:
         """Make a set from whole arrays or tensors: ``inputs`` (N, ...), ``labels`` (N,).
 
-        8-bit inputs are images and are scaled to [0, 1] in every batch; other inputs are used as they are.
+        8-bit inputs are images and are scaled to [0, 1] in every batch. Real numbers of any precision are used as they
+        are, in float32; True and False as 1 and 0; whole numbers of 32 or 64 bits are token ids and stay what they are.
 
         Raises:
             InputError: as the constructor.
         """
-        tensor = as_tensor(inputs, "inputs")
+        tensor = as_input(inputs if isinstance(inputs, torch.Tensor) else as_array(inputs, "inputs"), "inputs")
         made = cls.__new__(cls)
         if tensor.ndim < 2 or len(tensor) == 0:
             raise InputError(f"inputs must be (N, ...) with N >= 1, got shape {tuple(tensor.shape)}.")
@@ -228,6 +246,8 @@ class ExampleSet:
         name: str,
     ) -> None:
         size = len(held) if held is not None else len(source)  # type: ignore[arg-type]
+        first = held[0] if held is not None else as_input(source[0][0])  # type: ignore[index]
+        _check_inputs(first, normalization, name)
         self.name = name
         self.normalization = normalization
         self.ids = np.arange(size, dtype=np.int64) if ids is None else as_ids(ids, "ids")
@@ -315,7 +335,7 @@ class ExampleSet:
         assert source is not None
 
         def read(place: np.int64) -> torch.Tensor:
-            return _as_tensor(source[int(place)][0])
+            return as_input(source[int(place)][0])
 
         if not getattr(source, "thread_safe", False):
             return _stack([read(place) for place in places], self.name)
@@ -333,7 +353,7 @@ class ExampleSet:
         """Turn raw inputs into what a model sees: 8-bit to [0, 1], then the normalisation; token ids are left alone."""
         if raw.dtype == torch.uint8:
             raw = raw.to(torch.float32) / 255
-        elif raw.dtype.is_floating_point:
+        elif raw.dtype.is_floating_point or raw.dtype == torch.bool:
             raw = raw.to(torch.float32)
         if self.normalization is None:
             return raw
@@ -368,10 +388,13 @@ def _reader(dataset: MapDataset, name: str) -> Read:
         item = dataset[index]
         if isinstance(item, Sequence) and not isinstance(item, str) and len(item) >= 2:
             return item[0], item[1]
-        keys = f" with the keys {some(item)}" if isinstance(item, Mapping) else ""
+        keys = list(map(str, item)) if isinstance(item, Mapping) else []
+        found = f"{type(item).__name__} with the keys {some(keys)}" if keys else type(item).__name__
+        first, second = keys if len(keys) == 2 else ("input", "label")
+        pair = f"[(item[{first!r}], item[{second!r}]) for item in dataset]" if keys else "[(x, y) for x, y in ...]"
         raise InputError(
-            f"Items of {name!r} must be pairs (input, label), got {type(item).__name__}{keys} at position {index}. "
-            "Wrap the data set in one whose items are pairs, or pass arrays to ExampleSet.from_arrays(inputs, labels)."
+            f"Items of {name!r} must be pairs (input, label), got {found} at position {index}. Make pairs: {pair}, or "
+            "pass arrays to ExampleSet.from_arrays(inputs, labels)."
         )
 
     return read
@@ -391,7 +414,7 @@ def _check_repeatable(read: Read, size: int, name: str, labels: Sequence[object]
     """Refuse items that differ from one reading to the next: which of them is trained on would be left to chance."""
     for index in np.unique(np.linspace(0, size - 1, min(TWICE, size)).astype(np.int64)).tolist():
         (first, label), (second, again) = read(index), read(index)
-        if not _same(_as_tensor(first), _as_tensor(second)):
+        if not _same(as_input(first), as_input(second)):
             raise InputError(
                 f"Item {index} of {name!r} has another input each time it is read; its transforms must be "
                 "deterministic. Leave random crops, flips and noise out of the data set: they belong to the recipe."
@@ -465,19 +488,88 @@ def _check_attributes(dataset: MapDataset, labels: Ids, name: str) -> None:
             )
 
 
-def _as_tensor(value: object) -> torch.Tensor:
+def _check_map_style(dataset: object, name: str) -> None:
+    """Refuse what is no map-style dataset of (input, label), saying how to make one of it."""
+    kind, remedy = type(dataset).__name__, "pass one with len and [i], such as list(dataset)"
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        remedy = "pass what it loads from, loader.dataset"
+    elif isinstance(dataset, np.ndarray | torch.Tensor) or hasattr(dataset, "iloc"):
+        remedy = "whole arrays go in ExampleSet.from_arrays(inputs, labels)"
+    elif isinstance(dataset, Mapping | str | bytes):
+        remedy = "pass a sequence of (input, label), or ExampleSet.from_arrays(inputs, labels)"
+    elif not isinstance(dataset, torch.utils.data.IterableDataset) and (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        return
+    raise InputError(f"The data set {name!r} must be map-style, dataset[i] -> (input, label); got {kind}: {remedy}.")
+
+
+WHOLE_NUMBERS = (torch.int32, torch.int64)
+"""Types of token ids."""
+
+
+def _check_inputs(first: torch.Tensor, normalization: Normalization | None, name: str) -> None:
+    """Refuse inputs (of which this is one) whose numbers have no agreed meaning, or no channels to normalise."""
+    kind, shape = first.dtype, tuple(first.shape)
+    if not (kind.is_floating_point or kind in (torch.uint8, torch.bool, *WHOLE_NUMBERS)):
+        raise InputError(
+            f"Inputs of {name!r} are {str(kind).removeprefix('torch.')}. They must be 8-bit images (uint8, scaled to "
+            "[0, 1]), real numbers, or token ids of type int32 or int64. Convert them: 16-bit images by "
+            "inputs.astype('float32') / 65535."
+        )
+    if kind == torch.uint8 and first.ndim == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) > 4:
+        raise InputError(
+            f"Images are held with the channels first, (C, H, W); those of {name!r} are {shape}, which looks like "
+            "(H, W, C): inputs.transpose(0, 3, 1, 2) puts the channels first."
+        )
+    if normalization is not None and (first.ndim == 0 or len(normalization.mean) not in (1, shape[0])):
+        raise InputError(
+            f"The normalization has {len(normalization.mean)} channels, the inputs of {name!r} are {shape}: give one "
+            "mean and one standard deviation a channel, or one for all."
+        )
+
+
+_PALETTES = ("P", "PA")
+_WIDE = ("I", "F")
+"""Modes of PIL images with more than 8 bits a number, the beginning of their names."""
+
+
+def as_input(value: object, what: str = "An input") -> torch.Tensor:
+    """Return a tensor of what a user gives as an input: a tensor, an array of numbers, or a PIL image as (C, H, W).
+
+    Raises:
+        InputTypeError: something else, or an array of something else than numbers.
+        InputError: a PIL image with more than 8 bits a channel; masked entries.
+    """
     if isinstance(value, torch.Tensor | np.ndarray):
-        return as_tensor(value, "An input")
+        plain = as_tensor(value, what)
+        known = (torch.float16, torch.float32, torch.float64)
+        return plain.float() if plain.is_floating_point() and plain.dtype not in known else plain  # numpy has no others
     if hasattr(value, "getbands"):  # a PIL image, without importing PIL
-        array = np.array(value)
-        return as_tensor(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), "An image")
-    raise InputTypeError(f"An input must be a tensor, an array or a PIL image, got {type(value).__name__}.")
+        return _from_picture(value)
+    raise InputTypeError(f"{what} must be a tensor, an array or a PIL image, got {type(value).__name__}.")
+
+
+def _from_picture(picture: Any) -> torch.Tensor:
+    """A PIL image as (C, H, W); of a palette's numbers, the colours that they stand for."""
+    if picture.mode in _PALETTES:
+        picture = picture.convert("RGB")
+    if picture.mode.startswith(_WIDE):
+        raise InputError(
+            f"Images must have 8 bits a channel, got one of mode {picture.mode!r}. Convert it: 16-bit images by "
+            "np.asarray(image).astype('float32')[None] / 65535."
+        )
+    array = np.array(picture)
+    return as_tensor(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), "An image")
 
 
 def _stack(inputs: list[torch.Tensor], name: str) -> torch.Tensor:
     shapes = {tuple(tensor.shape) for tensor in inputs}
     if len(shapes) > 1:
         raise InputError(f"Inputs of {name!r} must have one shape, found {some(sorted(shapes))}; resize or pad them.")
+    kinds = dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
+    if len(kinds) > 1:
+        raise InputError(f"Inputs of {name!r} must be of one type, found {', '.join(kinds)}: 8-bit images are scaled.")
     return torch.stack(inputs)
 
 
@@ -508,6 +600,7 @@ class Splits:
         for part, what in ((self.query, "query"), (self.validation, "validation")):
             if part is not None:
                 _warn_of_untrained(self.train, part, what)
+        _check_same_preprocessing(sets)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -563,6 +656,16 @@ def _warn_of_untrained(train: ExampleSet, held_out: ExampleSet, what: str) -> No
             f"leave these {what} examples out.",
             stacklevel=4,
         )
+
+
+def _check_same_preprocessing(sets: Sequence[ExampleSet]) -> None:
+    found = [(part.input_shape, part.raw(np.array([0])).dtype, part.normalization) for part in sets]
+    for what, values in zip(("shape", "type", "normalization"), zip(*found, strict=True), strict=True):
+        if len(set(values)) > 1:
+            raise InputError(
+                f"train, validation and query must be preprocessed alike; the {what} of their inputs is "
+                f"{', then '.join(map(str, dict.fromkeys(values)))}."
+            )
 
 
 def as_amount(value: float | int, size: int, what: str) -> int:

@@ -20,7 +20,7 @@ from comove.errors import InputError, InputTypeError, did_you_mean, some
 from comove.label_noise import flip_labels as with_flipped_labels
 from comove.store import check_fingerprint
 
-__all__ = ["as_splits", "data_folders", "dataset_names", "find_cifar10", "load_dataset", "reload_splits"]
+__all__ = ["as_splits", "data_folders", "dataset_names", "find_cifar10", "load_dataset", "open_image", "reload_splits"]
 
 
 def as_splits(dataset: str | Splits | ExampleSet | MapDataset, seed: int = 0) -> Splits:
@@ -382,6 +382,19 @@ _LOADERS: dict[str, Callable[..., Splits]] = {"digits": _digits, "cifar10": _cif
 def dataset_names() -> tuple[str, ...]:
     """The names that :func:`load_dataset` knows; a folder of images is the other choice."""
     return tuple(_LOADERS)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Any]:
+    """Open an image file, in a block that reads it.
+
+    Raises:
+        InputError: no file, or one that cannot be read as an image.
+    """
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise InputError(f"{path} is no file that can be read as an image.")
+    with _opened(path) as image:
+        yield image
 
 
 def reload_splits(described: Mapping[str, Any], where: object) -> Splits:

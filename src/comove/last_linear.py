@@ -37,20 +37,20 @@ _Call = tuple[nn.Linear, Tensor, Tensor]
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """Give a copy of a model to try things on, and leave torch's random state as it was.
+def untouched(model: nn.Module, device: torch.device | str = "cpu") -> Iterator[nn.Module]:
+    """Give a copy of a model, on ``device``, to try things on, and leave torch's random state as it was.
 
     A model that cannot be copied is given itself; its weights, buffers and modes come back at the end.
     """
-    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    where = torch.device(device)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         try:
             trial = copy.deepcopy(model)
         except Exception:  # whatever a user's module may raise that holds what cannot be copied
             with _restored(model):
-                yield model
+                yield model.to(where)
             return
-        yield trial
+        yield trial.to(where)
 
 
 @contextmanager
@@ -93,7 +93,8 @@ def last_linear(model: nn.Module, *inputs: Any, **named: Any) -> tuple[str, nn.L
     Raises:
         InputError: the logits are not given by a linear layer that is called last, once; the message says why.
     """
-    with untouched(model) as trial:
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    with untouched(model, device) as trial:
         found = _found(trial, *_two(inputs, named))[0]
         name = next(name for name, module in trial.named_modules() if module is found)
     layer = dict(model.named_modules())[name]
@@ -129,8 +130,8 @@ def _found(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> 
         else:
             obstacle = "no torch.nn.Linear that is called leads to them"
     raise InputError(
-        f"The last layer of {type(model).__name__} must be a torch.nn.Linear that is called once and whose output gives "
-        f"the logits; {obstacle}."
+        f"The last layer of {type(model).__name__} must be a torch.nn.Linear that is called once and whose output "
+        f"gives the logits; {obstacle}."
     )
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "model_names",
     "parameter_count",
     "penultimate",
+    "put_channels_last",
     "without_fast_path",
 ]
 
@@ -438,3 +439,14 @@ def _frozen(option: str, value: object) -> object:
 def parameter_count(model: nn.Module) -> int:
     """Return the number of parameters of ``model``, trainable or not, each shared one counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def put_channels_last(model: nn.Module) -> nn.Module:
+    """Lay the weights of 2-D convolutions out with their channels last, in place, and return the model.
+
+    Unlike ``model.to(memory_format=torch.channels_last)`` it takes 3-D convolutions too, and leaves theirs as they are.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model

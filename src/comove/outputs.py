@@ -44,8 +44,8 @@ def logits_of(outputs: Any) -> Tensor:
         return found
     raise InputError(
         f"A model must return its logits (B, C): a tensor, or an output that has them as .logits or ['logits']; it "
-        f"returned {described(outputs)}. Return the logits alone. Auxiliary outputs (GoogLeNet, Inception) are switched "
-        f"off with aux_logits=False."
+        f"returned {described(outputs)}. Return the logits alone. Auxiliary outputs (GoogLeNet, Inception) are "
+        f"switched off with aux_logits=False."
     )
 
 

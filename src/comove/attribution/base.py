@@ -81,15 +81,16 @@ class Attributor(ABC):
 
         Args:
             queries: ids of recorded queries; ``None`` for all of them (validation examples left out); or an
-                :class:`ExampleSet` of new examples, for methods that can answer for these (CLD replays them from the
-                runs' checkpoints).
+                :class:`ExampleSet` of new examples, as :meth:`comove.training.Run.prepare` makes them, for methods that
+                can answer for these (CLD replays them from the runs' checkpoints).
 
         Returns:
             Scores (N, Q), positive = helps.
 
         Raises:
             NotFittedError: :meth:`fit` was not called; use what it returns.
-            InputError: unknown or repeated query ids.
+            InputError: unknown or repeated query ids; new examples of another shape, scale or normalization than the
+                run's (:meth:`comove.training.Run.prepare` makes them right).
         """
         sources, state = self._require_fitted()
         first = sources[0]
@@ -193,6 +194,8 @@ class Attributor(ABC):
         if isinstance(queries, ExampleSet):
             if "bank" in self.requires:
                 raise InputError(f"{self.name} knows the queries of its bank only; give their ids.")
+            for source in sources:
+                _check_prepared(source, queries)
             return Queries(queries.ids, queries.labels, queries)
         ids = first.explained_ids if queries is None else np.atleast_1d(np.asarray(queries))
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.size == 0 or np.unique(ids).size != ids.size:
@@ -222,6 +225,16 @@ def said_once(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Return what the notes of several runs or checkpoints say under each name, what several say once."""
     names = dict.fromkeys(name for note in notes for name in note)
     return {name: "; ".join(dict.fromkeys(note[name] for note in notes if name in note)) for name in names}
+
+
+def _check_prepared(source: Source | BankSource, queries: ExampleSet) -> None:
+    """Refuse new examples that were made otherwise than the run's own."""
+    run = source.run if isinstance(source, Source) else None
+    if run is None:
+        return
+    obstacle = run.preprocessing.obstacle(queries)
+    if obstacle is not None:
+        raise InputError(f"New examples {obstacle}. Make them with run.prepare(images, labels).")
 
 
 def _provenance(source: Source | BankSource) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from comove.attribution.projectors import Sparse
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
-from comove.models import last_linear
+from comove.models import last_linear, put_channels_last
 from comove.sources import Source
 from comove.training import Checkpoint, Resident, Run, resolve_device
 
@@ -65,7 +65,7 @@ def run_gradients(
         InputError: ``last_layer``, and no linear layer gives the logits.
     """
     model = run.load_model(checkpoint, device)
-    model.to(memory_format=torch.channels_last)  # convolutions run fastest on this
+    put_channels_last(model)  # convolutions run fastest on this
     chosen = None
     if last_layer:
         examples = Resident(run.data().train, torch.device(device)) if check_on is None else check_on

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from comove.attribution.gradients import Part, PerExampleGradients, margin
 from comove.attribution.projectors import Layers, Projection, Projector
 from comove.errors import NonFiniteError, some
-from comove.models import logits_of
+from comove.models import logits_of, put_channels_last
 from comove.store import claim_folder, digest, new_folder, read_arrays, versions, write_arrays
 from comove.training import Checkpoint, Resident, Run
 
@@ -151,7 +151,7 @@ class Featuriser:
         self.run, self.checkpoint, self.projection = run, checkpoint, projection
         self.examples, self.device = examples, device
         model = run.load_model(checkpoint, device)
-        model.to(memory_format=torch.channels_last)  # convolutions run fastest on this
+        put_channels_last(model)  # convolutions run fastest on this
         self.gradients = PerExampleGradients(model, "margin", batch=batch, check_on=check_on)
         self.dimension = projection.dimension(examples, self.gradients.size)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from comove.data import ExampleSet
 from comove.errors import InputError
+from comove.models import logits_of, put_channels_last
 from comove.sources import Source
 from comove.training import resolve_device
 
@@ -58,7 +59,7 @@ def margin_gradients(
     """
     with torch.enable_grad():
         inputs = inputs_B.detach().requires_grad_()
-        logits_BC = network(inputs)
+        logits_BC = logits_of(network(inputs))
         margins_B = margins(logits_BC, labels_B)
         (gradients_B,) = torch.autograd.grad(margins_B.sum(), inputs)
     return gradients_B, margins_B.detach(), logits_BC.detach()
@@ -86,7 +87,7 @@ def trained_network(source: Source, device: torch.device | str = "auto") -> nn.M
     """
     assert source.run is not None
     network = source.run.load_model(device=resolve_device(device)).requires_grad_(False)
-    return network.to(memory_format=torch.channels_last)  # convolutions run fastest on this
+    return put_channels_last(network)  # convolutions run fastest on this
 
 
 def training_examples(source: Source, who: str) -> ExampleSet:

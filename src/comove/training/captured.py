@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comove.errors import InputError
-from comove.models import Factory, ModelSpec
+from comove.models import Factory, ModelSpec, logits_of, put_channels_last
 from comove.training.loop import Resident, batch_bounds, epoch_plan, fit
 from comove.training.recipe import Recipe
 from comove.training.stacked import Member
@@ -71,7 +71,7 @@ class CapturedTrainer:
         self.half = half if on_gpu else None
         self.network = spec.build(0, factory).to(self.device)
         if len(spec.input_shape) == 3:
-            self.network.to(memory_format=torch.channels_last)
+            put_channels_last(self.network)
         self.parameters: list[Tensor] = [
             parameter for parameter in self.network.parameters() if parameter.requires_grad
         ]
@@ -144,9 +144,10 @@ class CapturedTrainer:
 
     def _loss(self, inputs: Tensor, labels_B: Tensor) -> Tensor:
         if self.half is None:
-            return F.cross_entropy(self.network(inputs), labels_B, label_smoothing=self.recipe.label_smoothing)
+            logits_BK = logits_of(self.network(inputs))
+            return F.cross_entropy(logits_BK, labels_B, label_smoothing=self.recipe.label_smoothing)
         with torch.autocast("cuda", dtype=self.half, cache_enabled=False):  # a cache would outlive the capture
-            logits_BK = self.network(inputs)
+            logits_BK = logits_of(self.network(inputs))
         return F.cross_entropy(logits_BK.float(), labels_B, label_smoothing=self.recipe.label_smoothing)
 
 
@@ -204,7 +205,7 @@ def _prepared(train: Resident, recipe: Recipe, dtype: torch.dtype) -> Tensor:
         inputs = train.inputs(slice(start, min(start + PREPARED_AT_ONCE, len(train))))
         if inputs.ndim == 4:
             inputs = F.pad(inputs, (padding,) * 4).permute(0, 2, 3, 1)
-        parts.append(inputs.to(dtype))
+        parts.append(inputs.to(dtype) if inputs.is_floating_point() else inputs)  # token ids stay whole numbers
     return torch.cat(parts).contiguous()
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from comove.data import ExampleSet
 from comove.errors import InputError, did_you_mean
-from comove.models import without_fast_path
+from comove.models import logits_of, put_channels_last, without_fast_path
 from comove.training.augment import draw_flip_crop, flip_crop
 from comove.training.randomness import generator_for, seeded
 from comove.training.recipe import Recipe
@@ -173,7 +173,7 @@ def fit(
         raise InputError(f"Training needs at least 2 examples, got {len(data)}.")
     state = state or OptimizerState()
     if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)
+        put_channels_last(model)
     stepper = _Stepper(model, recipe, device, state)
     with one_thread(_gains_nothing_by_threads(model, recipe, device)):
         _epochs(stepper, data, seed, state, hooks)
@@ -242,7 +242,7 @@ class _Stepper:
         """Take one step and return the logits it started from."""
         self.optimizer.lr = lr
         with torch.autocast("cuda", dtype=self.half) if self.half is not None else nullcontext():
-            logits: torch.Tensor = self.model(inputs)
+            logits = logits_of(self.model(inputs))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
@@ -304,7 +304,7 @@ def evaluate(
         for start in range(0, len(data), batch_size):
             part = slice(start, min(start + batch_size, len(data)))
             with torch.no_grad(), without_fast_path():
-                logits = model(data.inputs(part))
+                logits = logits_of(model(data.inputs(part)))
             yield np.arange(part.start, part.stop), logits, data.labels[part]
     finally:
         model.train(was_training)

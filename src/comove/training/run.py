@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from comove.datasets import as_splits, reload_splits
 from comove.display import html_facts
 from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec
+from comove.preparation import Picture, Preprocessing, prepared
 from comove.store import as_header, check_fingerprint, open_manifest, read_header, read_json, write_bytes
 from comove.trace import Trace
+from comove.training.loop import predict
 from comove.training.recipe import Recipe
 
 __all__ = ["RUN_FORMAT", "Checkpoint", "Run", "read_weights", "write_weights"]
@@ -197,6 +199,54 @@ class Run:
             if part is not None and np.isin(np.asarray(ids), part.ids).all():
                 return part.subset(ids)
         raise InputError("These ids are not all query ids, nor all validation ids, of the run's data.")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What was done to its examples before its model saw them.
+
+        Raises:
+            InputError: a run of an earlier comove, whose own data must be passed to :meth:`load` again.
+        """
+        noted = Trace.load(self.path / "trace").manifest.get("preprocessing")
+        return Preprocessing.of(self.data().train) if noted is None else Preprocessing.from_json(noted)
+
+    def prepare(self, examples: Picture | Iterable[Picture], labels: object = None, ids: object = None) -> ExampleSet:
+        """Make new examples as the run's own were made: colours, size, scale and normalisation.
+
+        >>> queries = run.prepare(["cat.png", "dog.jpg"])  # doctest: +SKIP
+        >>> CLD().fit(run).attribute(queries).top(10, query=0)  # doctest: +SKIP
+
+        Where the run's examples are images: PIL images and paths are brought to its colours and size (the shorter side
+        resized, the centre cut out); arrays and tensors of 8-bit numbers, or of real numbers in [0, 1], are one image
+        (C, H, W) or (H, W, C), or N of them, with the run's channels; another size is resized. Elsewhere: arrays of the
+        run's shape, or (N, *shape), taken as they are. See :func:`comove.preparation.prepared`.
+
+        Args:
+            examples: one of these, or several.
+            labels: (N,) class indices; by default the classes that the run's last checkpoint predicts, so that scores
+                tell what the prediction depends on, right or wrong.
+            ids: (N,) unique ids; by default 0 ... N-1.
+
+        Returns:
+            The examples, to be asked about: ``attribute(run.prepare(...))``.
+
+        Raises:
+            InputError: numbers out of range, other channels, no image; labels that are neither given nor to be
+                predicted, since no checkpoint was kept or the model's factory must be passed to :meth:`load` again.
+            InputTypeError: nothing of which examples can be made.
+        """
+        to, spec = self.preprocessing, self.model_spec
+        raw = prepared(examples, to)
+        names = Trace.load(self.path / "trace").manifest.get("classes") or list(map(str, range(spec.num_classes)))
+
+        def made(found: object, name: str) -> ExampleSet:
+            return ExampleSet.from_arrays(raw, found, ids=ids, classes=names, normalization=to.normalization, name=name)
+
+        if labels is not None:
+            return made(labels, "new examples")
+        unlabelled = made(np.zeros(len(raw), np.int64), "new examples")
+        predicted = predict(self.load_model(), unlabelled).argmax(1).numpy()
+        return made(predicted, "new examples, labelled by the model's own predictions")
 
     def _repr_html_(self) -> str:
         told = {"data": self.manifest["dataset"]["name"], "model": str(self.model_spec.name), "seed": self.seed}

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comove.models import Factory, ModelSpec
+from comove.models import Factory, ModelSpec, logits_of, put_channels_last
 from comove.training.augment import flip_crop
 from comove.training.loop import Resident, batch_bounds, epoch_plan
 from comove.training.randomness import seeded
@@ -58,7 +58,7 @@ class Stack:
         self.network = side_by_side(networks).to(device)
         self.channels_last = channels_last(self.network, len(networks), recipe, device)
         if self.channels_last:
-            self.network.to(memory_format=torch.channels_last)
+            put_channels_last(self.network)
         self.half = device.type == "cuda" and recipe.precision == "bfloat16"
         self.layers = None if self.half else perceptron(self.network)
         self.optimizer = SGD(self.network, recipe, {})
@@ -100,7 +100,7 @@ class Stack:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Map (B, G*C, ...) to (B, G, K)."""
-        outputs: Tensor = self.network(inputs)
+        outputs = logits_of(self.network(inputs))
         return outputs.view(outputs.shape[0], self.members, -1)
 
     def step(self, inputs: Tensor, labels_BG: Tensor, lr: float) -> None:
@@ -164,7 +164,7 @@ def _difference(networks: list[nn.Module], train: Resident, recipe: Recipe) -> s
                 stack.network.train(training)
                 logits_BGK = stack.logits(stack.rows(train, positions))
                 for member, network in enumerate(alone):
-                    logits_BK = network.train(training)(train.inputs(positions[member::2]))
+                    logits_BK = logits_of(network.train(training)(train.inputs(positions[member::2])))
                     close = 1e-2 * float(logits_BK.abs().max())
                     if not torch.allclose(logits_BGK[:, member], logits_BK, rtol=1e-2, atol=close, equal_nan=True):
                         return "side by side they would not compute what each computes alone"

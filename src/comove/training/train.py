@@ -23,10 +23,12 @@ from comove.datasets import as_splits
 from comove.errors import CorruptFileError, InputError
 from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec, penultimate
+from comove.preparation import Preprocessing
 from comove.progress import Advance, progress_bar
 from comove.recording import Recorder
 from comove.store import claim_folder, digest, new_folder, read_header, write_json
 from comove.trace import FIELDS
+from comove.training.dry_run import dry_run, features_layer
 from comove.training.loop import OptimizerState, Resident, batch_bounds, evaluate, fit, resolve_device
 from comove.training.recipe import Recipe, as_recipe
 from comove.training.run import RUN_FORMAT, Run, read_weights, write_weights
@@ -44,6 +46,7 @@ class Recording:
         every: also record a row every so many steps within an epoch (sweep mode); rows at the ends of epochs stay.
         fields: of :data:`comove.trace.FIELDS`.
         anchors: epochs after which penultimate features and class probabilities are kept; ``-1`` is the last one.
+            With the default, a model whose linear layers do not run last keeps none; other anchors require one.
         row_zero: whether the row before training is recorded (``in_pass`` may leave it out and save its pass).
 
     Raises:
@@ -133,7 +136,10 @@ def train(
     if checkpoints not in ("all", "last") and not (isinstance(checkpoints, int) and checkpoints >= 1):
         raise InputError(f"checkpoints must be 'all', 'last' or a number of epochs from 1 on, got {checkpoints!r}.")
     where = resolve_device(device)
-    network = _network(spec, recipe, recording, seed)  # before the folder is claimed: a typo must not occupy it
+    # All of it before the folder is claimed: a model that is refused leaves nothing behind.
+    network = _network(spec, recipe, seed)
+    dry_run(network, splits.train, where)
+    head = _features_layer(network, splits.train, recording, where)
     folder = new_folder(tempfile.mkdtemp(prefix="comove-run-") if out is None else out)
     manifest = _manifest(splits, spec, recipe, seed, recording, checkpoints)
     manifest["parameters"] = digest({name: list(tensor.shape) for name, tensor in network.state_dict().items()})
@@ -144,24 +150,34 @@ def train(
     if not run.finished:
         with driver_lock(folder):
             if not run.finished:  # another process may have ended it just now
-                _Session(run, network, recipe, recording, checkpoints, where, progress).go()
+                _Session(run, network, recipe, recording, checkpoints, where, progress, head).go()
     return run
 
 
-def _network(spec: ModelSpec, recipe: Recipe, recording: Recording, seed: int) -> nn.Module:
-    """Build the network, and check that recipe and recording can be carried out on it."""
+def _network(spec: ModelSpec, recipe: Recipe, seed: int) -> nn.Module:
+    """Build the network, and check that the recipe can be carried out on it."""
     if recipe.augment == "flip_crop" and len(spec.input_shape) != 3:
         raise InputError(
             f"augment='flip_crop' needs images (C, H, W), got inputs of shape {spec.input_shape}; use augment='none'."
         )
-    network = spec.build(seed)
-    if recording.anchors:
-        try:
-            with penultimate(network):
-                pass
-        except InputError as error:
-            raise InputError(f"{error} Train it with recording=Recording(anchors=()), which keeps none.") from error
-    return network
+    return spec.build(seed)
+
+
+def _features_layer(network: nn.Module, train: ExampleSet, recording: Recording, device: torch.device) -> str | None:
+    """The name of the layer whose inputs are kept at anchors; ``None`` for none.
+
+    Raises:
+        InputError: anchors were asked for by number, and the model has no such layer.
+    """
+    if not recording.anchors:
+        return None
+    try:
+        return features_layer(network, train, device)
+    except InputError as error:
+        linear = any(isinstance(module, nn.Linear) for module in network.modules())
+        if linear and recording.anchors == Recording().anchors:  # not asked for: what needs them says there are none
+            return None
+        raise InputError(f"{error} Train it with recording=Recording(anchors=()), which keeps none.") from error
 
 
 def _manifest(
@@ -194,6 +210,7 @@ class _Session:
         checkpoints: str | int,
         device: torch.device,
         progress: bool,
+        head: str | None,
     ) -> None:
         assert run.dataset is not None
         self.run, self.recipe, self.recording, self.device = run, recipe, recording, device
@@ -203,12 +220,12 @@ class _Session:
         self.train = Resident(self.splits.train, device)
         held_out = [part for part in (self.splits.query, self.splits.validation) if part is not None]
         self.held_out = [Resident(part, device) for part in held_out]
-        self.anchors = recording.anchor_epochs(recipe.epochs)
+        self.anchors = recording.anchor_epochs(recipe.epochs) if head else set()
         self.started = time.monotonic()
         self.lrs: list[float] = []
         self.epoch = 0
         self._stack = ExitStack()
-        self._features = self._stack.enter_context(penultimate(self.model)) if self.anchors else None
+        self._features = self._stack.enter_context(penultimate(self.model, head)) if self.anchors else None
         self.advance: Advance = lambda done: None
         new_folder(run.path / "checkpoints")
         self.resume_file = run.path / "resume.safetensors"
@@ -229,7 +246,11 @@ class _Session:
             fields=recording.fields,
             classes=splits.classes,
             data_fingerprint=splits.fingerprint,
-            notes={"run_fingerprint": self.run.manifest["fingerprint"], "every": recording.every},
+            notes={
+                "run_fingerprint": self.run.manifest["fingerprint"],
+                "every": recording.every,
+                "preprocessing": Preprocessing.of(splits.train).to_json(),
+            },
             resume=(self.run.path / "trace").exists(),
         )
 

@@ -63,6 +63,7 @@ from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec
 from comove.store import check_fingerprint, claim_folder, new_folder, read_checked
 from comove.training import Engine, Recipe, as_recipe, default_model
+from comove.training.dry_run import dry_run
 from comove.training.run import read_weights
 
 __all__ = ["RetrainingBank"]
@@ -149,6 +150,8 @@ class RetrainingBank:
         shape = splits.train.input_shape
         spec = ModelSpec.of(model, num_classes=len(splits.classes), input_shape=shape, **dict(model_options or {}))
         recipe = as_recipe(recipe, model=spec.name, n_train=len(splits.train))
+        if not (Path(path) / "manifest.json").exists():  # a model that is refused leaves nothing behind
+            dry_run(spec.build(0), splits.train)
         query = splits.query if queries is None else splits.query.subset(queries)
         plans = planned(subsets, splits.train.ids, seeds, keep_weights)
         identity = {
@@ -298,6 +301,7 @@ class RetrainingBank:
             self._factory,
             device,
         )
+        dry_run(material.spec.build(0, self._factory), splits.train)  # bank and factory may come from elsewhere
         with driver_lock(self.path):
             files.clean()
             if damaged := files.set_aside_damaged():

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from comove.data import ExampleSet
+from comove.models import logits_of
 from comove.training import Run
 
 __all__ = ["MeasuredCost", "flops_of", "measured_cost"]
@@ -75,7 +76,7 @@ def flops_of(model: nn.Module, examples: ExampleSet, count: int = 8) -> tuple[fl
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         model(inputs)
     with FlopCounterMode(display=False) as both:
-        torch.autograd.backward(F.cross_entropy(model(inputs), labels))
+        torch.autograd.backward(F.cross_entropy(logits_of(model(inputs)), labels))
     model.zero_grad(set_to_none=True)
     return forward.get_total_flops() / len(inputs), both.get_total_flops() / len(inputs)
 
