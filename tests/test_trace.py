@@ -292,7 +292,12 @@ def test_a_row_a_file(saved: Path) -> None:
     assert sorted(file.name for file in (saved / "rows").iterdir()) == [f"00000{t}.safetensors" for t in range(5)]
     names, header = read_header(saved / "rows" / "000003.safetensors")
     assert set(names) == {"train.loss", "query.loss"}
-    assert header == {"row": 3, "step": 3, "epoch": 3.0, "filled": 0}
+    assert {name: header[name] for name in ("row", "step", "epoch", "filled")} == {
+        "row": 3,
+        "step": 3,
+        "epoch": 3.0,
+        "filled": 0,
+    }
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, -1])
@@ -327,12 +332,12 @@ def test_a_row_missing_at_the_end_is_counted(saved: Path) -> None:
 def test_a_row_in_the_place_of_another_is_refused(saved: Path) -> None:
     rows = saved / "rows"
     (rows / "000002.safetensors").write_bytes((rows / "000003.safetensors").read_bytes())
-    with pytest.raises(CorruptFileError, match="is not row 2 of a trace"):
+    with pytest.raises(CorruptFileError, match="holds row 3, not row 2"):
         Trace.load(saved)
 
 
-def test_a_row_of_another_trace_is_refused_when_read(saved: Path) -> None:
-    file = saved / "rows" / "000002.safetensors"
+def test_a_row_of_other_examples_is_refused_when_read(saved: Path) -> None:
+    file = saved / "rows" / "000004.safetensors"
     write_arrays(
         file, {"train.loss": np.ones(1, np.float32), "query.loss": np.ones(4, np.float32)}, read_header(file)[1]
     )
@@ -352,7 +357,8 @@ def test_foreign_folders_and_manifests_are_refused(saved: Path, run: Run, tmp_pa
 
 
 def test_examples_without_ids_are_refused(saved: Path) -> None:
-    write_arrays(saved / "examples.safetensors", {"train_ids": np.arange(7)})
+    own = {"trace": read_json(saved / "manifest.json")["id"]}
+    write_arrays(saved / "examples.safetensors", {"train_ids": np.arange(7)}, own)
     with pytest.raises(CorruptFileError, match="lacks query_ids, validation_ids"):
         Trace.load(saved)
 

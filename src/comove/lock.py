@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from comove.errors import CorruptFileError, LockedError, StorageError
-from comove.store import command_line, read_json, write_json
+from comove.store import command_line, entries, lives, read_json, write_json
 
 __all__ = ["Owner", "driver_lock", "lives", "owner_of"]
 
@@ -110,23 +110,10 @@ def _owner_that_just_started(folder: Path) -> Owner | None:
 
 def _read(folder: Path) -> Owner | None:
     try:
-        content = read_json(folder / OWNER)
-        return Owner(str(content["host"]), int(content["pid"]), str(content["started"]), str(content["command"]))
-    except (CorruptFileError, KeyError, ValueError):
+        kinds = {"host": str, "pid": int, "started": str, "command": str}
+        return Owner(**entries(read_json(folder / OWNER), folder / OWNER, kinds))
+    except CorruptFileError:
         return None
-
-
-def lives(pid: int) -> bool:
-    """Whether a process of this machine lives (on Windows, where asking would end it, whether it is this one)."""
-    if os.name != "posix":
-        return pid == os.getpid()
-    try:
-        os.kill(pid, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _beat(folder: Path) -> float:

@@ -15,8 +15,11 @@ Shape legend: L lines, R recorded rows, M examples.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,14 +29,77 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.errors import CorruptFileError, InputError, InputTypeError, MissingExamplesError, did_you_mean, some
+from comove.store import write_bytes
+from comove.store.checksums import BLANK, is_intact, seal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LossTable", "read_csv", "read_losses", "read_parquet"]
+__all__ = ["LossTable", "read_csv", "read_losses", "read_parquet", "read_rows", "write_frame", "write_rows"]
 
 SPLITS = ("train", "validation", "query")
 ROW = re.compile(r"(?:epoch_|row_)?(\d+(?:\.\d+)?)")
+
+
+# --- tables that comove writes and reads again ------------------------------------------------------------------
+
+CHECK = "check"
+"""The last column of a table of ours: a checksum of the whole file in the first row, empty in the others."""
+_SEAL = re.compile(rb",blake2b-([0-9a-f]{32})\n")
+_WORDS = re.compile(rb"\A[^\n]*,check\b|blake2b-")
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table atomically, with a last column ``check`` by which :func:`read_rows` knows that it is whole.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*columns, CHECK])
+    for number, row in enumerate(rows):
+        writer.writerow([*row, "" if number else BLANK])
+    content = text.getvalue().encode()
+    write_bytes(path, seal(content) if BLANK.encode() in content else content)
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a data frame, without its index, as :func:`write_rows` does."""
+    columns, *rows = csv.reader(io.StringIO(frame.to_csv(index=False), newline=""))
+    write_rows(path, columns, rows)
+
+
+def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    """Read a table with a line of headings and at least one row, each as texts by heading.
+
+    Tables of earlier versions, and those made by hand, have no column ``check``.
+
+    Raises:
+        CorruptFileError: no such file, no table, columns or rows that are missing, or a table that has changed since it
+            was written.
+    """
+    try:
+        content = path.read_bytes()
+        intact = is_intact(content, _SEAL, _WORDS)
+        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CorruptFileError(f"{path} cannot be read as a table: {error}.") from error
+    if intact is False:
+        raise CorruptFileError(
+            f"{path} has changed since it was written, or is cut off: run the command that made it again. To use a "
+            f"table that you have changed yourself, take out its column {CHECK!r}."
+        )
+    absent = [name for name in needed if not rows or name not in rows[0]]
+    if absent:
+        named = f"columns {', '.join(needed)}"
+        raise CorruptFileError(f"{path} must be a table with {named}, and rows; it lacks {', '.join(absent)}.")
+    if any(None in row for row in rows):
+        raise CorruptFileError(f"{path} has rows with more cells than headings.")
+    return rows
+
+
+# --- tables of losses -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ On disk a trace is a folder::
     rows/000000.safetensors   one file a recorded row: "train.loss", "query.loss", ... ; its header has step and epoch
     anchors/000010.safetensors   penultimate features and class probabilities of chosen rows
 
-A row file is written beside its name and renamed, so a ``kill -9`` never costs an earlier row.
+A row file is written beside its name and renamed, so a ``kill -9`` never costs an earlier row. Every file carries the
+trace's id and its own place, and a row the checksums of the row before it and of its anchor: one that is swapped, or
+belongs to another trace, even of the same examples, is known.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +30,10 @@ from comove.display import figure, html_facts
 from comove.errors import CorruptFileError, InputError, NonFiniteError
 from comove.store import (
     LazyRows,
+    check_file,
     check_fingerprint,
+    digest,
+    entries,
     is_empty,
     new_folder,
     open_manifest,
@@ -44,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FIELDS", "FORMAT_VERSION", "Row", "Side", "Trace", "check_losses"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FIELDS = ("loss", "target_probability", "margin_logit", "margin_prob", "el2n", "correct", "kd")
 """What a row can hold for each example; all but ``loss`` need logits. ``kd`` compares with the row before."""
 
@@ -56,13 +62,15 @@ Floats = npt.NDArray[np.float32]
 class Row:
     """One recorded row: after ``step`` optimizer steps, ``epoch`` passes over the data (0: before training).
 
-    ``filled`` counts the examples not observed, whose values repeat those of the row before (``missing="previous"``).
+    ``filled`` counts the examples not observed, whose values repeat those of the row before (``missing="previous"``);
+    ``anchor`` says whether features were kept.
     """
 
     index: int
     step: int
     epoch: float
     filled: int = 0
+    anchor: bool = False
 
 
 def check_losses(losses: npt.NDArray[Any], ids: Ids, side: str, first_row: int = 0) -> None:
@@ -116,7 +124,7 @@ class Trace:
         self.query_labels: Ids | None = examples.get("query_labels")
         self.rows = tuple(rows)
         self.manifest = dict(manifest)
-        self.mode: str = manifest.get("mode", "given")
+        self.mode: str = manifest.get("mode") or "given"
         self.path = folder
         self._arrays = dict(arrays or {})
         for value in (*examples.values(), *self._arrays.values()):
@@ -238,17 +246,25 @@ class Trace:
             FingerprintError: recorded from another data set than ``dataset``.
         """
         folder = Path(path)
-        manifest = open_manifest(folder, "trace", FORMAT_VERSION)
+        manifest = read_trace_manifest(folder)
         if dataset is not None:
             found = manifest.get("data_fingerprint") or "unknown"
             check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
-        rows = [_read_row(file, index) for index, file in enumerate(sorted((folder / "rows").glob("*.safetensors")))]
+        files = sorted((folder / "rows").glob("*.safetensors"))
+        rows: list[Row] = []
+        seal = ""
+        for index, file in enumerate(files):
+            row, seal = _read_row(file, index, manifest, seal)
+            rows.append(row)
         expected = manifest.get("rows")
         if expected is not None and len(rows) != expected:
-            raise CorruptFileError(f"{folder} should hold {expected} rows, found {len(rows)}; restore the others.")
+            raise CorruptFileError(
+                f"{folder} should hold {expected} rows, found {len(rows)}: {row_file(folder, len(rows)).name} and what "
+                "follows it is missing, or should not be there. Restore the rows, or make the trace again."
+            )
         if not rows:
             raise InputError(f"{folder} holds no row yet: its recording has only begun, or was stopped before row 0.")
-        return cls(examples=_read_examples(folder), rows=rows, manifest=manifest, folder=folder)
+        return cls(examples=_read_examples(folder, manifest), rows=rows, manifest=manifest, folder=folder)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace to a new or empty folder.
@@ -260,14 +276,16 @@ class Trace:
         folder = new_folder(path)
         if not is_empty(folder):
             raise InputError(f"{folder} is not empty; a trace is frozen once written. Choose a new folder.")
-        write_examples(folder, self.examples)
+        own = {key: value for key, value in self.manifest.items() if key not in ("kind", "format_version", "versions")}
+        own["id"] = own.get("id") or digest(
+            *self.examples.values(), *(digest(*self._row(row.index).values()) for row in self.rows)
+        )
+        write_examples(folder, self.examples, own)
         new_folder(folder / "rows")
         for row in self.rows:
-            write_row(folder, row, self._row(row.index))
-        for index in self.anchors:
-            new_folder(folder / "anchors")
-            write_arrays(folder / "anchors" / f"{index:06d}.safetensors", self._anchor(index, None))
-        own = {key: value for key, value in self.manifest.items() if key not in ("kind", "format_version", "versions")}
+            if row.anchor:
+                write_anchor(folder, row.index, self._anchor(row.index, None), own)
+            write_row(folder, row, self._row(row.index), own)
         write_manifest(folder, "trace", FORMAT_VERSION, {**own, "rows": len(self.rows)})
 
     @property
@@ -287,11 +305,7 @@ class Trace:
     @property
     def anchors(self) -> tuple[int, ...]:
         """The rows at which penultimate features and class probabilities were kept."""
-        if self.path is None:
-            return ()
-        # An anchor is written before its row: one beyond the last row was left by a killed process.
-        kept = (int(file.stem) for file in (self.path / "anchors").glob("*.safetensors"))
-        return tuple(sorted(row for row in kept if row < len(self.rows)))
+        return tuple(row.index for row in self.rows if row.anchor)
 
     def _names(self, index: int) -> tuple[str, ...]:
         if self.path is None:
@@ -390,8 +404,9 @@ class Trace:
                 "Choose anchor epochs when recording (Recording(anchors=...))."
             )
         assert self.path is not None
-        file = self.path / "anchors" / f"{row:06d}.safetensors"
-        if name is not None and name not in read_header(file)[0]:
+        file = anchor_file(self.path, row)
+        names = _check_anchor(self.path, row, self.manifest)
+        if name is not None and name not in names:
             raise InputError(f"{name} was not kept at row {row}; pass features= to Recorder.observe for that side too.")
         return read_arrays(file, None if name is None else [name])
 
@@ -431,9 +446,67 @@ def row_file(folder: Path, index: int) -> Path:
     return folder / "rows" / f"{index:06d}.safetensors"
 
 
-def write_examples(folder: Path, examples: Mapping[str, npt.NDArray[Any]]) -> None:
+def anchor_file(folder: Path, index: int) -> Path:
+    """Return where the features kept at row ``index`` of the trace in ``folder`` lie."""
+    return folder / "anchors" / f"{index:06d}.safetensors"
+
+
+def read_trace_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a trace, its entries checked.
+
+    Raises:
+        CorruptFileError: not a trace, or not as it was written.
+    """
+    manifest = open_manifest(folder, "trace", FORMAT_VERSION)
+    own = {"id": str} if manifest["format_version"] > 1 else {}
+    kinds = {"rows": int, "mode": str, "data_fingerprint": str, "classes": list[str], "run_fingerprint": str}
+    entries(manifest, folder / "manifest.json", own, kinds)
+    return manifest
+
+
+def trace_damage(folder: Path) -> list[Path]:
+    """Read all files of a trace, and return those that are damaged, missing, or not its own."""
+    try:
+        manifest = read_trace_manifest(folder)
+    except CorruptFileError:
+        return [folder / "manifest.json"]
+    found: dict[Path, None] = {}
+
+    @contextmanager
+    def noting(file: Path) -> Iterator[None]:
+        try:
+            yield
+        except CorruptFileError:
+            found[file] = None
+
+    names = (file.stem for file in (folder / "rows").glob("*.safetensors"))
+    last = max((int(name) for name in names if name.isdecimal()), default=-1)
+    seal: str | None = ""
+    for index in range(max(last + 1, manifest.get("rows") or 0)):
+        before, seal = seal, None
+        with noting(file := row_file(folder, index)):
+            row, seal = _read_row(file, index, manifest, before)
+            check_file(file)
+            if row.anchor:
+                with noting(anchor := anchor_file(folder, index)):
+                    _check_anchor(folder, index, manifest)
+                    check_file(anchor)
+    if last >= 0:
+        with noting(folder / "examples.safetensors"):
+            _read_examples(folder, manifest)
+    return list(found)
+
+
+def write_examples(folder: Path, examples: Mapping[str, npt.NDArray[Any]], manifest: Mapping[str, Any]) -> None:
     """Write ids and labels atomically, in the narrowest integers that hold them: a long file of losses is 4 N bytes."""
-    write_arrays(folder / "examples.safetensors", {name: _narrow(array) for name, array in examples.items()})
+    narrow = {name: _narrow(array) for name, array in examples.items()}
+    write_arrays(folder / "examples.safetensors", narrow, {"trace": manifest["id"]})
+
+
+def write_anchor(folder: Path, index: int, arrays: Mapping[str, npt.NDArray[Any]], manifest: Mapping[str, Any]) -> None:
+    """Write the features and probabilities kept at a row atomically."""
+    new_folder(folder / "anchors")
+    write_arrays(anchor_file(folder, index), arrays, {"trace": manifest["id"], "row": index})
 
 
 def _narrow(whole: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -442,28 +515,71 @@ def _narrow(whole: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return whole.astype(next(fits, np.int64))
 
 
-def _read_examples(folder: Path) -> dict[str, npt.NDArray[Any]]:
+def _read_examples(folder: Path, manifest: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     file = folder / "examples.safetensors"
     examples = read_arrays(file)
+    _check_place(read_header(file)[1], file, None, manifest)
     absent = {"train_ids", "query_ids", "validation_ids"} - set(examples)
     if absent:
         raise CorruptFileError(f"{file} lacks {', '.join(sorted(absent))}; restore it or record again.")
+    sizes = {side: examples[f"{side}_ids"].shape for side in ("train", "query", "validation")}
+    for name, array in examples.items():
+        if array.dtype.kind != "i" or array.ndim != 1 or sizes.get(name.split("_")[0]) != array.shape:
+            raise CorruptFileError(f"{file}: {name} has type {array.dtype} and shape {array.shape}, not one id each.")
     return {name: array.astype(np.int64) for name, array in examples.items()}
 
 
-def write_row(folder: Path, row: Row, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write one row file atomically."""
-    header = {"row": row.index, "step": row.step, "epoch": row.epoch, "filled": row.filled}
-    write_arrays(row_file(folder, row.index), arrays, header)
+def write_row(folder: Path, row: Row, arrays: Mapping[str, npt.NDArray[Any]], manifest: Mapping[str, Any]) -> None:
+    """Write one row file atomically, after the row before it and its anchor."""
+    place = {"trace": manifest["id"], "row": row.index, "step": row.step, "epoch": row.epoch, "filled": row.filled}
+    before = read_header(row_file(folder, row.index - 1))[1].seal if row.index else ""
+    anchor = read_header(anchor_file(folder, row.index))[1].seal if row.anchor else ""
+    write_arrays(row_file(folder, row.index), arrays, {**place, "before": before, "anchor": anchor})
 
 
-def _read_row(file: Path, index: int) -> Row:
+def _read_row(file: Path, index: int, manifest: Mapping[str, Any], before: str | None) -> tuple[Row, str]:
+    """A row and its checksum; ``before`` is that of the row before it, ``None`` where it is not known."""
     names, header = read_header(file)
     if file.stem != f"{index:06d}":
         raise CorruptFileError(f"Row {index} of the trace is missing: {file.parent} goes on with {file.name}.")
-    if header.get("row") != index or not {"step", "epoch"} <= set(header) or "train.loss" not in names:
+    _check_place(header, file, index, manifest)
+    found = entries(header, file, {"step": int, "epoch": float}, {"filled": int, "anchor": str, "before": str})
+    if "train.loss" not in names or min(found["step"], found["epoch"]) < 0:
         raise CorruptFileError(f"{file} is not row {index} of a trace.")
-    return Row(index, int(header["step"]), float(header["epoch"]), int(header.get("filled", 0)))
+    if found["before"] and before is not None and found["before"] != before:
+        raise CorruptFileError(
+            f"{file} was written after another row than {index - 1:06d}{file.suffix} beside it: one of the two belongs "
+            "to another trace or run. Restore it, or run the command that made them again."
+        )
+    # Earlier versions did not note whether there is an anchor.
+    anchor = anchor_file(file.parent.parent, index).exists() if found["anchor"] is None else bool(found["anchor"])
+    return Row(index, found["step"], float(found["epoch"]), found["filled"] or 0, anchor), header.seal
+
+
+def _check_anchor(folder: Path, index: int, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Check that the file of features is the one that its row was written with; the names of its arrays."""
+    file = anchor_file(folder, index)
+    names, header = read_header(file)
+    _check_place(header, file, index, manifest)
+    expected = entries(read_header(row_file(folder, index))[1], row_file(folder, index), {}, {"anchor": str})["anchor"]
+    if expected and expected != header.seal:
+        raise CorruptFileError(f"{file} holds the features of another trace or run: restore it, or make it again.")
+    return names
+
+
+def _check_place(header: Mapping[str, Any], file: Path, index: int | None, manifest: Mapping[str, Any]) -> None:
+    """Check that a file is of this trace, and what it is called."""
+    trace, own = header.get("trace"), manifest.get("id")
+    if trace != own and (manifest["format_version"] > 1 or trace is not None):
+        raise CorruptFileError(
+            f"{file} belongs to another trace or run ({trace}, not {own}): restore this trace's own file, or run the "
+            "command that made it again."
+        )
+    if header.get("row", index) != index:
+        raise CorruptFileError(
+            f"{file} holds row {header.get('row')!r}, not row {index}: files were renamed or swapped. Restore their "
+            "names, or run the command that made them again."
+        )
 
 
 def _validation_ids(ids: object, query_ids: Ids) -> Ids:

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,8 +126,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [file.name for file in folder.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "book"])
-def test_blocks_that_were_tampered_with_are_refused(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "gone", "book", "manifest"])
+def test_blocks_that_were_tampered_with_are_computed_again(tmp_path: Path, damage: str) -> None:
     with partial(tmp_path / "s") as made:
         write(made, 0)
     folder = partial_folder(tmp_path / "s")
@@ -135,12 +136,36 @@ def test_blocks_that_were_tampered_with_are_refused(tmp_path: Path, damage: str)
     elif damage == "gone":
         (folder / "values").unlink()
     else:
-        (folder / "done.json").write_text('{"done": [99]}')
-    with (
-        pytest.raises(CorruptFileError, match="Delete the folder and run the same command again"),
-        partial(tmp_path / "s"),
-    ):
-        pass
+        file = folder / {"book": "done.json", "manifest": "manifest.json"}[damage]
+        content = bytearray(file.read_bytes())
+        content[-60] ^= 2
+        file.write_bytes(content)
+    with pytest.warns(UserWarning, match="computed again"), partial(tmp_path / "s") as again:
+        assert again.pending == list(range(len(again.blocks)))
+
+
+@pytest.mark.parametrize("when", ["going on", "at the end"])
+def test_only_the_block_in_which_a_bit_flipped_is_computed_again(tmp_path: Path, when: str) -> None:
+    path = tmp_path / "s"
+    with partial(path) as made:
+        for index in range(len(made.blocks)):
+            write(made, index)
+        place, block = made._layout.offsets["values_QN"], made.blocks[0]
+        with (made.folder / "values").open("r+b") as file:
+            file.seek(place + 4 * block.n0)
+            byte = file.read(1)
+            file.seek(place + 4 * block.n0)
+            file.write(bytes([byte[0] ^ 64]))
+        if when == "at the end":
+            with pytest.raises(CorruptFileError, match=r"1 blocks in .* again to compute them anew"):
+                made.finish({})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if when == "at the end" else "ignore")
+        with partial(path) as again:
+            assert again.pending == [0]
+            write(again, 0)
+            again.finish({})
+    assert np.isfinite(Scores.load(path).values).all()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,7 @@ def test_no_flipped_bit_of_the_head_and_no_cut_gives_other_scores(
         ({"values_QN": np.zeros((2, 4), np.float64)}, "float64 scores"),
         ({"values_QN": None}, "lacks values_QN"),
         ({"train_ids": None}, "lacks train_ids"),
-        ({"method": None}, "lacks the method"),
+        ({"method": None}, "lacks method"),
     ],
 )
 def test_a_file_that_lacks_something_says_what(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -298,14 +299,31 @@ def test_a_file_that_lacks_something_says_what(tmp_path: Path, change: dict[str,
         Scores.load(tmp_path / "s")
 
 
-def test_a_damaged_score_is_named_when_its_query_is_asked_for(scores: Scores, tmp_path: Path) -> None:
+def test_a_damaged_score_is_known_when_its_query_is_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scores = Scores(rng.random((70_000, 3), np.float32), np.arange(70_000), np.array([7, 4, 5]), "m")
     file = tmp_path / "s"
     scores.save(file)
     content = bytearray(file.read_bytes())
-    content[-4:] = np.float32(np.nan).tobytes()  # the last training example of the last query
+    content[-1] ^= 1  # of what is stored beyond the last training example of the last query
     file.write_bytes(content)
     opened = Scores.load(file)
     assert list(opened.top(4, query=7)) == list(scores.top(4, query=7))
+    np.testing.assert_array_equal(opened.subset(query_ids=[4]).values, scores.subset(query_ids=[4]).values)
+    for look in (lambda: opened.subset(train_ids=[69_999]), lambda: opened.top(1, query=5), lambda: opened.values):
+        with pytest.raises(CorruptFileError, match="has changed since it was written"):
+            look()
+
+
+def test_a_score_that_is_no_number_in_a_file_without_checksums_is_named(scores: Scores, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    values = scores.values.copy()
+    values[-1, -1] = np.nan
+    header = '{"kind": "comove/scores", "format_version": 1, "method": "m"}'
+    arrays = {"values": values, "train_ids": scores.train_ids, "query_ids": scores.query_ids}
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, tmp_path / "s", {"comove": header})
+    opened = Scores.load(tmp_path / "s")
     with pytest.raises(NonFiniteError, match="train id 20 and query id 5"):
         opened.top(1, query=5)
 
@@ -321,7 +339,7 @@ before = peak()
 scores = Scores.load(sys.argv[1])
 top, bottom = scores.top(100, query=17_003), scores.bottom(5, query=17_003)
 part = scores.subset(train_ids=scores.train_ids[:100], query_ids=[17_003, 3])
-print(scores.values.nbytes, peak() - before)
+print(4 * scores.shape[0] * scores.shape[1], peak() - before)
 print(top.ids[0], top.scores[0], bottom.ids[0], bottom.scores[0], part.values[5, 0], part.values[5, 1])
 """
 
@@ -329,12 +347,21 @@ print(top.ids[0], top.scores[0], bottom.ids[0], bottom.scores[0], part.values[5,
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux")
 def test_a_file_larger_than_the_memory_it_takes_is_asked_for_its_best(tmp_path: Path) -> None:
     from comove.attribution.scores_file import scores_layout, stored_width
+    from comove.store.checksums import BLOCK
 
     n, q = 200_003, 20_000
     arrays = {"train_ids": np.arange(n) + 7, "query_ids": np.arange(q)}
-    layout = scores_layout(arrays, {"method": "m", "classes": None, "info": {}})
     column = np.random.default_rng(0).random(n, np.float32)
     column[[5, 9]] = 3, -3
+    width = 4 * stored_width(n)
+    blocks, rest = divmod(width * q, BLOCK)
+    sums = np.array([zlib.crc32(bytes(BLOCK))] * blocks + [zlib.crc32(bytes(rest))] * bool(rest))
+    first, place = divmod(17_003 * width, BLOCK)
+    touched = bytes(place) + column.tobytes()
+    for block, start in enumerate(range(0, len(touched), BLOCK), first):
+        sums[block] = zlib.crc32(touched[start : start + BLOCK].ljust(BLOCK, b"\0"))
+    header: dict[str, Any] = {"method": "m", "classes": None, "info": {}}
+    layout = scores_layout(arrays, header, "".join(f"{value:08x}" for value in sums))
     with (tmp_path / "s").open("wb") as file:
         file.truncate(layout.size)  # a sparse file: zeros take no room
         for name, content in (("train_ids", arrays["train_ids"]), ("query_ids", arrays["query_ids"])):

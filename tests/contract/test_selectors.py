@@ -22,9 +22,9 @@ from comove.coreset.per_class import PerClass
 from comove.data import Ids, Splits
 from comove.errors import InputError, NonFiniteError
 from comove.sources import Source
-from comove.store import digest, new_folder, read_arrays, write_arrays, write_manifest
+from comove.store import digest, new_folder, read_arrays, write_manifest
 from comove.ties import tie_keys, tie_order
-from comove.trace import FORMAT_VERSION, Trace, row_file, write_row
+from comove.trace import FORMAT_VERSION, Trace, anchor_file, row_file, write_anchor, write_examples, write_row
 from comove.training import Recipe, Recording, Run, train
 
 METHODS = list(selectors().values())
@@ -88,13 +88,13 @@ def rewritten(trace: Trace, order: Ids, folder: Path, *, labels: bool = True) ->
     for part in ("rows", "anchors"):
         new_folder(folder / part)
     kept = {name: values for name, values in trace.examples.items() if labels or not name.endswith("labels")}
-    write_arrays(folder / "examples.safetensors", moved(kept))
+    manifest = {"mode": trace.mode, "rows": len(trace.rows), "id": "another"}
+    write_examples(folder, moved(kept), manifest)
     for row in trace.rows:
-        write_row(folder, row, moved(read_arrays(row_file(trace.path, row.index))))
-    for index in trace.anchors:
-        name = f"anchors/{index:06d}.safetensors"
-        write_arrays(folder / name, moved(read_arrays(trace.path / name)))
-    write_manifest(folder, "trace", FORMAT_VERSION, {"mode": trace.mode, "rows": len(trace.rows)})
+        if row.anchor:
+            write_anchor(folder, row.index, moved(read_arrays(anchor_file(trace.path, row.index))), manifest)
+        write_row(folder, row, moved(read_arrays(row_file(trace.path, row.index))), manifest)
+    write_manifest(folder, "trace", FORMAT_VERSION, manifest)
     return Trace.load(folder)
 
 
@@ -419,13 +419,13 @@ def alike(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, T
             new_folder(folder / part)
         examples = {name: values for name, values in trace.examples.items() if not name.startswith("train")}
         examples |= {"train_ids": order, "train_labels": order // 20}
-        write_arrays(folder / "examples.safetensors", examples)
+        manifest = {"mode": trace.mode, "rows": len(trace.rows), "id": name}
+        write_examples(folder, examples, manifest)
         for row in trace.rows:
-            write_row(folder, row, level(read_arrays(row_file(trace.path, row.index))))
-        for index in trace.anchors:
-            file = f"anchors/{index:06d}.safetensors"
-            write_arrays(folder / file, level(read_arrays(trace.path / file)))
-        write_manifest(folder, "trace", FORMAT_VERSION, {"mode": trace.mode, "rows": len(trace.rows)})
+            if row.anchor:
+                write_anchor(folder, row.index, level(read_arrays(anchor_file(trace.path, row.index))), manifest)
+            write_row(folder, row, level(read_arrays(row_file(trace.path, row.index))), manifest)
+        write_manifest(folder, "trace", FORMAT_VERSION, manifest)
         made[name] = Trace.load(folder)
     return made
 

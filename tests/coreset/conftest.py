@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comove.store import new_folder, write_arrays, write_manifest
-from comove.trace import FORMAT_VERSION, Row, Trace, write_row
+from comove.store import new_folder, write_manifest
+from comove.trace import FORMAT_VERSION, Row, Trace, write_anchor, write_examples, write_row
 
 JUNK = 7.0
 """What the row before training holds: no score may read it."""
@@ -66,10 +66,11 @@ def _of_features(
     examples["validation_ids"] = examples["query_ids"].copy()
     for part in ("rows", "anchors"):
         new_folder(folder / part)
-    write_arrays(folder / "examples.safetensors", examples)
-    write_row(folder, Row(0, 0, float(epoch)), rows)
-    write_arrays(folder / "anchors" / "000000.safetensors", anchor)
-    write_manifest(folder, "trace", FORMAT_VERSION, {"mode": "sweep", "rows": 1})
+    manifest = {"mode": "sweep", "rows": 1, "id": "made up"}
+    write_examples(folder, examples, manifest)
+    write_row(folder, Row(0, 0, float(epoch), anchor=True), rows, manifest)
+    write_anchor(folder, 0, anchor, manifest)
+    write_manifest(folder, "trace", FORMAT_VERSION, manifest)
     return Trace.load(folder)
 
 

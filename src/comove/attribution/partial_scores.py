@@ -4,9 +4,10 @@ While they are made they lie in a folder beside the file, ``NAME.partial``::
 
     manifest.json    what is being computed, from what, in which blocks; another computation is refused
     values           the file to be; its head is empty until the end, so that nothing opens it
-    done.json        the numbers of the blocks that are safely on disk
+    done.json        the numbers of the blocks that are safely on disk, each with its CRC-32
 
 A block counts as done after it was flushed to disk, so whatever ends the process costs only the blocks in its hands.
+When the computation goes on, and at its end, the blocks are read again: one that has changed is computed anew.
 
 Shape legend: N training examples, Q queries.
 """
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,12 +29,23 @@ import numpy.typing as npt
 from comove.attribution.scores_file import VALUES, scores_layout, stored_width
 from comove.errors import CorruptFileError, InputError, StorageError
 from comove.lock import driver_lock
-from comove.store import claim_folder, digest, new_folder, read_header, read_json, write_json
+from comove.store import (
+    check_file,
+    claim_cache,
+    digest,
+    new_folder,
+    read_header,
+    read_json,
+    set_aside,
+    write_json,
+)
 from comove.store.arrays import as_bytes
+from comove.store.checksums import BlockSums
+from comove.store.documents import fits
 
 __all__ = ["Block", "PartialScores"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SLACK = 16 << 10
 
 
@@ -76,9 +90,9 @@ class PartialScores:
         self._layout = scores_layout(self._arrays, self._header, slack=_SLACK)
         new_folder(self.folder)
         content = {**header, **made_from, "ids": digest(*arrays.values()), "blocks": digest({"": list(blocks)})}
-        claim_folder(self.folder, "partial scores", FORMAT_VERSION, content)
+        claim_cache(self.folder, "partial scores", FORMAT_VERSION, content)
         self._file = self.folder / "values"
-        self._done: set[int] = set()
+        self._done: dict[int, int] = {}
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -91,19 +105,54 @@ class PartialScores:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def _read_done(self) -> set[int]:
+    def _read_done(self) -> dict[int, int]:
+        """The CRC-32 of each block that is done, and still is what was written."""
         book = self.folder / "done.json"
         if not book.exists():
             self._reserve()
-            return set()
+            return {}
         size = self._file.stat().st_size if self._file.exists() else 0
-        done = read_json(book).get("done")
-        if size != self._layout.size or not isinstance(done, list) or not set(done) <= set(range(len(self.blocks))):
-            raise CorruptFileError(
-                f"{self.folder} says that blocks are done, but {self._file.name} has {size} bytes, not "
-                f"{self._layout.size}: something changed it. Delete the folder and run the same command again."
-            )
-        return set(done)
+        try:
+            done = read_json(book).get("done")
+            known = {str(index): index for index in range(len(self.blocks))}
+            if not isinstance(done, dict) or not done.keys() <= known.keys() or not fits([*done.values()], list[int]):
+                raise CorruptFileError(f"{book} does not say which blocks are done.")
+            if size != self._layout.size:
+                raise CorruptFileError(f"{self._file} has {size} bytes, not {self._layout.size}.")
+        except CorruptFileError as error:
+            warnings.warn(f"{error} All blocks of {self.path} are computed again.", stacklevel=4)
+            book.unlink()
+            self._reserve()
+            return {}
+        found = {known[name]: crc for name, crc in done.items()}
+        changed = [index for index in self._summed(found)[1] if index in found]
+        if changed:
+            self._warn_of(changed, 4)
+        return {index: crc for index, crc in found.items() if index not in changed}
+
+    def _warn_of(self, changed: Sequence[int], stacklevel: int) -> None:
+        warnings.warn(
+            f"{len(changed)} blocks in {self._file} have changed since they were written: they are computed again.",
+            stacklevel=stacklevel + 1,
+        )
+
+    def _summed(self, done: Mapping[int, int]) -> tuple[BlockSums, list[int]]:
+        """Read all scores once: the sums of the file, and the numbers of the blocks that are not those in ``done``."""
+        width = stored_width(self._arrays["train_ids"].size)
+        sums, found = BlockSums(), dict.fromkeys(range(len(self.blocks)), 0)
+        stripes: dict[tuple[int, int], list[int]] = {}
+        for index, block in enumerate(self.blocks):
+            stripes.setdefault((block.q0, block.q1), []).append(index)
+        shape = (self._arrays["query_ids"].size, 4 * width)
+        values = np.memmap(self._file, np.uint8, "r", self._layout.offsets[VALUES], shape)
+        for (q0, q1), members in sorted(stripes.items()):
+            for row in values[q0:q1]:
+                content = row.data
+                sums.add(content)
+                for index in members:
+                    block = self.blocks[index]
+                    found[index] = zlib.crc32(content[4 * block.n0 : 4 * block.n1], found[index])
+        return sums, [index for index, crc in found.items() if done.get(index) != crc]
 
     def _reserve(self) -> None:
         """Take all the room at once: better no disk space now than after hours of work."""
@@ -145,8 +194,11 @@ class PartialScores:
         # Not through a memory map: a disk that is full would then end the process with a signal.
         starts = (begin + 4 * (query * width + block.n0) for query in range(block.q0, block.q1))
         self._write_at({start: as_bytes(row_N) for start, row_N in zip(starts, values_QN, strict=True)})
-        self._done.add(index)
-        write_json(self.folder / "done.json", {"done": sorted(self._done)})
+        self._done[index] = zlib.crc32(as_bytes(values_QN))
+        self._note_done()
+
+    def _note_done(self) -> None:
+        write_json(self.folder / "done.json", {"done": {str(index): self._done[index] for index in sorted(self._done)}})
 
     def _write_at(self, parts: Mapping[int, memoryview]) -> None:
         try:
@@ -170,12 +222,21 @@ class PartialScores:
 
         Raises:
             InputError: blocks are missing, or ``info`` is longer than the room kept for it.
+            CorruptFileError: blocks have changed since they were written; the same call computes them again.
             StorageError: it cannot be written.
         """
         if self.pending:
             raise InputError(f"{len(self.pending)} of {len(self.blocks)} blocks are missing; compute them first.")
         header = {**self._header, "info": {**self._header["info"], **info}}
-        layout = scores_layout(self._arrays, header, head_size=len(self._layout.head))
+        sums, changed = self._summed(self._done)
+        if changed:
+            self._done = {index: crc for index, crc in self._done.items() if index not in changed}
+            self._note_done()
+            raise CorruptFileError(
+                f"{len(changed)} blocks in {self._file} have changed since they were written; run the same command "
+                "again to compute them anew."
+            )
+        layout = scores_layout(self._arrays, header, str(sums), head_size=len(self._layout.head))
         if layout.offsets != self._layout.offsets:
             raise InputError(f"info must be shorter than {_SLACK} bytes: keep it to options and counts.")
         self._write_at({layout.offsets[name]: as_bytes(array) for name, array in self._arrays.items()})
@@ -195,12 +256,17 @@ def fingerprint(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any
 
 
 def is_finished(path: Path, made_from: str) -> bool:
-    """Tell whether ``path`` holds the scores of this computation.
+    """Tell whether ``path`` holds the scores of this computation; a damaged file is set aside, with a warning.
 
     Raises:
         InputError: it holds something else.
     """
     if not path.exists():
+        return False
+    try:
+        check_file(path)
+    except CorruptFileError as error:
+        warnings.warn(f"{error} It is set aside as {set_aside(path)}, and computed again.", stacklevel=3)
         return False
     if read_header(path)[1].get("made_from") != made_from:
         raise InputError(f"{path} holds other scores; choose another file, or delete this one.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.attribution.scores_file import is_mapped, open_scores, write_scores
+from comove.attribution.scores_file import StoredScores, open_scores, write_scores
 from comove.checks import as_ids, as_real, as_whole, whole_number
 from comove.data import Ids, Splits, positions_of
 from comove.display import figure, html_table
@@ -70,8 +70,8 @@ class Scores:
     """Attribution scores of N training examples for Q queries; positive means the example helps the query.
 
     Attributes:
-        values: (N, Q) float32, read-only; of scores opened from a file a memory map, of which only what is looked at is
-            read.
+        values: (N, Q) float32, read-only; of scores opened from a file a memory map, all of which is checked when it is
+            first asked for (:meth:`top`, :meth:`column` and :meth:`subset` read and check what they need).
         train_ids: (N,) int64.
         query_ids: (Q,) int64.
         method: the method's name.
@@ -82,7 +82,7 @@ class Scores:
 
     Raises:
         InputError: shapes that do not fit, repeated ids.
-        NonFiniteError: a score that is NaN or infinite (in a memory map: once it is looked at for a ranking).
+        NonFiniteError: a score that is NaN or infinite (in a file: once it is looked at for a ranking).
     """
 
     values: Floats
@@ -95,16 +95,22 @@ class Scores:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        values = _as_values(self.values)
+        values = self.values
+        if not isinstance(values, StoredScores):
+            values = _as_values(values)
         train_ids, query_ids = as_ids(self.train_ids, "train_ids"), as_ids(self.query_ids, "query_ids")
         if values.shape != (train_ids.size, query_ids.size):
             hint = " They look transposed." if values.shape == (query_ids.size, train_ids.size) else ""
             raise InputError(
                 f"Scores must be (train, query) = ({train_ids.size}, {query_ids.size}), got {values.shape}.{hint}"
             )
-        if not is_mapped(values):
+        arrays: dict[str, npt.NDArray[Any]] = {"train_ids": train_ids, "query_ids": query_ids}
+        if isinstance(values, StoredScores):
+            object.__setattr__(self, "_stored", values)
+            del self.__dict__["values"]  # until it is asked for
+        else:
             _check_finite(values, train_ids, query_ids)
-        arrays: dict[str, npt.NDArray[Any]] = {"values": values, "train_ids": train_ids, "query_ids": query_ids}
+            arrays["values"] = values
         for name, ids in (("train_labels", train_ids), ("query_labels", query_ids)):
             if (labels := getattr(self, name)) is not None:
                 arrays[name] = as_whole(labels, name)
@@ -114,6 +120,20 @@ class Scores:
             own = array.view()
             own.flags.writeable = False
             object.__setattr__(self, name, own)
+        if "values" in arrays:
+            object.__setattr__(self, "_stored", self.values)
+
+    def __getattr__(self, name: str) -> Floats:
+        if name != "values" or "_stored" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        values: Floats = self.__dict__["_stored"].all()
+        object.__setattr__(self, "values", values)
+        return values
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, Q)."""
+        return int(self.train_ids.size), int(self.query_ids.size)
 
     # --- asking ---
 
@@ -125,8 +145,9 @@ class Scores:
             NonFiniteError: a score read from a file is NaN or infinite: the file was damaged.
         """
         place = positions_of([query], self.query_ids, "query ids")
-        values_N1 = self.values[:, place[0] : place[0] + 1]
-        if is_mapped(self.values):
+        stored = self.__dict__["_stored"]
+        values_N1: Floats = stored[:, place[0] : place[0] + 1]
+        if isinstance(stored, StoredScores):
             _check_finite(values_N1, self.train_ids, self.query_ids[place])
         return values_N1[:, 0]
 
@@ -159,7 +180,7 @@ class Scores:
         rows = slice(None) if train_ids is None else positions_of(train_ids, self.train_ids, "train ids")
         columns = slice(None) if query_ids is None else positions_of(query_ids, self.query_ids, "query ids")
         return Scores(
-            _part(self.values, rows, columns),
+            _part(self.__dict__["_stored"], rows, columns),
             self.train_ids[rows],
             self.query_ids[columns],
             self.method,
@@ -175,10 +196,10 @@ class Scores:
         if not several:
             raise InputError("Nothing to average.")
         first = several[0]
-        total = np.zeros(first.values.shape, np.float64)
+        total = np.zeros(first.shape, np.float64)
         for scores in several:
-            if scores.values.shape != first.values.shape:
-                raise InputError(f"Cannot average scores of shapes {first.values.shape} and {scores.values.shape}.")
+            if scores.shape != first.shape:
+                raise InputError(f"Cannot average scores of shapes {first.shape} and {scores.shape}.")
             total += scores.subset(train_ids=first.train_ids, query_ids=first.query_ids).values
         return Scores(
             (total / len(several)).astype(np.float32),
@@ -263,8 +284,8 @@ def _long(value: object) -> bool:
 
 
 def _as_values(values: Any) -> Floats:
-    """Real numbers as float32; a memory map stays one."""
-    if isinstance(values, np.ndarray) and values.dtype == np.float32 and is_mapped(values):
+    """Real numbers as float32; what is so already, such as a memory map, stays as it is."""
+    if type(values) in (np.ndarray, np.memmap) and values.dtype == np.float32:
         return values
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
         return as_real(values, "Scores").astype(np.float32, copy=False)
@@ -280,8 +301,10 @@ def _check_finite(values_NQ: Floats, train_ids: Ids, query_ids: Ids) -> None:
         )
 
 
-def _part(values_NQ: Floats, rows: Any, columns: Any) -> Floats:
+def _part(values_NQ: Floats | StoredScores, rows: Any, columns: Any) -> Floats:
     """Some rows and columns; of a matrix that lies query by query, as in a file, they are read in that order."""
+    if isinstance(values_NQ, StoredScores):
+        return values_NQ[rows, columns]
     turned = values_NQ.strides[0] < values_NQ.strides[1]
     matrix, first, second = (values_NQ.T, columns, rows) if turned else (values_NQ, rows, columns)
     both = not isinstance(first, slice) and not isinstance(second, slice)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from comove.attribution.gradients import Part, PerExampleGradients, margin
 from comove.attribution.projectors import Layers, Projection, Projector
-from comove.errors import NonFiniteError, some
+from comove.errors import CorruptFileError, NonFiniteError, some
 from comove.models import logits_of, put_channels_last
-from comove.store import claim_folder, digest, new_folder, read_arrays, versions, write_arrays
+from comove.store import claim_cache, digest, new_folder, read_arrays, read_header, set_aside, versions, write_arrays
 from comove.training import Checkpoint, Resident, Run
 
 __all__ = ["BATCH", "BLOCK", "Featuriser", "feature_blocks", "read_features"]
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 512
 """Training examples a file of features: what a killed process computes again at most."""
 BATCH = 64
@@ -214,14 +214,20 @@ def feature_blocks(
     """
     content = featuriser.content()
     folder = new_folder(cache / digest(content))
-    claim_folder(folder, "trak-features", FORMAT, content)
+    claim_cache(folder, "trak-features", FORMAT, content)
 
     def blocks() -> Iterator[tuple[Float32, Float32]]:
         for start in range(0, len(data), BLOCK):
-            if not (file := _file(folder, start)).exists():
+            file, found = _file(folder, start), None
+            if file.exists():
+                try:
+                    found = _read_block(file, ("phi", "one_minus_p"))
+                except CorruptFileError as error:
+                    warnings.warn(f"{error} It is set aside as {set_aside(file)}, and computed again.", stacklevel=2)
+            if found is None:
                 phi_BK, rest_B = featuriser.block(data, start)
-                write_arrays(file, {"phi": phi_BK, "one_minus_p": rest_B})
-            found = read_arrays(file)
+                write_arrays(file, {"phi": phi_BK, "one_minus_p": rest_B}, {"features": folder.name, "start": start})
+                found = _read_block(file, ("phi", "one_minus_p"))
             yield found["phi"], found["one_minus_p"]
 
     return folder, blocks()
@@ -234,8 +240,16 @@ def read_features(folder: Path, examples: int) -> Iterator[tuple[slice, Float32]
         CorruptFileError: a file is gone or unreadable.
     """
     for start in range(0, examples, BLOCK):
-        phi_BK = read_arrays(_file(folder, start), ["phi"])["phi"]
+        phi_BK = _read_block(_file(folder, start), ["phi"])["phi"]
         yield slice(start, start + len(phi_BK)), phi_BK
+
+
+def _read_block(file: Path, names: Sequence[str]) -> dict[str, Float32]:
+    _, header = read_header(file)
+    place = {"features": file.parent.name, "start": int(file.stem)}
+    if {name: header.get(name) for name in place} != place:
+        raise CorruptFileError(f"{file} holds features of other examples or of another model.")
+    return read_arrays(file, names)
 
 
 def _file(folder: Path, start: int) -> Path:

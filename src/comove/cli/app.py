@@ -91,7 +91,7 @@ def _one_value_each(
     current, first = None, False
     for word in words:
         flag, equals, value = word.partition("=")
-        is_path = has_arguments and not first and current not in files and ("/" in word or Path(word).exists())
+        is_path = has_arguments and not first and current not in files and ("/" in word or _exists(word))
         if word.startswith("--") and flag in flags:
             current, first = flag, True
             if equals:
@@ -103,6 +103,13 @@ def _one_value_each(
         else:
             yield from _pairs(current, word)
             first = False
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _pairs(flag: str, text: str) -> Iterator[str]:

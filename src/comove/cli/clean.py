@@ -40,7 +40,8 @@ def clean(
     Example: comove clean runs/a runs/b --methods aum cld --top 20 --out clean/
     """
     from comove.evaluation.mislabels.ranking import rank_labels
-    from comove.store import new_folder, write_bytes
+    from comove.store import new_folder
+    from comove.tables import write_frame
 
     sources = open_runs(runs)
     wrong = _flips(sources)
@@ -56,7 +57,7 @@ def clean(
     for method, reason in found.skipped.items():
         say(f"{method} is left out: {reason}", "Note:", "yellow")
     _print(found, top, order)
-    write_bytes(out / "suspects.csv", found.suspects(min(REPORTED, len(found)), wrong).to_csv(index=False).encode())
+    write_frame(out / "suspects.csv", found.suspects(min(REPORTED, len(found)), wrong))
     written = ["suspicion.csv", "suspicion.safetensors", "suspects.csv"]
     if wrong is not None:
         written += _hold_to(found, wrong, out)

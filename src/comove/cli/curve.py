@@ -130,12 +130,14 @@ def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
 def _write(found: dict[str, Curve], out: Path) -> None:
     import pandas as pd
 
+    from comove.tables import write_frame
+
     parts = []
     for target, curve in found.items():
         part = curve.to_pandas()
         part.insert(0, "target", target)
         parts.append(part)
-    pd.concat(parts).to_csv(out / "curve.csv", index=False)
+    write_frame(out / "curve.csv", pd.concat(parts))
 
 
 def _print_balance(found: dict[str, Curve]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +13,18 @@ import numpy.typing as npt
 
 from comove.data import ExampleSet, Ids
 from comove.display import figure, html_table
-from comove.errors import CorruptFileError, InputError
-from comove.store import as_ids, check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
+from comove.errors import InputError
+from comove.store import (
+    as_ids,
+    check_kind,
+    entries,
+    new_folder,
+    read_arrays,
+    read_header,
+    understanding,
+    write_arrays,
+)
+from comove.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Coreset"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+TABLE = ("id", "score", "weight", "label")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +114,7 @@ class Coreset:
         target = Path(path)
         new_folder(target.parent)
         if target.suffix == ".csv":
-            write_bytes(target, self._csv().encode())
+            write_rows(target, [*TABLE, "class"], self._rows())
             return
         arrays: dict[str, npt.NDArray[Any]] = {"ids": self.ids, "scores": self.scores, "weights": self.weights}
         if self.labels is not None:
@@ -114,55 +123,48 @@ class Coreset:
         rest = {"n_candidates": self.n_candidates, "classes": self.classes, "info": dict(self.info)}
         write_arrays(target, arrays, {**head, **rest})
 
-    def _csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", "score", "weight", "label", "class"])
+    def _rows(self) -> Iterator[list[object]]:
         for position, id_ in enumerate(self.ids.tolist()):
             label = "" if self.labels is None else int(self.labels[position])
             name = self.classes[label] if self.classes is not None and isinstance(label, int) else ""
-            writer.writerow([id_, float(self.scores[position]), float(self.weights[position]), label, name])
-        return text.getvalue()
+            yield [id_, float(self.scores[position]), float(self.weights[position]), label, name]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Coreset:
         """Read what :meth:`save` wrote (from a ``.csv`` the method's name and options are not known).
 
         Raises:
-            CorruptFileError: the file is missing, truncated or no coreset.
+            CorruptFileError: the file is missing, truncated, changed or no coreset.
         """
         file = Path(path)
         if file.suffix == ".csv":
             return cls._from_csv(file)
         _, header = read_header(file)
         check_kind(header, "coreset", FORMAT_VERSION, file)
-        classes = None if header["classes"] is None else tuple(header["classes"])
+        kinds = {"method": str, "n_candidates": int, "info": dict}
+        own = entries(header, file, kinds, {"classes": list[str]})
         arrays = read_arrays(file)
-        return cls(
-            arrays["ids"],
-            arrays["scores"],
-            arrays["weights"],
-            arrays.get("labels"),
-            header["method"],
-            header["n_candidates"],
-            classes,
-            header["info"],
-        )
+        with understanding(file):
+            return cls(
+                arrays["ids"],
+                arrays["scores"],
+                arrays["weights"],
+                arrays.get("labels"),
+                own["method"],
+                own["n_candidates"],
+                None if own["classes"] is None else tuple(own["classes"]),
+                own["info"],
+            )
 
     @classmethod
     def _from_csv(cls, file: Path) -> Coreset:
-        try:
-            with file.open(newline="", encoding="utf-8") as text:
-                rows = list(csv.DictReader(text))
+        with understanding(f"{file} is not a coreset table: it"):
+            rows = read_rows(file, TABLE)
             ids = np.array([int(row["id"]) for row in rows], dtype=np.int64)
-            scores, weights = ([float(row[name]) for row in rows] for name in ("score", "weight"))
+            scores, weights = (np.array([float(row[name]) for row in rows]) for name in ("score", "weight"))
             labels = [int(row["label"]) for row in rows if row["label"] != ""]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise CorruptFileError(
-                f"{file} is not a coreset table (columns id, score, weight, label): {error}"
-            ) from error
-        known = np.array(labels, dtype=np.int64) if len(labels) == len(rows) else None
-        return cls(ids, np.array(scores), np.array(weights), known, file.stem, len(rows))
+            known = np.array(labels, dtype=np.int64) if len(labels) == len(rows) else None
+            return cls(ids, scores, weights, known, file.stem, len(rows))
 
     def plot(self, examples: ExampleSet | None = None, *, per_class: int = 8) -> Figure:
         """Draw how many of each class were kept and how they scored; or, of images, the first kept of each class.

@@ -27,13 +27,24 @@ from comove.recording.statistics import kd, statistics
 from comove.store import (
     MANIFEST,
     check_fingerprint,
+    digest,
     new_folder,
-    open_manifest,
     read_header,
-    write_arrays,
     write_manifest,
 )
-from comove.trace import FIELDS, FORMAT_VERSION, Row, Side, Trace, row_file, write_examples, write_row
+from comove.trace import (
+    FIELDS,
+    FORMAT_VERSION,
+    Row,
+    Side,
+    Trace,
+    anchor_file,
+    read_trace_manifest,
+    row_file,
+    write_anchor,
+    write_examples,
+    write_row,
+)
 
 __all__ = ["Recorder"]
 
@@ -152,6 +163,11 @@ class Recorder:
             "data_fingerprint": data_fingerprint,
             **dict(notes or {}),
         }
+        ids = (self._sides["train"].ids, query_ids_Q, self._validation_ids)
+        self._manifest["id"] = self._manifest.get("run_fingerprint") or digest(
+            self._manifest, ",".join(self.fields), *ids
+        )
+        self._format = FORMAT_VERSION
         self.rows: list[Row] = self._existing_rows(resume)
         self._described = False
         self._finished = False
@@ -162,12 +178,15 @@ class Recorder:
             raise InputError(f"{self.path} already holds a trace; choose a new folder, or pass resume=True to go on.")
         rows: list[Row] = []
         if existing:
-            self._require_same_manifest(open_manifest(self.path, "trace", FORMAT_VERSION))
+            found = read_trace_manifest(self.path)
+            self._require_same_manifest(found)
+            # A trace that an earlier version began has no id, and goes on without.
+            self._manifest["id"], self._format = found.get("id"), found["format_version"]
             if any((self.path / "rows").glob("*.safetensors")):
                 trace = Trace.load(self.path)
                 self._take_examples(trace)
                 rows = list(trace.rows)
-        write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": None})
+        write_manifest(self.path, "trace", self._format, {**self._manifest, "rows": None})
         new_folder(self.path / "rows")
         return rows
 
@@ -311,12 +330,12 @@ class Recorder:
         row = replace(row, filled=sum(self._fill(side, row) for side in self._sides.values()))
         self._require_fields_of_before(row)
         arrays, anchors = self._row_arrays(row)
+        row = replace(row, anchor=bool(anchors))
         if not self._described:
             self._describe()
         if anchors:
-            new_folder(self.path / "anchors")
-            write_arrays(self.path / "anchors" / f"{row.index:06d}.safetensors", anchors)
-        write_row(self.path, row, arrays)
+            write_anchor(self.path, row.index, anchors, self._manifest)
+        write_row(self.path, row, arrays, self._manifest)
         self.rows.append(row)
         for side in self._sides.values():
             side.previous = {name: value for name, value in side.buffers.items() if self._outlives_row(name)}
@@ -407,7 +426,7 @@ class Recorder:
             examples[f"{name}_ids"] = side.ids
             if side.labels is not None and bool((side.labels >= 0).all()):
                 examples[f"{name}_labels"] = side.labels.cpu().numpy()
-        write_examples(self.path, examples)
+        write_examples(self.path, examples, self._manifest)
         self._described = True
 
     def finish(self) -> Trace:
@@ -417,7 +436,7 @@ class Recorder:
         if any(bool(side.seen.any()) for side in self._sides.values()):
             raise InputError("Examples were observed after the last row was closed: call end_epoch before finish.")
         self._describe()
-        write_manifest(self.path, "trace", FORMAT_VERSION, {**self._manifest, "rows": len(self.rows)})
+        write_manifest(self.path, "trace", self._format, {**self._manifest, "rows": len(self.rows)})
         self._finished = True
         return Trace.load(self.path)
 
@@ -448,8 +467,8 @@ class Recorder:
             if sizes - {side.ids.size}:
                 raise InputError(f"The state is of {sorted(sizes)} {name} examples, this recorder has {side.ids.size}.")
         for row in reversed(self.rows[rows:]):  # from the end, so that a kill in between leaves a whole trace
-            for part in ("anchors", "rows"):
-                (self.path / part / f"{row.index:06d}.safetensors").unlink(missing_ok=True)
+            for file in (row_file(self.path, row.index), anchor_file(self.path, row.index)):  # the row names its anchor
+                file.unlink(missing_ok=True)
         self.rows = self.rows[:rows]
         for name, side in self._sides.items():
             for group in ("buffers", "previous"):

@@ -37,7 +37,7 @@ from comove.recording.distributed import process_count, process_rank
 from comove.recording.epochs import SAME_EPOCH, EpochRows, Mode, open_recorder
 from comove.recording.recorder import Missing
 from comove.recording.token_loss import token_loss
-from comove.store import read_arrays, read_header, write_arrays
+from comove.store import entries, read_arrays, read_header, write_arrays
 from comove.trace import Side, Trace
 
 __all__ = ["CLDCallback", "CLDTrainerMixin"]
@@ -250,7 +250,7 @@ class CLDCallback(TrainerCallback):
                 "that was saved while this callback recorded."
             )
         arrays = {name: torch.from_numpy(array) for name, array in read_arrays(found).items()}
-        return {**arrays, "rows": read_header(found)[1]["rows"]}
+        return {**arrays, **entries(read_header(found)[1], found, {"rows": int})}
 
     # --- checks ---
 

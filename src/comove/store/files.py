@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import re
 import secrets
-from collections.abc import Iterator, Mapping
+import socket
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from comove.errors import CorruptFileError, StorageError
+from comove.errors import StorageError
 
 __all__ = [
     "TEMPORARY",
     "is_empty",
+    "lives",
     "new_folder",
     "not_written",
-    "read_json",
+    "remove_leftovers",
+    "set_aside",
     "write_all",
     "write_bytes",
-    "write_json",
     "writing",
 ]
 
 TEMPORARY = ".tmp"
 """The ending of a file being written; one that stays was left by a killed process and means nothing."""
+DAMAGED = ".damaged"
+"""The ending of a file that was set aside."""
+_WRITER = re.compile(rf"\..*?(?:@([0-9a-f]{{8}}))?\.(\d+)-[0-9a-f]+{re.escape(TEMPORARY)}")
+_STARTED = time.time()
+_ELSEWHERE_SECONDS = 3600.0
+"""From this age on, a file being written by a process of another machine is taken to be left behind."""
 
 
 @contextmanager
@@ -35,7 +46,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         StorageError: the disk is full, the folder is not writable, ...; an earlier file at ``path`` is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    writer = f"@{_host()}.{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name[:200]}{writer}{TEMPORARY}")
     try:
         with temporary.open("wb", buffering=0) as file:
             yield file
@@ -80,41 +92,90 @@ def is_empty(folder: Path) -> bool:
     return all(entry.name.startswith(".") and entry.name.endswith(TEMPORARY) for entry in folder.iterdir())
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically."""
-    write_bytes(path, (json.dumps(content, indent=1, sort_keys=False, allow_nan=False) + "\n").encode())
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder, so that it is in nobody's way and can still be looked at.
+
+    Raises:
+        StorageError: it cannot be renamed.
+    """
+    aside = path.with_name(path.name + DAMAGED)
+    try:
+        if aside.is_dir():  # only files are replaced
+            aside = path.with_name(f"{path.name}{DAMAGED}-{secrets.token_hex(4)}")
+        path.replace(aside)
+    except OSError as error:
+        raise not_written(aside, error) from error
+    return aside
+
+
+# --- what killed processes left behind ---------------------------------------------------------------------------
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in ``folder`` whose writers are dead; of another machine's, those an hour old."""
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            writer = _WRITER.fullmatch(entry.name)
+            if writer is not None and _is_left(Path(entry), int(writer[2]), writer[1]):
+                _remove(Path(entry))
+
+
+def _is_left(file: Path, pid: int, host: str | None) -> bool:
+    with suppress(OSError):
+        written = file.stat().st_mtime
+        if host not in (None, _host()):  # earlier versions named no host
+            return time.time() - written > _ELSEWHERE_SECONDS
+        # Process numbers come again, in containers at every start: what is older than this process is not its own.
+        return written < _STARTED - 1 if pid == os.getpid() else not lives(pid)
+    return False  # renamed in this moment
+
+
+@cache
+def _host() -> str:
+    """Digits that tell machines, and the containers of one, apart: where process numbers mean the same."""
+    space = ""
+    with suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")
+    return hashlib.blake2b(f"{socket.gethostname()} {space}".encode(), digest_size=4).hexdigest()
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this machine lives (on Windows, where asking would end it, whether it is this one)."""
+    if os.name != "posix":
+        return pid == os.getpid()
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
 
 
 def new_folder(path: str | os.PathLike[str]) -> Path:
-    """Make ``path`` (and its parents) and check that files can be written in it.
+    """Make ``path`` (and its parents), check that files can be written in it, and remove what dead processes left.
 
     Raises:
-        StorageError: it cannot be made or written to.
+        StorageError: it cannot be made or written to; then no new folder stays behind.
     """
     folder = Path(path)
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for part in (*reversed(folder.parents), folder):
+            if not part.is_dir():
+                part.mkdir(exist_ok=True)
+                made.append(part)
     except OSError as error:
+        for part in reversed(made):
+            with suppress(OSError):  # another process may have put something there
+                part.rmdir()
         raise StorageError(
             f"Cannot make the folder {folder}: {error.strerror}. Choose another with --out (out=...)."
         ) from error
     if not os.access(folder, os.W_OK):
         raise StorageError(f"The folder {folder} is not writable. Choose another with --out (out=...).")
+    remove_leftovers(folder)
     return folder
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CorruptFileError: the file is missing, is not JSON, or holds something else than an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CorruptFileError(f"{path} does not exist; is {path.parent} the folder you meant?") from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path} is not readable as JSON ({error}); restore it or make it again.") from error
-    if not isinstance(content, dict):
-        raise CorruptFileError(f"{path} must hold a JSON object, found {type(content).__name__}.")
-    return content

@@ -7,6 +7,7 @@ import json
 import platform
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.errors import CorruptFileError, FingerprintError, InputError, some
-from comove.store.files import is_empty, read_json, write_json
+from comove.store.documents import REMEDY, as_read, entries, read_document, write_json
+from comove.store.files import is_empty, set_aside
 
 __all__ = [
     "MANIFEST",
     "check_fingerprint",
     "check_kind",
+    "claim_cache",
     "claim_folder",
     "command_line",
     "digest",
@@ -31,6 +34,22 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+HEAD = ("kind", "format_version", "versions", "command", "fingerprint")
+"""Entries of a manifest that its fingerprint does not count."""
+CHECKED_FROM = {
+    "run": 2,
+    "trace": 2,
+    "scores": 3,
+    "partial scores": 2,
+    "trak-features": 2,
+    "coreset": 2,
+    "coresets": 2,
+    "curve": 2,
+    "brittleness": 2,
+    "counterfactual": 2,
+    "suspicion": 2,
+}
+"""By kind, the format version from which everything carries checksums: then one that is missing was taken away."""
 LONGEST_COMMAND = 2000
 LONGEST_LIST = 8
 """Longer lists, such as ids, are told in part."""
@@ -99,8 +118,7 @@ def claim_folder(folder: Path, kind: str, format_version: int, content: Mapping[
         InputError: the folder holds something else than artefacts of ours.
         FingerprintError: it holds one made otherwise; the message shows both fingerprints and what differs.
     """
-    as_json = json.loads(json.dumps(content))  # tuples become lists, as in what is read back
-    counted = {key: _without_source(value) for key, value in as_json.items()}
+    counted = _counted(as_read(content))
     fingerprint = digest(counted)
     if not (folder / MANIFEST).exists():
         if not is_empty(folder):
@@ -114,6 +132,27 @@ def claim_folder(folder: Path, kind: str, format_version: int, content: Mapping[
             f"{_differences(before, counted)}. Use another folder, or delete this one."
         )
     return found
+
+
+def claim_cache(folder: Path, kind: str, format_version: int, content: Mapping[str, Any]) -> None:
+    """Claim a folder, which is there, of what can be computed again: one that is damaged is set aside, with a warning.
+
+    Raises:
+        FingerprintError: it holds one made otherwise.
+    """
+    try:
+        if (folder / MANIFEST).exists():
+            open_manifest(folder, kind, format_version)
+    except (CorruptFileError, FingerprintError) as error:
+        aside = set_aside(folder)
+        warnings.warn(f"{error} The folder is set aside as {aside}, and all in it is computed again.", stacklevel=4)
+        folder.mkdir()
+    claim_folder(folder, kind, format_version, content)
+
+
+def _counted(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the fingerprint of a manifest is of."""
+    return {key: _without_source(value) for key, value in content.items() if key not in HEAD}
 
 
 def _without_source(value: Any) -> Any:
@@ -145,28 +184,55 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 
 def open_manifest(folder: Path, kind: str, format_version: int) -> dict[str, Any]:
-    """Read ``manifest.json`` and check that it is of this ``kind`` and of a format this version reads.
+    """Read ``manifest.json`` and check that it is of this ``kind``, of a format this version reads, and unchanged.
 
     Raises:
-        CorruptFileError: no such folder, not one of ours, another kind of artefact, or a newer format.
+        CorruptFileError: no such folder, not one of ours, another kind of artefact, a newer format, or a manifest
+            that has changed since it was written.
+        FingerprintError: what was changed is what the artefact was made from; the message shows both fingerprints.
     """
     if not folder.is_dir():
         raise CorruptFileError(f"{folder} is not a folder; a comove {kind} is a folder with a {MANIFEST}.")
-    manifest = read_json(folder / MANIFEST)
-    check_kind(manifest, kind, format_version, folder)
+    file = folder / MANIFEST
+    manifest, intact = read_document(file)
+    check_kind(manifest, kind, format_version, folder, checked=intact is not None)
+    stated = manifest.get("fingerprint")
+    if stated is not None and stated != (found := digest(_counted(manifest))):
+        raise FingerprintError(
+            f"{file} has changed since it was written: it states the fingerprint {stated}, and its entries have "
+            f"{found}. What lies beside it may be made otherwise than it says; restore it from a copy."
+        )
+    if intact is False:
+        raise CorruptFileError(f"{file} has changed since it was written: {REMEDY}")
     return manifest
 
 
-def check_kind(manifest: Mapping[str, Any], kind: str, format_version: int, where: object) -> None:
+def check_kind(
+    manifest: Mapping[str, Any], kind: str, format_version: int, where: object, *, checked: bool | None = None
+) -> None:
     """Check the ``kind`` and ``format_version`` entries of a manifest or of a file's metadata.
 
+    Args:
+        manifest: these entries.
+        kind: what must be there.
+        format_version: the highest that can be read.
+        where: for messages.
+        checked: whether it came with checksums; by default whether file metadata has any.
+
     Raises:
-        CorruptFileError: another kind of artefact, or a format newer than this version of comove reads.
+        CorruptFileError: another kind of artefact, a format newer than this version of comove reads, or checksums
+            that are gone.
     """
-    if manifest.get("kind") != f"comove/{kind}":
-        raise CorruptFileError(f"{where} holds {manifest.get('kind', 'something foreign')!r}, not a comove {kind}.")
-    version = manifest.get("format_version")
-    if not isinstance(version, int) or version > format_version:
+    found = manifest.get("kind")
+    if found != f"comove/{kind}":
+        told = repr("something foreign" if found is None else found)[:60]
+        raise CorruptFileError(f"{where} holds {told}, not a comove {kind}.")
+    version = entries(manifest, where, {"format_version": int})["format_version"]
+    if not 1 <= version <= format_version:
         raise CorruptFileError(
             f"{where} has format version {version!r}; this comove reads up to {format_version}. Update comove."
         )
+    if not (getattr(manifest, "seal", "") if checked is None else checked) and version >= CHECKED_FROM.get(
+        kind, format_version + 1
+    ):
+        raise CorruptFileError(f"{where} has lost its checksums, so it has changed since it was written: {REMEDY}")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.errors import CorruptFileError
-from comove.store.arrays import map_array
+from comove.store.arrays import open_array
 
 __all__ = ["LazyRows"]
 
@@ -18,7 +18,7 @@ __all__ = ["LazyRows"]
 class LazyRows:
     """(rows, columns) of memory-mapped files; ``lazy[rows, columns]`` is a NumPy array of what was asked for.
 
-    ``numpy.asarray`` reads all of it.
+    ``numpy.asarray`` reads all of it. What is read is checked first, once.
 
     Args:
         files: one array file a row.
@@ -32,7 +32,7 @@ class LazyRows:
     ndim = 2
 
     def __init__(self, files: Sequence[Path], name: str, width: int) -> None:
-        self._maps = [map_array(file, name) for file in files]
+        self._maps = [open_array(file, name) for file in files]
         self.dtype: np.dtype[Any] = self._maps[0].dtype
         self.shape = (len(files), width)
         for file, row in zip(files, self._maps, strict=True):

@@ -13,6 +13,7 @@ import torch
 
 from comove.errors import InputError
 from comove.models import Factory, ModelSpec
+from comove.store import entries
 from comove.training.captured import trainer_for
 from comove.training.loop import Resident, fit, one_thread, predict
 from comove.training.recipe import Recipe
@@ -67,10 +68,10 @@ class Engine:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            TypeError: an entry too many or too few.
+            CorruptFileError: an entry that is missing or of another type.
             InputError: a value out of its range.
         """
-        return cls(**content)
+        return cls(**entries(content, "an engine", {"kind": str, "group": int, "reason": str}))
 
 
 def train_many(

@@ -13,6 +13,7 @@ from comove.store import digest
 __all__ = ["RECIPES", "Recipe", "as_recipe", "default_recipe"]
 
 SCHEDULES = ("constant", "triangular", "multistep", "cosine")
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,19 @@ class Recipe:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.milestones, list | tuple) or not all(map(_is_number, self.milestones)):
+            raise InputError(f"Recipe: milestones must be a sequence of finite numbers, got {self.milestones!r}.")
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for name in ("lr", "momentum", "weight_decay", "peak_epoch", "gamma", "crop_padding", "label_smoothing"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value)):
+            if not _is_number(value):
                 raise InputError(f"Recipe: {name} must be a finite number, got {value!r}.")
+        for name in ("nesterov", "channels_last"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"Recipe: {name} must be true or false, got {getattr(self, name)!r}.")
         for name, ok, must in (
-            ("epochs", isinstance(self.epochs, int) and self.epochs >= 1, "a whole number from 1 on"),
-            ("batch_size", isinstance(self.batch_size, int) and self.batch_size >= 2, "a whole number from 2 on"),
+            ("epochs", _is_whole(self.epochs) and self.epochs >= 1, "a whole number from 1 on"),
+            ("batch_size", _is_whole(self.batch_size) and self.batch_size >= 2, "a whole number from 2 on"),
             ("lr", self.lr > 0, "above 0"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("nesterov", not (self.nesterov and self.momentum == 0), "false without momentum"),
@@ -74,7 +80,7 @@ class Recipe:
             ("augment", self.augment in ("none", "flip_crop"), "none or flip_crop"),
             ("precision", self.precision in ("float32", "float16", "bfloat16"), "float32, float16 or bfloat16"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
-            ("crop_padding", isinstance(self.crop_padding, int) and self.crop_padding >= 0, "a whole number from 0 on"),
+            ("crop_padding", _is_whole(self.crop_padding) and self.crop_padding >= 0, "a whole number from 0 on"),
         ):
             if not ok:
                 raise InputError(f"Recipe: {name} must be {must}, got {getattr(self, name)!r}.")
@@ -118,6 +124,14 @@ class Recipe:
     def fingerprint(self) -> str:
         """A fingerprint of every entry."""
         return digest(self.to_json())
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and _is_number(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 RECIPES: dict[str, Recipe] = {

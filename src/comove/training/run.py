@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as _weights_of_bytes
 from safetensors.torch import save as _weights_to_bytes
 from torch import nn
 
@@ -21,14 +23,28 @@ from comove.display import html_facts
 from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec
 from comove.preparation import Picture, Preprocessing, prepared
-from comove.store import as_header, check_fingerprint, open_manifest, read_header, read_json, write_bytes
-from comove.trace import Trace
+from comove.store import (
+    MANIFEST,
+    check_file,
+    check_fingerprint,
+    entries,
+    open_manifest,
+    read_bytes,
+    read_header,
+    read_json,
+    understanding,
+    write_sealed,
+)
+from comove.trace import Trace, read_trace_manifest, trace_damage
 from comove.training.loop import predict
 from comove.training.recipe import Recipe
 
 __all__ = ["RUN_FORMAT", "Checkpoint", "Run", "read_weights", "write_weights"]
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
+MANIFEST_ENTRIES: dict[str, Any] = {"dataset": dict, "model": dict, "recipe": dict, "fingerprint": str}
+MANIFEST_ENTRIES |= {"seed": int, "checkpoints": str | int}
+_MEASURED = ("train_loss", "train_accuracy", "query_accuracy", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -48,22 +64,23 @@ class Checkpoint:
 
 
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a flat dict of tensors to a safetensors file atomically, with JSON ``metadata`` in its header."""
+    """Write a flat dict of tensors to a safetensors file atomically, with JSON ``metadata`` and checksums."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, _weights_to_bytes(plain, as_header(metadata)))
+    write_sealed(path, _weights_to_bytes(plain), metadata)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a flat dict of tensors.
 
     Raises:
-        CorruptFileError: the file is missing, truncated or foreign.
+        CorruptFileError: the file is missing, truncated, foreign or changed.
     """
+    content = read_bytes(path)
     try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
+        tensors: dict[str, torch.Tensor] = _weights_of_bytes(content)
         return tensors
-    except (SafetensorError, OSError) as error:
-        raise CorruptFileError(f"{path} is missing, truncated or not a safetensors file ({error}).") from error
+    except (SafetensorError, KeyError) as error:
+        raise CorruptFileError(f"{path} holds arrays of a type that torch cannot read ({error}).") from error
 
 
 @dataclass(frozen=True)
@@ -105,16 +122,26 @@ class Run:
         """
         folder = Path(path)
         manifest = open_manifest(folder, "run", RUN_FORMAT)
+        file = folder / MANIFEST
+        described = entries(manifest, file, MANIFEST_ENTRIES, {"command": str, "recording": dict})["dataset"]
+        entries(described, file, {"name": str, "source": dict, "fingerprint": str})
+        with understanding(file):
+            Recipe.from_json(manifest["recipe"])
+            ModelSpec.from_json(manifest["model"])
+            if manifest["checkpoints"] not in ("all", "last") and not manifest["checkpoints"] >= 1:
+                raise InputError(f"checkpoints is {manifest['checkpoints']!r}")
         if dataset is not None:
             dataset = as_splits(dataset)
-            found = manifest["dataset"]["fingerprint"]
+            found = described["fingerprint"]
             check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
         return cls(folder, manifest, dataset, model)
 
     @property
     def trace(self) -> Trace:
         """The recorded trace (of a run under way: the rows so far)."""
-        trace = Trace.load(self.path / "trace")
+        with self._naming_remedy():
+            trace = Trace.load(self.path / "trace")
+            self._check_own(trace.manifest, self.path / "trace")
         trace.owner = self  # a temporary run's folder goes with the run
         return trace
 
@@ -126,19 +153,117 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """Final accuracies and losses, and the seconds it took."""
-        return read_json(self.path / "result.json")
+        file = self.path / "result.json"
+        with self._naming_remedy():
+            found = read_json(file)
+            kinds = {"seconds_of_last_sitting": float, "device": str, "threads": int}
+            entries(found, file, kinds, dict.fromkeys(_MEASURED, float))
+            self._check_own({"id": found.pop("run", None)}, file)
+        return found
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The saved weights, in order of training."""
-        found = []
-        for file in sorted((self.path / "checkpoints").glob("*.safetensors")):
-            _, header = read_header(file)
-            names = ("epoch", "step", "row", "lr", "mean_lr")
-            if not header.keys() >= set(names):
-                raise CorruptFileError(f"{file} is not a checkpoint of a run; its header lacks some of {names}.")
-            found.append(Checkpoint(**{name: header[name] for name in names}, path=file))
+        """The saved weights, in order of training.
+
+        Raises:
+            CorruptFileError: one is missing, damaged, of another run or epoch.
+        """
+        with self._naming_remedy():
+            if foreign := self._foreign_checkpoints():
+                raise CorruptFileError(f"{foreign[0]} is no checkpoint that this run keeps.")
+            return tuple(self._checkpoint(file, epoch) for epoch, file in self._checkpoint_files())
+
+    @property
+    def _counts_places(self) -> bool:
+        """Whether the files of this run say that they are its own; those of earlier versions do not."""
+        return int(self.manifest["format_version"]) > 1
+
+    def _checkpoint_files(self) -> list[tuple[int, Path]]:
+        """By epoch, the files of the checkpoints that must be there: of a run under way, up to the last that is."""
+        kept, epochs = self.manifest["checkpoints"], self.recipe.epochs
+        every = 1 if kept == "all" else epochs if kept == "last" else kept
+        due = sorted({*(() if kept == "last" else range(0, epochs, every)), epochs})
+        files = [(epoch, self.path / "checkpoints" / f"{epoch:06d}.safetensors") for epoch in due]
+        there = [position for position, (_, file) in enumerate(files) if file.exists()]
+        return files if self.finished else files[: max(there, default=-1) + 1]
+
+    def _foreign_checkpoints(self) -> list[Path]:
+        due = {file for _, file in self._checkpoint_files()}
+        return sorted(set((self.path / "checkpoints").glob("*.safetensors")) - due)
+
+    def _checkpoint(self, file: Path, epoch: int) -> Checkpoint:
+        _, header = read_header(file)
+        self._check_own({"id": header.get("run")}, file)
+        found = entries(header, file, {"epoch": int, "step": int, "row": int, "lr": float, "mean_lr": float})
+        if found["epoch"] != epoch or found["step"] < 0 or found["row"] < -1:
+            raise CorruptFileError(f"{file} holds weights of epoch {found['epoch']}, not {epoch}: was it renamed?")
+        return Checkpoint(**found, path=file)
+
+    def damaged(self) -> tuple[Path, ...]:
+        """Read every file of the run, and return those that are damaged, missing, or not this run's own.
+
+        The call of :func:`comove.train` that made it sets them aside and trains the run again.
+        """
+        found: list[Path] = []
+
+        def reads(file: Path, *checks: Callable[[], object]) -> None:
+            try:
+                for check in checks:
+                    check()
+            except CorruptFileError:
+                found.append(file)
+
+        if self.finished:
+            reads(self.path / "result.json", lambda: self.result)
+        trace = self.path / "trace"
+        if (trace / MANIFEST).exists() or self.finished:
+            found += trace_damage(trace)
+            if trace / MANIFEST not in found:
+                reads(trace / MANIFEST, lambda: self._check_own(read_trace_manifest(trace), trace))
+        if self.resume_file.exists():
+            reads(self.resume_file, self.resume_header, partial(check_file, self.resume_file))
+        found += self._foreign_checkpoints()
+        for epoch, file in self._checkpoint_files():
+            reads(file, partial(self._checkpoint, file, epoch), partial(check_file, file))
         return tuple(found)
+
+    @property
+    def resume_file(self) -> Path:
+        """Where a run under way keeps what it needs to go on."""
+        return self.path / "resume.safetensors"
+
+    def resume_header(self) -> dict[str, Any]:
+        """How far a run under way is.
+
+        Raises:
+            CorruptFileError: the file is not this run's, or rows that it had are gone.
+        """
+        _, header = read_header(self.resume_file)
+        kinds = {"epoch": int, "step": int, "rows": int, "scaler": dict}
+        found = entries(header, self.resume_file, kinds, {"run": str})
+        self._check_own({"id": found["run"]}, self.resume_file)
+        there = len(list((self.path / "trace" / "rows").glob("*.safetensors")))
+        if not 0 <= found["rows"] <= there:
+            raise CorruptFileError(f"{self.resume_file} goes on after {found['rows']} rows; the trace holds {there}.")
+        return found
+
+    def _check_own(self, named: Mapping[str, Any], where: Path) -> None:
+        """Check that a file, or a trace, which names the run that it is of, is of this one."""
+        owner, own = named.get("id"), self.manifest["fingerprint"]
+        if owner != own and (owner is not None or self._counts_places):
+            raise CorruptFileError(f"{where} belongs to another run ({owner}, not {own}).")
+
+    @contextmanager
+    def _naming_remedy(self) -> Iterator[None]:
+        """Say of a damaged file how this run is put right."""
+        try:
+            yield
+        except CorruptFileError as error:
+            made = self.manifest.get("command")
+            raise CorruptFileError(
+                f"{error} The call of comove.train that made this run{f' ({made})' if made else ''} sets the damaged "
+                "files aside and trains it again, to the same bits on the same machine."
+            ) from error
 
     @property
     def recipe(self) -> Recipe:
@@ -174,7 +299,8 @@ class Run:
             )
         model = spec.build(self.seed, factory=self.factory)
         try:
-            model.load_state_dict(read_weights(chosen.path))
+            with self._naming_remedy():
+                model.load_state_dict(read_weights(chosen.path))
         except RuntimeError as error:
             raise CorruptFileError(f"{chosen.path} does not hold the weights of {spec}: {error}") from error
         return model.to(device).eval()

@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,13 +21,13 @@ from torch import nn
 
 from comove.data import ExampleSet, MapDataset, Splits
 from comove.datasets import as_splits
-from comove.errors import CorruptFileError, InputError
+from comove.errors import CorruptFileError, InputError, some
 from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec, penultimate
 from comove.preparation import Preprocessing
 from comove.progress import Advance, progress_bar
 from comove.recording import Recorder
-from comove.store import claim_folder, digest, new_folder, read_header, write_json
+from comove.store import DAMAGED, claim_folder, digest, new_folder, set_aside, write_json
 from comove.trace import FIELDS
 from comove.training.dry_run import dry_run, features_layer
 from comove.training.loop import OptimizerState, Resident, batch_bounds, evaluate, fit, resolve_device
@@ -147,11 +148,39 @@ def train(
     run = Run(folder, claim_folder(folder, "run", RUN_FORMAT, manifest), splits, named)
     if out is None:
         weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
-    if not run.finished:
+    if not run.finished or run.damaged():
         with driver_lock(folder):
-            if not run.finished:  # another process may have ended it just now
+            if not run.finished or run.damaged():  # another process may have ended it just now
+                _set_aside_damaged(run)
                 _Session(run, network, recipe, recording, checkpoints, where, progress, head).go()
     return run
+
+
+def _set_aside_damaged(run: Run) -> None:
+    """Rename what is damaged, and remove the rest of the run, so that it starts from the beginning."""
+    damaged = run.damaged()
+    if not damaged:
+        return
+    names = [file.relative_to(run.path).as_posix() for file in damaged]
+    warnings.warn(
+        f"{len(damaged)} files of the run in {run.path} are damaged or missing ({some(names, 3)}): what is there of "
+        f"them is set aside as *{DAMAGED}, and the run is trained again from the beginning, to the same bits on the "
+        "same machine.",
+        stacklevel=3,
+    )
+    for file in damaged:
+        if file.exists():
+            set_aside(file)
+    # The result goes first: without it the run is unfinished, wherever this is interrupted.
+    parts = (
+        "result.json",
+        "resume.safetensors",
+        "trace/manifest.json",
+        "trace/**/*.safetensors",
+        "checkpoints/*.safetensors",
+    )
+    for file in [file for part in parts for file in run.path.glob(part)]:
+        file.unlink()
 
 
 def _network(spec: ModelSpec, recipe: Recipe, seed: int) -> nn.Module:
@@ -228,7 +257,6 @@ class _Session:
         self._features = self._stack.enter_context(penultimate(self.model, head)) if self.anchors else None
         self.advance: Advance = lambda done: None
         new_folder(run.path / "checkpoints")
-        self.resume_file = run.path / "resume.safetensors"
         self.recorder = self._recorder()
 
     def _recorder(self) -> Recorder:
@@ -276,13 +304,13 @@ class _Session:
     # --- resuming ---
 
     def _resume(self) -> OptimizerState:
-        if not self.resume_file.exists():
+        if not self.run.resume_file.exists():
             self.recorder.load_state_dict(Recorder.EMPTY_STATE)
             return OptimizerState()
+        file, header = self.run.resume_file, self.run.resume_header()
         groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "momentum": {}, "recorder": {}}
         try:
-            _, header = read_header(self.resume_file)
-            for name, tensor in read_weights(self.resume_file).items():
+            for name, tensor in read_weights(file).items():
                 group, key = name.split(".", 1)
                 groups[group][key] = tensor
             state = OptimizerState(header["epoch"], header["step"], groups["momentum"], header["scaler"])
@@ -290,8 +318,8 @@ class _Session:
             self.recorder.load_state_dict({**groups["recorder"], "rows": header["rows"]})
         except (KeyError, ValueError, RuntimeError) as error:
             raise CorruptFileError(
-                f"{self.resume_file} is truncated or not this run's ({error}), so the run cannot go on from its last "
-                "epoch. Delete that file and run again: training starts from the beginning."
+                f"{file} is not this run's ({error}), so the run cannot go on from its last epoch. Delete that file "
+                "and run again: training starts from the beginning."
             ) from error
         return state
 
@@ -301,8 +329,9 @@ class _Session:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"momentum.{name}": tensor for name, tensor in state.momentum.items()}
         tensors |= {f"recorder.{name}": tensor for name, tensor in recorded.items()}
-        header = {"epoch": state.epoch, "step": state.step, "rows": rows, "scaler": dict(state.scaler)}
-        write_weights(self.resume_file, tensors, header)
+        place = {"run": self.run.manifest["fingerprint"], "epoch": state.epoch, "step": state.step, "rows": rows}
+        header = {**place, "scaler": dict(state.scaler)}
+        write_weights(self.run.resume_file, tensors, header)
 
     # --- hooks ---
 
@@ -365,7 +394,8 @@ class _Session:
             return
         row = len(self.recorder.rows) - 1
         mean_lr = float(np.mean(self.lrs)) if self.lrs else lr
-        header = {"epoch": epoch, "step": step, "row": row, "lr": lr, "mean_lr": mean_lr}
+        place = {"run": self.run.manifest["fingerprint"], "epoch": epoch, "step": step, "row": row}
+        header = {**place, "lr": lr, "mean_lr": mean_lr}
         path = self.run.path / "checkpoints" / f"{epoch:06d}.safetensors"
         write_weights(path, self.model.state_dict(), header)
 
@@ -375,6 +405,7 @@ class _Session:
         trace = self.recorder.finish()
         last = [trace.rows[-1].index]
         result: dict[str, Any] = {
+            "run": self.run.manifest["fingerprint"],
             "seconds_of_last_sitting": round(time.monotonic() - self.started, 3),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
@@ -388,7 +419,7 @@ class _Session:
             result["train_accuracy"] = float(trace.read("train", "correct", rows=last).mean())
             result["query_accuracy"] = float((correct if is_validation is None else correct[~is_validation]).mean())
         write_json(self.run.path / "result.json", result)
-        self.resume_file.unlink(missing_ok=True)
+        self.run.resume_file.unlink(missing_ok=True)
 
 
 def _peak_memory(device: torch.device) -> int | None:

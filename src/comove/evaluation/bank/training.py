@@ -24,7 +24,7 @@ from comove.evaluation.bank.files import Key, ResultFiles
 from comove.evaluation.bank.rows import Rows
 from comove.execution import Executor, Local, as_executor, run_jobs
 from comove.models import Factory, ModelSpec
-from comove.store import as_header, read_json, write_bytes, write_json
+from comove.store import read_json, sealed, write_bytes, write_json
 from comove.training import Engine, Member, Recipe, Resident, choose_engine, resolve_device, train_many
 from comove.training.engine import FEW
 from comove.training.randomness import derived_seed
@@ -278,4 +278,4 @@ def _setup(payload: _Payload) -> Callable[[Job], _Result]:
 def _as_bytes(weights: dict[str, torch.Tensor] | None) -> bytes:
     assert weights is not None
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
-    return bytes(save(plain, as_header({})))
+    return sealed(save(plain), {})

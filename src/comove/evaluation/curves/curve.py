@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +21,13 @@ from comove.checks import whole_number
 from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
 from comove.display import counted, figure, html_table
-from comove.errors import InputError, did_you_mean
+from comove.errors import CorruptFileError, InputError, did_you_mean
 from comove.evaluation.bank.retraining import RetrainingBank
 from comove.evaluation.subsets import everything, only
 from comove.execution import Executor
 from comove.models import Factory, ModelSpec
 from comove.sources import Source, SourceLike, as_sources
-from comove.store import check_fingerprint, claim_folder, digest, new_folder
+from comove.store import check_fingerprint, claim_folder, digest, new_folder, set_aside
 from comove.training import Recipe, Run, as_recipe
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Chosen", "Curve", "CurvePoint", "coreset_curve"]
 
-CURVE_FORMAT = 1
+CURVE_FORMAT = 2
 FULL = "full data"
 
 
@@ -281,8 +282,12 @@ def _select(folder: Path, name: str, share: float, number: int, method: Selector
     """A coreset: read where an earlier sitting has selected it, else selected and kept."""
     slug = "".join(c if c.isalnum() else "-" for c in name)
     file = folder / f"{slug}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
-    if not file.exists():
-        method.reseeded(number).select(sources, share).save(file)
+    if file.exists():
+        try:
+            return Chosen(name, share, number, Coreset.load(file))
+        except CorruptFileError as error:
+            warnings.warn(f"{error} It is set aside as {set_aside(file)}, and selected again.", stacklevel=2)
+    method.reseeded(number).select(sources, share).save(file)
     return Chosen(name, share, number, Coreset.load(file))
 
 

@@ -19,7 +19,16 @@ from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import lookup
 from comove.display import figure, html_table
 from comove.errors import InputError, NonFiniteError
-from comove.store import check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
+from comove.store import (
+    check_kind,
+    entries,
+    new_folder,
+    read_arrays,
+    read_header,
+    understanding,
+    write_arrays,
+    write_bytes,
+)
 from comove.ties import highest
 
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Suspicion"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -205,18 +214,21 @@ class Suspicion:
         """
         _, header = read_header(Path(path))
         check_kind(header, "suspicion", FORMAT_VERSION, path)
+        kinds = {"methods": list[str], "low": list[str], "skipped": dict, "info": dict}
+        own = entries(header, path, kinds, {"classes": list[str]})
         arrays = read_arrays(Path(path))
-        return cls(
-            arrays["train_ids"],
-            arrays["labels"],
-            {name: arrays[f"values.{name}"] for name in header["methods"]},
-            tuple(header["low"]),
-            None if header["classes"] is None else tuple(header["classes"]),
-            arrays.get("suggested"),
-            arrays.get("confidence"),
-            header["skipped"],
-            header["info"],
-        )
+        with understanding(path):
+            return cls(
+                arrays["train_ids"],
+                arrays["labels"],
+                {name: arrays[f"values.{name}"] for name in own["methods"]},
+                tuple(own["low"]),
+                None if own["classes"] is None else tuple(own["classes"]),
+                arrays.get("suggested"),
+                arrays.get("confidence"),
+                own["skipped"],
+                own["info"],
+            )
 
     def plot(
         self, examples: ExampleSet, k: int = 20, method: str | None = None, *, wrong_ids: Ids | None = None

@@ -19,7 +19,16 @@ from comove.display import counted, figure
 from comove.errors import InputError, did_you_mean
 from comove.evaluation.removals.flips import Estimate, flip_rate, majority
 from comove.evaluation.removals.models import FullData
-from comove.store import check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
+from comove.store import (
+    check_kind,
+    entries,
+    new_folder,
+    read_arrays,
+    read_header,
+    understanding,
+    write_arrays,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FLIPPED", "HELD", "UNTRIED", "Counterfactual"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ARRAYS = ("grid", "tried", "audited", "query_ids", "query_labels")
 UNTRIED, HELD, FLIPPED = -1, 0, 1
 NEVER = -1
@@ -188,9 +197,9 @@ class Counterfactual:
         """
         _, header = read_header(Path(path))
         check_kind(header, "counterfactual", FORMAT_VERSION, path)
+        lists = {"methods": list[str], "controls": list[str]}
+        own = entries(header, path, {**lists, "seeds": int, "confidence": float, "info": dict})
         arrays = read_arrays(Path(path))
-        full = FullData.from_arrays(arrays)
-        own: dict[str, Any] = {name: tuple(header[name]) for name in ("methods", "controls")}
-        own |= {name: arrays[name] for name in ARRAYS}
-        own |= {name: header[name] for name in ("seeds", "confidence", "info")}
-        return cls(**own, full=full)
+        with understanding(path):
+            own |= {name: tuple(own[name]) for name in lists} | {name: arrays[name] for name in ARRAYS}
+            return cls(**own, full=FullData.from_arrays(arrays))

@@ -19,7 +19,16 @@ from comove.display import counted, figure, html_table
 from comove.errors import InputError, did_you_mean
 from comove.evaluation.removals.flips import Estimate, flip_rate, mean_with_interval
 from comove.evaluation.removals.models import FullData
-from comove.store import check_kind, new_folder, read_arrays, read_header, write_arrays, write_bytes
+from comove.store import (
+    check_kind,
+    entries,
+    new_folder,
+    read_arrays,
+    read_header,
+    understanding,
+    write_arrays,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NOTHING", "Brittleness"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ARRAYS = ("predicted", "margins", "class_emptied", "query_ids", "query_labels")
 NOTHING = "nothing removed"
 
@@ -213,11 +222,12 @@ class Brittleness:
         """
         _, header = read_header(Path(path))
         check_kind(header, "brittleness", FORMAT_VERSION, path)
+        lists = {"methods": list[str], "controls": list[str], "ks": list[int]}
+        own = entries(header, path, {**lists, "confidence": float, "info": dict})
         arrays = read_arrays(Path(path))
-        full = FullData.from_arrays(arrays)
-        own: dict[str, Any] = {name: tuple(header[name]) for name in ("methods", "controls", "ks")}
-        own |= {name: arrays[name] for name in ARRAYS}
-        return cls(**own, full=full, confidence=header["confidence"], info=header["info"])
+        with understanding(path):
+            own |= {name: tuple(own[name]) for name in lists} | {name: arrays[name] for name in ARRAYS}
+            return cls(**own, full=FullData.from_arrays(arrays))
 
 
 def _row(method: str, k: int, rate: Estimate, drop: Estimate, emptied: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comove.sources import Source
+from comove.store import entries
 
 __all__ = ["Provenance", "of_manifest", "of_run", "told"]
 
@@ -62,14 +63,16 @@ class Provenance:
 
 def of_manifest(manifest: Mapping[str, Any], source: str = "") -> Provenance:
     """What a manifest (of a run, a bank, a coreset curve) tells of where its artefact comes from."""
-    dataset = manifest.get("dataset") or {}
+    kinds = {"command": str, "seed": int, "dataset": dict, "data_fingerprint": str, "versions": dict}
+    own = entries(manifest, source, {}, kinds)
+    dataset = entries(own["dataset"] or {}, source, {}, {"name": str, "fingerprint": str})
     return Provenance(
         source,
-        manifest.get("command"),
-        manifest.get("seed"),
-        dataset.get("name"),
-        dataset.get("fingerprint") or manifest.get("data_fingerprint"),
-        manifest.get("versions") or {},
+        own["command"],
+        own["seed"],
+        dataset["name"],
+        dataset["fingerprint"] or own["data_fingerprint"],
+        own["versions"] or {},
         {name: value for name, value in manifest.items() if name not in HEAD},
     )
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from comove.errors import CorruptFileError
 from comove.evaluation import LDS, Brittleness, Counterfactual, Curve, CurvePoint
 from comove.report.html.evidence import Evidence, Suspects
 from comove.report.html.provenance import Provenance, of_manifest, told
 from comove.report.html.queries import UNKNOWN
-from comove.store import read_header, read_json
+from comove.store import entries, read_header, read_json, understanding
+from comove.tables import read_rows
 
 __all__ = ["read_brittleness", "read_curves", "read_lds", "read_suspects", "read_texts"]
 
 SUSPECT_COLUMNS = ("method", "id", "score")
+LDS_ENTRIES: dict[str, Any] = {
+    "per_query": list[float | None],
+    "mean": float | None,
+    "interval": list[float | None] | None,
+}
+LDS_ENTRIES |= dict.fromkeys(("undefined", "constant_predictions", "subsets", "seeds"), int)
+LDS_ENTRIES |= dict.fromkeys(("reliability", "noise_ceiling", "alpha"), float | None)
+LDS_ENTRIES |= dict.fromkeys(("method", "output", "against"), str | None)
+LDS_ENTRIES |= {"query_ids": list[int], "confidence": float}
 
 
 def read_lds(path: Path) -> Evidence:
@@ -27,15 +35,15 @@ def read_lds(path: Path) -> Evidence:
     Raises:
         CorruptFileError: it is not there, or something else.
     """
-    content = read_json(path / "lds.json" if path.is_dir() else path)
-    try:
-        results = tuple(_lds(row) for row in content["results"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{path} must hold the results of comove lds (lds.json); {error!r} is amiss.") from error
-    return Evidence(results, of_manifest(content.get("bank") or {}, told(path)))
+    file = path / "lds.json" if path.is_dir() else path
+    content = entries(read_json(file), file, {"results": list[dict]}, {"bank": dict})
+    with understanding(file):
+        results = tuple(_lds(row, file) for row in content["results"])
+    return Evidence(results, of_manifest(content["bank"] or {}, told(path)))
 
 
-def _lds(row: Mapping[str, Any]) -> LDS:
+def _lds(row: Mapping[str, Any], file: Path) -> LDS:
+    entries(row, file, LDS_ENTRIES)
     own = {name: value for name, value in row.items() if name in LDS.__dataclass_fields__}
     own["per_query"] = np.array(own["per_query"], np.float64)  # null is NaN
     own["query_ids"] = np.array(own["query_ids"], np.int64)
@@ -70,13 +78,11 @@ def read_curves(path: Path) -> list[Evidence]:
         CorruptFileError: it is not there, or something else.
     """
     file = path / "curve.csv" if path.is_dir() else path
-    rows = _rows(file, ("target", *CurvePoint._fields))
+    rows = read_rows(file, ("target", *CurvePoint._fields))
     targets: dict[str, list[CurvePoint]] = {}
-    try:
+    with understanding(file):
         for row in rows:
             targets.setdefault(row["target"], []).append(_point(row))
-    except ValueError as error:
-        raise CorruptFileError(f"{file} is no table of coreset curves: {error}.") from error
     return [
         Evidence(Curve(tuple(points), max(point.size for point in points), 0, {}), _curve_made(file, target), target)
         for target, points in targets.items()
@@ -109,21 +115,20 @@ def read_suspects(path: Path) -> Evidence:
     """
     path = path / "suspects.csv" if path.is_dir() else path
     methods: dict[str, list[dict[str, str]]] = {}
-    for row in _rows(path, SUSPECT_COLUMNS):
+    for row in read_rows(path, SUSPECT_COLUMNS):
         methods.setdefault(row["method"], []).append(row)
-    try:
+    with understanding(path):
         lists = tuple(_suspects(name, rows) for name, rows in methods.items())
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is no table of suspects: {error}.") from error
     return Evidence(lists, _made_with(path))
 
 
 def _made_with(table: Path) -> Provenance:
     """What the ranking beside a table of suspects tells of itself, where ``comove clean`` wrote one."""
     ranking = table.with_name("suspicion.safetensors")
-    info = read_header(ranking)[1].get("info", {}) if ranking.exists() else {}
-    fingerprint = info.get("data_fingerprint")
-    return Provenance(told(table), info.get("command"), fingerprint=fingerprint, versions=info.get("versions") or {})
+    found = entries(read_header(ranking)[1], ranking, {"info": dict})["info"] if ranking.exists() else {}
+    info = entries(found, ranking, {}, {"data_fingerprint": str, "command": str, "versions": dict})
+    fingerprint = info["data_fingerprint"]
+    return Provenance(told(table), info["command"], fingerprint=fingerprint, versions=info["versions"] or {})
 
 
 def _suspects(name: str, rows: list[dict[str, str]]) -> Suspects:
@@ -145,21 +150,6 @@ def read_texts(path: Path) -> dict[int, str]:
     Raises:
         CorruptFileError: it is not there, or something else.
     """
-    rows = _rows(path, ("id", "text"))
-    try:
+    rows = read_rows(path, ("id", "text"))
+    with understanding(f"{path} (ids must be whole numbers)"):
         return {int(row["id"]): row["text"] for row in rows}
-    except ValueError as error:
-        raise CorruptFileError(f"{path}: ids must be whole numbers ({error}).") from error
-
-
-def _rows(file: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
-            rows = list(csv.DictReader(text))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorruptFileError(f"{file} cannot be read as a table: {error}.") from error
-    absent = [name for name in needed if not rows or rows[0].get(name) is None]
-    if absent:
-        named = f"columns {', '.join(needed)}"
-        raise CorruptFileError(f"{file} must be a table with {named}, and rows; it lacks {', '.join(absent)}.")
-    return rows
