@@ -90,12 +90,6 @@ def test_a_prediction_flips_in_exactly_the_models_whose_need_is_met() -> None:
         assert found.rate("own class last", k_).value == 0
 
 
-def test_the_many_models_come_first_since_a_bank_picks_its_engine_for_those() -> None:
-    planted = Planted()
-    measured(retraining=planted)
-    assert planted.calls == ["without", "full"]
-
-
 def test_random_removal_flips_as_its_own_draw_says() -> None:
     removal = plan_removal(
         named_scores(Scores(SAME_CLASS, IDS, QUERIES, "m")), planted_splits(), 8, queries=None, controls=True, seed=0
