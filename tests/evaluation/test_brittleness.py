@@ -50,14 +50,11 @@ class Planted:
         if again is not None:
             predicted[voting:] = again
         self.predicted = predicted
-        self.calls: list[str] = []
 
     def full(self, models: int) -> Any:
-        self.calls.append("full")
         return self._logits(self.predicted[:models])
 
     def without(self, removed: Sequence[Ids], queries: Sequence[int], models: int) -> Any:
-        self.calls.append("without")
         gone_C = np.array([(ids % 3 == QUERIES[q] % 3).sum() for ids, q in zip(removed, queries, strict=True)])
         flips_CR = gone_C[:, None] >= NEEDS[queries][:, None] + np.arange(models)
         return self._logits((QUERIES[queries][:, None] + flips_CR) % 3)

@@ -2,12 +2,15 @@
 
 A product spread over threads ends with all of them waiting for the last. Done for every tile of a few milliseconds on a
 machine that has other work too, that waiting cost ten times the product; a tile a thread costs none of it, and the
-checks and the filtering of one tile then go on beside the product of the next.
+checks and the filtering of one tile then go on beside the product of the next. And it rounds otherwise: a library cuts a
+long sum in other places when it shares a product out. So every product here is made by one thread, however many there
+are.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +21,7 @@ from threadpoolctl import ThreadpoolController
 
 from comove.correlation.inputs import Side
 
-__all__ = ["Workers", "plain_products", "workers"]
+__all__ = ["Workers", "plain_products", "product_workers", "workers"]
 
 
 class Workers:
@@ -48,10 +51,52 @@ def workers(side: Side) -> Iterator[Workers]:
         yield Workers(pool, number)
 
 
+@contextmanager
+def product_workers() -> Iterator[Workers]:
+    """As many threads as a matrix product would be spread over, for products that then are not (:func:`plain_products`).
+
+    For jobs that run with torch on one thread, as executors run them.
+    """
+    number = max((library.num_threads for library in _libraries().lib_controllers if _is_blas(library)), default=1)
+    with plain_products():
+        if number == 1:
+            yield Workers(None, 1)
+            return
+        with ThreadPoolExecutor(number) as pool:
+            yield Workers(pool, number)
+
+
 def plain_products() -> AbstractContextManager[Any]:
     """Matrix products stay on the thread that asks for them: in the whole process, so for no longer than needed."""
-    limited: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
-    return limited
+    return _PLAIN
+
+
+class _PlainProducts:
+    """Limits the libraries when the first thread enters, and lets go when the last leaves, in whatever order."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: AbstractContextManager[Any] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit = _libraries().limit(limits=1, user_api="blas")
+                self._limit.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._limit is not None:
+                self._limit.__exit__(None, None, None)
+
+
+_PLAIN = _PlainProducts()
+
+
+def _is_blas(library: Any) -> bool:
+    return str(library.user_api) == "blas"
 
 
 @functools.cache
