@@ -204,6 +204,7 @@ def diagnose(
         raise InputError("A diagnosis needs at least one coreset method and one checkpoint.")
     if splits.validation is None:
         raise InputError(f"{run.path} has no validation examples: train on splits that have some (validation=0.1).")
+    run.model_spec.named(run.factory)  # refuses an own model that was not passed, before anything is selected
     where = resolve_device(device)
     chosen = [selector(item) if isinstance(item, str) else item for item in methods]
     coresets, skipped = {}, {}
@@ -237,7 +238,7 @@ def _train_on(run: Run, kept: Coreset, splits: Splits, folder: Path, device: tor
     small = replace(splits, train=splits.train.subset(ids), name=f"{splits.name}, coreset {kept.method}", source={})
     return train(
         small,
-        run.factory or run.model_spec.name,
+        run.model_spec.named(run.factory),
         run.recipe,
         run.seed,
         folder / f"run-{name}",
