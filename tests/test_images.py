@@ -148,8 +148,21 @@ FRAMES = [Image.fromarray(EIGHT), Image.fromarray(255 - EIGHT)]
         (saved(Image.fromarray(EIGHT).convert("RGB"), "WEBP", lossless=True), GREY),
         (saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), GREY),
     ],
-    ids=["grey", "16 bits", "16-bit TIFF", "palette", "transparent palette", "alpha", "1 bit", "CMYK", "animated PNG"]
-    + ["BMP", "PPM", "WEBP", "animated GIF"],
+    ids=[
+        "grey",
+        "16-bits",
+        "16-bit-TIFF",
+        "palette",
+        "transparent-palette",
+        "alpha",
+        "1-bit",
+        "CMYK",
+        "APNG",
+        "BMP",
+        "PPM",
+        "WEBP",
+        "GIF",
+    ],
 )
 def test_images_of_every_kind_become_the_same_rgb(tmp_path: Path, content: bytes, expected: Any) -> None:
     found = pixels_of(folder_with(tmp_path, "99.png", content))
@@ -169,7 +182,8 @@ def parquet_folder(tmp_path: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize(
-    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EOF\n", png_header(50_000, 50_000), b"", WHOLE[:99]]
+    "content",
+    [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EOF\n", png_header(50_000, 50_000), b"", WHOLE[:99]],
 )
 def test_images_in_parquet_files_are_opened_with_the_same_care(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InputError, match=r"Row 3 of .*test-\*\.parquet is no readable image"):

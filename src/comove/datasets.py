@@ -236,7 +236,9 @@ def _parquet_part(folder: Path, part: str, choose: Choose, download: bool) -> Ex
             with _image(io.BytesIO(column[row].as_buffer() or b"")) as image:
                 pixels = np.asarray(_as_rgb(image))
         except Exception as error:  # a broken image makes Pillow raise whatever it likes
-            raise InputError(f"Row {row} of {folder}/{part}-*.parquet is no readable image ({_reason(error)}).") from error
+            raise InputError(
+                f"Row {row} of {folder}/{part}-*.parquet is no readable image ({_reason(error)})."
+            ) from error
         if pixels.shape != (32, 32, 3):
             raise InputError(f"Row {row} of {folder}/{part}-*.parquet must be 32 x 32 pixels, got {image.size}.")
         return pixels

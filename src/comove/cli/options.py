@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,9 +154,16 @@ class Machines:
 
 
 def importable(name: str | None) -> str | None:
-    """Return a model's name, and make a factory in the working folder importable: the user has just named it."""
+    """Return a model's name, and make a factory in the working folder importable: the user has just named it.
+
+    The folder comes last on the path, so that nothing else in it takes the place of an installed module; but first
+    where it is the named module itself that has such a name.
+    """
     if name and ":" in name and (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+        first = name.partition(":")[0].partition(".")[0]
+        own = Path(here, f"{first}.py").is_file() or Path(here, first).is_dir()
+        taken = first.isidentifier() and find_spec(first) is not None
+        sys.path.insert(0 if own and taken else len(sys.path), here)
     return name
 
 

@@ -72,24 +72,43 @@ def plain_products() -> AbstractContextManager[Any]:
 
 
 class _PlainProducts:
-    """Limits the libraries when the first thread enters, and lets go when the last leaves, in whatever order."""
+    """Limits the libraries when the first thread enters, and lets go when the last has left.
+
+    Only the thread that set a limit can lift it; so that one waits for the others, whose products would change, and
+    whoever comes while it waits begins anew.
+    """
 
     def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._limit: AbstractContextManager[Any] | None = None
+        self._changed, self._own = threading.Condition(), threading.local()
+        self._inside, self._closing = 0, False
 
     def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._limit = _libraries().limit(limits=1, user_api="blas")
-                self._limit.__enter__()
+        self._own.depth = getattr(self._own, "depth", 0) + 1
+        if self._own.depth > 1:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closing)
+            self._own.limit = None if self._inside else _libraries().limit(limits=1, user_api="blas")
+            if self._own.limit is not None:
+                self._own.limit.__enter__()
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
-        with self._lock:
+        self._own.depth -= 1
+        if self._own.depth:
+            return
+        with self._changed:
             self._inside -= 1
-            if not self._inside and self._limit is not None:
-                self._limit.__exit__(None, None, None)
+            self._changed.notify_all()
+            if self._own.limit is None:
+                return
+            self._closing = True
+            try:
+                self._changed.wait_for(lambda: not self._inside)
+            finally:
+                self._closing = False
+                self._own.limit.__exit__(None, None, None)
+                self._changed.notify_all()
 
 
 _PLAIN = _PlainProducts()

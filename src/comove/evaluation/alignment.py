@@ -227,8 +227,13 @@ def diagnose(
         provenance = {"run": run.manifest["fingerprint"], "model": run.model_spec.to_json()}
         found = Diagnosis(tuple(rows), budget, provenance, skipped)
         if out is not None:
-            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": [asdict(r) for r in rows]})
+            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": [_plain(r) for r in rows]})
     return found
+
+
+def _plain(row: Alignment) -> dict[str, Any]:
+    """A row for JSON, which has no NaN: what is undefined (a coreset without some class) is null."""
+    return {name: None if value != value else value for name, value in asdict(row).items()}
 
 
 def _train_on(run: Run, kept: Coreset, splits: Splits, folder: Path, device: torch.device, progress: bool) -> Run:

@@ -49,9 +49,7 @@ MEMORY = 512 << 20
 """Bytes that a group's activations and parameters may take (on a GPU: a quarter of what is free)."""
 
 
-def engines_for(
-    spec: ModelSpec, train: ExampleSet, recipe: Recipe, factory: str | Factory | None = None
-) -> Engines:
+def engines_for(spec: ModelSpec, train: ExampleSet, recipe: Recipe, factory: str | Factory | None = None) -> Engines:
     """How models of this kind are trained when nobody says: from the network and the recipe alone, without a clock.
 
     So it is the same on every machine, and whether three models are asked for or three thousand. Small networks that

@@ -304,6 +304,7 @@ class RetrainingBank:
             device,
         )
         with driver_lock(self.path):
+            self._refresh(files)
             files.clean()
             if damaged := files.set_aside_damaged():
                 warnings.warn(
@@ -311,7 +312,6 @@ class RetrainingBank:
                     "set aside as *.damaged and trained again.",
                     stacklevel=2,
                 )
-            self._refresh(files)
             where = as_executor(executor) if isinstance(executor, str) else executor
             engines = settle_engines(
                 files,

@@ -11,7 +11,6 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
