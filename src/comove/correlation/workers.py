@@ -2,8 +2,8 @@
 
 A product spread over threads ends with all of them waiting for the last. Done for every tile of a few milliseconds on a
 machine that has other work too, that waiting cost ten times the product; a tile a thread costs none of it, and the
-checks and the filtering of one tile then go on beside the product of the next. And it rounds otherwise: a library cuts a
-long sum in other places when it shares a product out. So every product here is made by one thread, however many there
+checks and the filtering of one tile then go on beside the product of the next. And it rounds otherwise: a library cuts
+a long sum in other places when it shares a product out. So every product here is made by one thread, however many there
 are.
 """
 
@@ -53,7 +53,7 @@ def workers(side: Side) -> Iterator[Workers]:
 
 @contextmanager
 def product_workers() -> Iterator[Workers]:
-    """As many threads as a matrix product would be spread over, for products that then are not (:func:`plain_products`).
+    """As many threads as a matrix product would be spread over, for products that are not (:func:`plain_products`).
 
     For jobs that run with torch on one thread, as executors run them.
     """

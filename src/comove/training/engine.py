@@ -126,9 +126,10 @@ def train_many(
     """Train a model for each member, and return them in the same order.
 
     On a CPU, where everything here runs on one thread, a member's bits depend on its positions, its seed and ``engine``
-    alone: not on the other members, their number and order, or how they were spread over calls. Stacked, members with equally many
-    examples are trained together, and a group that is not full is filled up with repetitions of its last member; where
-    the arithmetic for such a size would depend on the place in the group, its members are trained one by one.
+    alone: not on the other members, their number and order, or how they were spread over calls. Stacked, members with
+    equally many examples are trained together, and a group that is not full is filled up with repetitions of its last
+    member; where the arithmetic for such a size would depend on the place in the group, its members are trained one by
+    one. On a GPU, where kernels add in whatever order, no bits are promised.
 
     Args:
         spec: the architecture.

@@ -126,9 +126,10 @@ class RetrainingBank:
     ) -> RetrainingBank:
         """Plan a bank in a new folder, or open the one that is there and add to it what it lacks.
 
-        Data, model, recipe, queries, ``seed`` and ``engine`` make a bank; which subsets and how many seeds is a question of what
-        it holds. So asking for more subsets, seeds or plans extends it, nothing is ever taken away, and what is
-        trained already is used. The bank that is returned has what was asked for here; :meth:`load` gives everything.
+        Data, model, recipe, queries, ``seed`` and ``engine`` make a bank; which subsets and how many seeds is a
+        question of what it holds. So asking for more subsets, seeds or plans extends it, nothing is ever taken away,
+        and what is trained already is used. The bank that is returned has what was asked for here; :meth:`load` gives
+        everything.
 
         Args:
             path: the folder.
