@@ -205,9 +205,6 @@ def test_slices_of_one_job_end_with_the_same_bits_as_one_sitting(parts: _Parts, 
     at, sittings = _sitting(parts, tmp_path, left=1e-9), 0
     plan, seeds = parts.steps.truth_plans(at.study, at.splits)[0]
     made = at.bank("bank", plan, seeds)
-    (tmp_path / "state" / "bank" / "engine.json").write_bytes(
-        (finished / "state" / "bank" / "engine.json").read_bytes()
-    )
     while made.pending:
         sittings += 1
         try:
@@ -375,15 +372,6 @@ def test_brittleness_query_by_query_is_that_of_the_library(parts: _Parts, finish
         )
         for label in study.methods
     }
-    engine = RetrainingBank.create(
-        tmp_path / "removal-bank",
-        at.splits,
-        "resnet9",
-        subsets=subsets.everything(),
-        queries=found.query_ids,
-        **at.training,
-    )
-    (engine.path / "engine.json").write_bytes((finished / "state" / "removal-bank" / "engine.json").read_bytes())
     wanted = brittleness(
         scores,
         study.ks,

@@ -110,8 +110,8 @@ class Sitting:
         """
         self.clock.check()
         self.clock.worked = True
-        own = (bank.path / "engine.json").exists()  # which it keeps: bits depend on it
-        bank.run(executor=self.executor, device=self.device, engine=None if own else self.engine)
+        begun = any((bank.path / "results").glob("*.safetensors"))  # so it keeps its engine: bits depend on it
+        bank.run(executor=self.executor, device=self.device, engine=None if begun else self.engine)
 
     @property
     def training(self) -> dict[str, Any]:

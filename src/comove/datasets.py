@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ import torch
 
 from comove.checks import whole_number
 from comove.data import ExampleSet, Ids, MapDataset, Normalization, Splits, as_amount, split, stratified_sample
-from comove.errors import InputError, InputTypeError, did_you_mean, some
+from comove.errors import CorruptFileError, InputError, InputTypeError, did_you_mean, some
 from comove.label_noise import flip_labels as with_flipped_labels
 from comove.store import check_fingerprint
 
@@ -208,20 +210,19 @@ def _from_two(
     return Splits(both.subset(parts["train"]), held_out, query, name, source)
 
 
-UNREADABLE = (OSError, ValueError, SyntaxError)
-"""What Pillow raises at a file that is no image or is broken (``UnidentifiedImageError`` is an OSError)."""
-
 TEST_ID_OFFSET = 50_000
 """CIFAR-10 test examples have ids from here on: training row i has id i, test row i has id 50,000 + i."""
 
 
 def _parquet_part(folder: Path, part: str, choose: Choose, download: bool) -> ExampleSet:
     import pyarrow.compute
-    from PIL import Image
     from pyarrow import ArrowException, parquet
 
+    files = sorted(folder.glob(f"{part}-*.parquet"))
+    if odd := [file for file in files if not file.is_file()]:
+        raise InputError(f"{some(odd)} must be regular files; remove what is not.")
     try:
-        table = parquet.read_table(sorted(folder.glob(f"{part}-*.parquet")), columns=["img", "label"])
+        table = parquet.read_table(files, columns=["img", "label"])
         labels = table.column("label").to_numpy().astype(np.int64, casting="safe")
         column = pyarrow.compute.struct_field(table.column("img"), "bytes").combine_chunks()
     except (ArrowException, OSError, KeyError, TypeError) as error:
@@ -233,10 +234,12 @@ def _parquet_part(folder: Path, part: str, choose: Choose, download: bool) -> Ex
 
     def decode(row: int) -> npt.NDArray[np.uint8]:
         try:
-            with Image.open(io.BytesIO(column[row].as_buffer() or b"")) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except UNREADABLE as error:
-            raise InputError(f"Row {row} of {folder}/{part}-*.parquet is no readable image ({error}).") from error
+            with _image(io.BytesIO(column[row].as_buffer() or b"")) as image:
+                pixels = np.asarray(_as_rgb(image))
+        except Exception as error:  # a broken image makes Pillow raise whatever it likes
+            raise InputError(
+                f"Row {row} of {folder}/{part}-*.parquet is no readable image ({_reason(error)})."
+            ) from error
         if pixels.shape != (32, 32, 3):
             raise InputError(f"Row {row} of {folder}/{part}-*.parquet must be 32 x 32 pixels, got {image.size}.")
         return pixels
@@ -289,19 +292,76 @@ class _ImageFiles:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         from PIL import ImageOps
 
-        with _opened(self.files[index]) as image:
-            return ImageOps.fit(image.convert("RGB"), (self.side, self.side)), 0
+        with open_image(self.files[index]) as image:
+            return ImageOps.fit(_as_rgb(image), (self.side, self.side)), 0
+
+
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
+"""Image formats that are read, whatever a file is called: Pillow hands PostScript to a program of its own."""
+MOST_PIXELS = 178_956_970
+"""Of one image: beyond, it is refused before it is unpacked, as Pillow does unless it is told otherwise."""
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def open_image(path: Path) -> Iterator[Any]:
+    """Open an image file, in a block that reads it.
+
+    Raises:
+        InputError: no file, or no image of :data:`FORMATS`, a broken or a huge one; also while the block reads it.
+    """
+    try:
+        with _regular(path) as file, _image(file) as image:
+            yield image
+    except Exception as error:  # a broken image makes Pillow raise whatever it likes
+        raise InputError(f"{path} cannot be read as an image ({_reason(error)}); mend or remove it.") from error
+
+
+def _reason(error: BaseException) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.replace("\n", " ")
+
+
+@contextmanager
+def _regular(path: Path) -> Iterator[BinaryIO]:
+    """Open what is a file, and nothing that is waited for or has no end: pipes, sockets, devices."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("not a regular file")
+    with os.fdopen(handle, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _image(file: BinaryIO) -> Iterator[Any]:
+    """Open an image in one of :data:`FORMATS` and of at most :data:`MOST_PIXELS` pixels."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); mend or remove it.") from error
+    with Image.open(file, formats=FORMATS) as image:
+        if min(image.size) < 1:
+            raise ValueError("no pixels")
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width:,} x {image.height:,} pixels, more than {MOST_PIXELS:,}")
+        yield image
+
+
+def _as_rgb(image: Any) -> Any:
+    """The first frame as 8-bit RGB; 16 bits a channel are scaled down (Pillow would cut them off), transparency goes.
+
+    Raises:
+        ValueError: pixels that have no scale (floating point, 32-bit integers).
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        from PIL import Image
+
+        pixels = np.asarray(image).astype(np.int64)
+        return Image.fromarray((pixels.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, which have no scale; save it with 8 or 16 bits a channel")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def _image_folder(
@@ -323,7 +383,7 @@ def _image_folder(
     roots = [train, test] if train != folder and test is not None else [train]
     classes = _class_names(train)
     listed = [_image_list(root, classes) for root in roots]
-    with _opened(listed[0][0][0]) as image:
+    with open_image(listed[0][0][0]) as image:
         side = min(224, *image.size)
     sets, offset = [], 0
     for files, labels in listed:
@@ -366,6 +426,8 @@ def _image_list(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[in
         for path in sorted((root / name).rglob("*"))
         if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
     ]
+    if odd := [str(path) for path, _ in found if not path.is_file()]:
+        raise InputError(f"What is named like an image must be a file: {some(odd)} is none; remove or rename it.")
     counts = np.bincount([label for _, label in found], minlength=len(classes)) if found else np.zeros(len(classes))
     empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
     if not found or empty:
@@ -384,17 +446,29 @@ def dataset_names() -> tuple[str, ...]:
     return tuple(_LOADERS)
 
 
-@contextmanager
-def open_image(path: Path) -> Iterator[Any]:
-    """Open an image file, in a block that reads it.
+SOURCE: Mapping[str, tuple[type, ...]] = {
+    "name": (str,),
+    "seed": (int,),
+    "limit": (int, NoneType),
+    "validation": (float, int, NoneType),
+    "queries": (int, NoneType),
+    "data_dir": (str,),
+    "flip_labels": (float, int),
+}
+"""What a manifest says of where data was found; ``download`` is for the user to say."""
 
-    Raises:
-        InputError: no file, or one that cannot be read as an image.
-    """
-    if not path.is_file():  # opening a pipe would wait for ever
-        raise InputError(f"{path} is no file that can be read as an image.")
-    with _opened(path) as image:
-        yield image
+
+def _checked_source(source: Any, where: object) -> dict[str, Any]:
+    """The source in a manifest, believed only as far as it is of the kind that :func:`load_dataset` writes."""
+    found = dict(source) if isinstance(source, Mapping) else {"": source}
+    kinds = {name: SOURCE.get(name, ()) for name in found}
+    wrong = [name for name, value in found.items() if isinstance(value, bool) or not isinstance(value, kinds[name])]
+    if wrong or (found and "name" not in found):
+        told = ", ".join(f"{name} = {str(found[name])[:80]!r}" for name in wrong) or "no name"
+        raise CorruptFileError(f"{where} has a damaged note of where its data was found ({told}): restore it.")
+    if not 0 <= found.get("seed", 0) < 2**63:
+        raise CorruptFileError(f"{where} has a damaged note of where its data was found (seed = {found['seed']}).")
+    return found
 
 
 def reload_splits(described: Mapping[str, Any], where: object) -> Splits:
@@ -408,7 +482,7 @@ def reload_splits(described: Mapping[str, Any], where: object) -> Splits:
         InputError: the data was passed in from memory and must be passed again.
         FingerprintError: what is found under that name now is something else.
     """
-    source = dict(described["source"])
+    source = _checked_source(described["source"], where)
     if not source:
         raise InputError(f"{where} was made with data of your own ({described['name']}): pass it again as dataset=.")
     splits = load_dataset(source.pop("name"), **source)

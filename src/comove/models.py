@@ -388,6 +388,25 @@ class ModelSpec:
         Raises:
             InputError: As :func:`build_model`; or ``factory`` is needed and absent, or given for one of our models.
         """
+        return build_model(
+            self.named(factory),
+            num_classes=self.num_classes,
+            input_shape=self.input_shape,
+            seed=seed,
+            **dict(self.options),
+        )
+
+    def named(self, factory: str | Factory | None = None) -> str | Factory:
+        """Return what makes this network, for those who train another: a name of ours, or the user's own factory.
+
+        The one place where the name of a specification is taken for something to build.
+
+        Args:
+            factory: As for :meth:`build`.
+
+        Raises:
+            InputError: ``factory`` is needed and absent, or given for one of our models.
+        """
         own = ":" in self.name
         if factory is not None and not own:
             raise InputError(f"{self.name!r} is one of comove's own models; build it without factory.")
@@ -395,16 +414,10 @@ class ModelSpec:
             raise InputError(
                 f"This model was made by your own factory {self.name!r}, and its name was read from a file. A file "
                 f"never makes comove import or run code, so pass the factory again: factory={self.name!r}, or the "
-                f"function itself."
+                f"function itself (--model on the command line)."
             )
         chosen = self.factory if factory is None else factory
-        return build_model(
-            self.name if chosen is None else chosen,
-            num_classes=self.num_classes,
-            input_shape=self.input_shape,
-            seed=seed,
-            **dict(self.options),
-        )
+        return self.name if chosen is None else chosen
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary of JSON values, for a manifest."""

@@ -26,7 +26,7 @@ from comove.training.randomness import derived_seed
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05)
 PLAN = subsets.random(0.5, 5, seed=1)
 ONE = Engine("one-by-one", 1, "for a test")
-"""Named where bits of two folders are compared: which engine is faster is not the same in every minute."""
+"""Named where models are compared with such as ``fit`` trains."""
 
 
 def create(folder: Path, data: Splits, **changes: object) -> RetrainingBank:
@@ -102,24 +102,6 @@ def test_any_subset_of_jobs_trained_first_gives_the_same_logits(
     other.run()
     assert other.pending == []
     np.testing.assert_array_equal(other.logits(), bank.logits())
-
-
-def test_the_engine_is_chosen_once_and_noted(small_digits: Splits, tmp_path: Path) -> None:
-    chosen = create(tmp_path / "bank", small_digits, seeds=1).run()
-    noted = (chosen.path / "engine.json").read_bytes()
-    assert Engine.from_json(json.loads(noted)).kind in ("stacked", "one-by-one")
-    create(chosen.path, small_digits, seeds=2).run()
-    assert (chosen.path / "engine.json").read_bytes() == noted
-    other = Engine("stacked", 3, "asked for")
-    with pytest.raises(InputError, match=r"at a time; leave out engine=, .* to train them stacked, 3 at a time"):
-        create(chosen.path, small_digits, seeds=3).run(engine=other)
-
-
-def test_a_damaged_note_of_the_engine_says_what_to_do(small_digits: Splits, tmp_path: Path) -> None:
-    other = create(tmp_path / "bank", small_digits, seeds=1)
-    (other.path / "engine.json").write_text("{}")
-    with pytest.raises(CorruptFileError, match=r"engine\.json is damaged .*Delete it and run again"):
-        other.run()
 
 
 def test_how_jobs_are_grouped_does_not_change_a_bit(small_digits: Splits, tmp_path: Path) -> None:
@@ -514,13 +496,6 @@ def test_workers_are_sent_all_they_need(bank: RetrainingBank, small_digits: Spli
     posted = create(tmp_path, small_digits, keep_weights=True).run(executor=Posting(), engine=ONE)
     np.testing.assert_array_equal(posted.logits(), bank.logits())
     assert posted.weights(4, 1).keys() == ModelSpec.from_json(bank.manifest["model"]).build(0).state_dict().keys()
-
-
-def test_a_few_models_settle_no_engine_for_the_many_that_follow(small_digits: Splits, tmp_path: Path) -> None:
-    create(tmp_path, small_digits, subsets=subsets.everything(), seeds=3).run()
-    assert not (tmp_path / "engine.json").exists()
-    create(tmp_path, small_digits, seeds=1).run()
-    assert (tmp_path / "engine.json").exists()
 
 
 def test_subsets_that_coincide_may_be_asked_for_different_numbers_of_seeds(

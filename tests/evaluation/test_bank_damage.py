@@ -163,8 +163,7 @@ except StorageError as error:
 def test_a_full_disk_keeps_what_was_finished_and_the_bank_goes_on(
     warm: Any, finished: RetrainingBank, small_digits: Splits, tmp_path: Path
 ) -> None:
-    bank = create(tmp_path, small_digits)
-    (tmp_path / "engine.json").write_text(json.dumps(ONE.to_json()))
+    bank = create(tmp_path, small_digits, engine=ONE)
     message, counts = warm.run(FULL_DISK, tmp_path).splitlines()
     assert "Could not write" in message
     assert "then run the same command again" in message
@@ -189,8 +188,7 @@ RetrainingBank.load(sys.argv[1]).run(executor="serial")
 def test_a_second_driver_is_refused_while_the_first_lives_and_reading_is_not(
     warm: Any, finished: RetrainingBank, small_digits: Splits, tmp_path: Path
 ) -> None:
-    bank = create(tmp_path, small_digits)
-    (tmp_path / "engine.json").write_text(json.dumps(ONE.to_json()))
+    bank = create(tmp_path, small_digits, engine=ONE)
     first = warm.start(DRIVER, tmp_path)
     until = time.monotonic() + 60
     while warm.output.read_text() != "training\n":

@@ -33,7 +33,6 @@ class Planted:
         self.flips, self.again, self.rounds = flips, again, list[Sequence[Ids]]()
 
     def full(self, models: int) -> Any:
-        assert len(self.rounds) == 1  # after the first round: a bank picks its engine for what it trains first
         predicted = np.zeros((models, Q), int)
         predicted[models // 2 :, : self.again] = 1
         return np.eye(2, dtype=np.float32)[predicted]

@@ -6,6 +6,7 @@ the plan, which is taken from all of them once, and the columns of its block.
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from comove.correlation.columns import Plan, plan_for, ranges
 from comove.correlation.inputs import one_side, sides
 from comove.correlation.product import Panel, panels, score_tile
 from comove.correlation.sizes import TILE
-from comove.correlation.workers import workers
+from comove.correlation.workers import plain_products, product_workers
 
 __all__ = ["TILE_N", "TILE_Q", "Plan", "prepare", "score_block"]
 
@@ -29,7 +30,8 @@ def prepare(train_losses: Any, *, correlation: str, common_mode: str, row_scalin
     Raises:
         InputError: as :func:`comove.correlation.pairwise`.
     """
-    return plan_for(one_side(train_losses, "train ", None, None), correlation, common_mode, row_scaling)
+    with plain_products():
+        return plan_for(one_side(train_losses, "train ", None, None), correlation, common_mode, row_scaling)
 
 
 def score_block(plan: Plan, train_losses: Floats, query_losses: Floats) -> Floats:
@@ -42,11 +44,11 @@ def score_block(plan: Plan, train_losses: Floats, query_losses: Floats) -> Float
     """
     train, query = sides(train_losses, query_losses, None, None)
     scores_qn = np.empty((query.columns, train.columns), np.float32)
-    with workers(train) as crew:
+    with product_workers() as crew:
         for query_panel in panels(query, plan, TILE_Q, crew):
             for train_panel in panels(train, plan, TILE_N, crew):
-                for q in ranges(query_panel.start, query_panel.stop, TILE_Q):
-                    _fill(plan, train_panel, query_panel, q, scores_qn)
+                parts = list(ranges(query_panel.start, query_panel.stop, TILE_Q))
+                crew.each(_fill, repeat(plan), repeat(train_panel), repeat(query_panel), parts, repeat(scores_qn))
     return scores_qn.T
 
 

@@ -91,7 +91,7 @@ def _proxy(run: Path | None, task: Task, out: Path) -> Run:
     from comove.training import Recording, Run, train
 
     if run is not None:
-        (source,) = open_runs([run])
+        (source,) = open_runs([run], task.model)
         if not isinstance(source, Run):
             raise InputError("A coreset curve trains models: pass a run made by comove.train, not a bare trace.")
         return source

@@ -23,6 +23,9 @@ def diagnose(
         str, typer.Option(metavar="SHARE", help="Share of the training data kept, as 0.1 or 10%.")
     ] = "0.1",
     checkpoints: Annotated[int, typer.Option(min=1, help="How many of each run are looked at.")] = 6,
+    model: Annotated[
+        str | None, typer.Option(help="Your own package.module:factory, named again where the run was trained with it.")
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -35,7 +38,7 @@ def diagnose(
     from comove.training import Run
 
     share = parse_share(budget, "--budget")
-    (source,) = open_runs([run])
+    (source,) = open_runs([run], model)
     if not isinstance(source, Run):
         raise InputError(f"{run} is a bare trace; gradients need a run made by comove train.")
     names, every = coreset_methods(methods, ["cld", "random", "el2n"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,9 +154,16 @@ class Machines:
 
 
 def importable(name: str | None) -> str | None:
-    """Return a model's name, and make a factory in the working folder importable: the user has just named it."""
+    """Return a model's name, and make a factory in the working folder importable: the user has just named it.
+
+    The folder comes last on the path, so that nothing else in it takes the place of an installed module; but first
+    where it is the named module itself that has such a name.
+    """
     if name and ":" in name and (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+        first = name.partition(":")[0].partition(".")[0]
+        own = Path(here, f"{first}.py").is_file() or Path(here, first).is_dir()
+        taken = first.isidentifier() and find_spec(first) is not None
+        sys.path.insert(0 if own and taken else len(sys.path), here)
     return name
 
 
@@ -227,19 +235,31 @@ def parse_shares(words: Sequence[str] | None, default: Sequence[float]) -> list[
     return [parse_share(word, "--budgets") for word in words] if words else list(default)
 
 
-def open_runs(paths: Sequence[Path]) -> list[Any]:
-    """Open recorded runs and traces, and say so where one is unfinished."""
+def open_runs(paths: Sequence[Path], model: str | None = None) -> list[Any]:
+    """Open recorded runs and traces, and say so where one is unfinished.
+
+    Args:
+        paths: their folders.
+        model: the user's own ``package.module:factory``, for runs that were trained with one: no file is believed.
+    """
     from comove.sources import open_source
     from comove.training import Run
 
     for path in paths:
         _check_folder(path, ("run", "trace"), "run or trace", "comove train --out RUN makes a run.")
-    found = [open_source(path) for path in paths]
+    found = [_with_factory(open_source(path), model) for path in paths]
     for source in found:
         if isinstance(source, Run) and not source.finished:
             rows = len(source.trace.rows)
             say(f"{source.path} has not been trained to its end; its first {rows} rows are used.", "Warning:", "yellow")
     return found
+
+
+def _with_factory(source: Any, model: str | None) -> Any:
+    from comove.training import Run
+
+    own = isinstance(source, Run) and ":" in source.model_spec.name and model and ":" in model
+    return replace(source, factory=importable(model)) if own else source
 
 
 def open_banks(paths: Sequence[Path], method: str) -> list[Any]:

@@ -64,7 +64,8 @@ def top_k(
     train, query = sides(train_losses, query_losses, train_ids, query_ids)
     k = whole_number(k, "k", 1, train.columns)
     order_N, rank_N = _tie_ranks(train)
-    plan = plan_for(train, correlation, common_mode, row_scaling)
+    with plain_products():
+        plan = plan_for(train, correlation, common_mode, row_scaling)
     limit = np.inf if correlation == "covariance" else 1.0
     (tile_n, tile_q), keys = tile_of(train), []
     with plain_products(), workers(train) as crew:

@@ -67,7 +67,8 @@ def pairwise(
         [[1.0], [-1.0], [0.0]]
     """
     train, query = sides(train_losses, query_losses, train_ids, query_ids)
-    plan = plan_for(train, correlation, common_mode, row_scaling)
+    with plain_products():
+        plan = plan_for(train, correlation, common_mode, row_scaling)
     scores_NQ = output(out, train, query)
     flat = scores_NQ.numpy() if isinstance(scores_NQ, torch.Tensor) and train.xp is np else scores_NQ
 
@@ -132,7 +133,8 @@ def blocks(
     train, query = sides(train_losses, query_losses, train_ids, query_ids)
     stop = train.columns if stop is None else stop
     _check_range(start, stop, train.columns)
-    plan = plan_for(train, correlation, common_mode, row_scaling)
+    with plain_products():
+        plan = plan_for(train, correlation, common_mode, row_scaling)
     return _blocks(train, query, plan, start, stop)
 
 

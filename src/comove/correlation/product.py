@@ -11,7 +11,7 @@ import numpy as np
 from comove.correlation import sizes
 from comove.correlation.columns import Plan, namespace, ranges, spans, standardise
 from comove.correlation.inputs import Side
-from comove.correlation.workers import Workers
+from comove.correlation.workers import Workers, plain_products
 from comove.errors import InputError
 
 __all__ = ["Panel", "panels", "score_tile", "tile_of"]
@@ -63,7 +63,8 @@ def _panel(side: Side, plan: Plan, crew: Workers, start: int, stop: int) -> Pane
         columns_TB, scale_B[here] = standardise(side.block(at), plan)
         unit_TB[:, here] = columns_TB[plan.order]
 
-    crew.each(fill, spans(side, start, stop))
+    with plain_products():  # projecting the common mode out is one
+        crew.each(fill, spans(side, start, stop))
     return Panel(start, stop, unit_TB, scale_B if plan.correlation == "covariance" else None)
 
 

@@ -204,6 +204,7 @@ def diagnose(
         raise InputError("A diagnosis needs at least one coreset method and one checkpoint.")
     if splits.validation is None:
         raise InputError(f"{run.path} has no validation examples: train on splits that have some (validation=0.1).")
+    run.model_spec.named(run.factory)  # refuses an own model that was not passed, before anything is selected
     where = resolve_device(device)
     chosen = [selector(item) if isinstance(item, str) else item for item in methods]
     coresets, skipped = {}, {}
@@ -226,8 +227,13 @@ def diagnose(
         provenance = {"run": run.manifest["fingerprint"], "model": run.model_spec.to_json()}
         found = Diagnosis(tuple(rows), budget, provenance, skipped)
         if out is not None:
-            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": [asdict(r) for r in rows]})
+            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": [_plain(r) for r in rows]})
     return found
+
+
+def _plain(row: Alignment) -> dict[str, Any]:
+    """A row for JSON, which has no NaN: what is undefined (a coreset without some class) is null."""
+    return {name: None if value != value else value for name, value in asdict(row).items()}
 
 
 def _train_on(run: Run, kept: Coreset, splits: Splits, folder: Path, device: torch.device, progress: bool) -> Run:
@@ -237,7 +243,7 @@ def _train_on(run: Run, kept: Coreset, splits: Splits, folder: Path, device: tor
     small = replace(splits, train=splits.train.subset(ids), name=f"{splits.name}, coreset {kept.method}", source={})
     return train(
         small,
-        run.factory or run.model_spec.name,
+        run.model_spec.named(run.factory),
         run.recipe,
         run.seed,
         folder / f"run-{name}",

@@ -1,7 +1,7 @@
 """Where many independent jobs run: in this process, in worker processes, or on a Ray cluster.
 
 :func:`run_jobs` hands every result to one function in the calling process, the driver, which alone writes. All
-executors give the same bits: a job runs with torch on one CPU thread wherever it is done.
+executors give the same bits on processors of one kind: a job runs with torch on one thread wherever it is done.
 """
 
 from comove.execution.base import Executor, JobLostError

@@ -19,9 +19,10 @@ from typing import Any
 from comove.execution.outcome import Outcome
 from comove.execution.wire import Parts, pack, receive, send, unpack
 
-__all__ = ["Event", "WorkerProcess"]
+__all__ = ["Event", "WorkerProcess", "import_path"]
 
 # The script that called us is not imported again (multiprocessing would), so it needs no `if __name__ == "__main__"`.
+# Started with -P, which leaves the current folder out: a json.py that happens to lie there must not run.
 _BOOT = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -29,6 +30,17 @@ from comove.execution.worker import main
 main(int(sys.argv[2]), sys.argv[3])
 """
 _LAST_WORDS = 1_000
+
+
+def import_path() -> list[str]:
+    """Where a worker looks for modules: where this process does, but in the current folder last.
+
+    What the caller could import from there (a notebook's neighbours), the worker can; what only has the name of an
+    installed module, it cannot.
+    """
+    entries = [entry for entry in sys.path if isinstance(entry, str)]
+    relative = [entry for entry in entries if entry in ("", ".")]
+    return [entry for entry in entries if entry not in ("", ".")] + ([os.getcwd()] if relative else [])
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,8 @@ class WorkerProcess:
         self.slot = slot
         self._parts, self._jobs, self._queue, self._events, self._room = parts, jobs, queue, events, room
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
-        path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, path, str(os.getpid()), device],
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(import_path()), str(os.getpid()), device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -24,6 +24,7 @@ import numpy as np
 from comove.errors import InputError
 from comove.execution.base import Executor, JobLostError, Results, Work, check_retries, job_lost
 from comove.execution.outcome import Outcome, collect
+from comove.execution.process import import_path
 from comove.execution.ray_task import do_job
 from comove.execution.wire import Parts, from_bytes, pack, to_bytes
 
@@ -116,6 +117,8 @@ class _Flight:
     def __init__(self, task: Callable[..., Any], jobs: Sequence[Any], shared: ObjectRef, retries: int) -> None:
         self._task, self._jobs, self._shared, self._retries = task, jobs, shared, retries
         self._run = uuid.uuid4().hex
+        here = os.path.abspath(os.curdir)
+        self._last = "" if here in import_path()[:-1] else here  # in the path by the user's own wish: left where it is
         self._waiting = iter(range(len(jobs)))
         self._flying: dict[ObjectRef, int] = {}
         self._warned: set[Any] = set()
@@ -134,7 +137,7 @@ class _Flight:
     def _launch(self) -> int:
         """Hand tasks to Ray up to the bound, and return how many it has."""
         while len(self._flying) < IN_FLIGHT and (index := next(self._waiting, None)) is not None:
-            task = self._task(self._run, self._shared, to_bytes(pack(self._jobs[index])))
+            task = self._task(self._run, self._shared, to_bytes(pack(self._jobs[index])), self._last)
             self._flying[task] = index
         return len(self._flying)
 

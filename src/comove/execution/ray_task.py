@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from comove.execution.outcome import Outcome, attempt, packed
@@ -13,14 +14,18 @@ __all__ = ["do_job"]
 _prepared: dict[str, Outcome] = {}
 
 
-def do_job(run: str, shared: Any, job: bytes) -> bytes:
+def do_job(run: str, shared: Any, job: bytes, last: str = "") -> bytes:
     """Do one job and return its packed outcome.
 
     Args:
         run: names the run; the set-up of another run is dropped.
         shared: (n,) uint8, the packed (setup, payload).
         job: the packed job.
+        last: a folder that is to come last where modules are looked for. Ray puts the driver's current folder first,
+            where a torch.py that happens to lie there would take the place of the installed one.
     """
+    if last in sys.path:
+        sys.path[:] = [*(entry for entry in sys.path if entry != last), last]
     if run not in _prepared:
         _prepared.clear()
         _prepared[run] = attempt(lambda: _set_up(shared))

@@ -1,7 +1,7 @@
-"""The one training loop, recipes, and recorded runs."""
+"""The training loop, recipes, recorded runs, and engines that train many models with its results."""
 
-from comove.training.choice import choose_engine
-from comove.training.engine import Engine, Trained, train_many
+from comove.training.choice import choose_engine, engines_for
+from comove.training.engine import Engine, Engines, Trained, train_many
 from comove.training.loop import Resident, evaluate, fit, predict, resolve_device
 from comove.training.recipe import RECIPES, Recipe, as_recipe, default_recipe
 from comove.training.run import Checkpoint, Run
@@ -12,6 +12,7 @@ __all__ = [
     "RECIPES",
     "Checkpoint",
     "Engine",
+    "Engines",
     "Member",
     "Recipe",
     "Recording",
@@ -22,6 +23,7 @@ __all__ = [
     "choose_engine",
     "default_model",
     "default_recipe",
+    "engines_for",
     "evaluate",
     "fit",
     "predict",

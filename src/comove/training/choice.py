@@ -1,4 +1,9 @@
-"""Which way of training many models is faster here, found by a short timing."""
+"""Which way of training many models is the faster: by a rule, the same on every machine, or by a short timing here.
+
+Banks go by the rule (:func:`engines_for`): a model's bits depend on the engine, and what is timed differs from machine
+to machine and with the number of models asked for. :func:`choose_engine` measures, for those who then name what it
+found.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,25 @@ import numpy as np
 import torch
 from torch import nn
 
+from comove.data import ExampleSet
 from comove.errors import InputError
 from comove.models import Factory, ModelSpec
 from comove.training.captured import trainer_for, why_not_captured
-from comove.training.engine import FEW, Engine
+from comove.training.engine import Engine, Engines
 from comove.training.loop import Resident, batch_bounds, fit, one_thread
+from comove.training.randomness import seeded
 from comove.training.recipe import Recipe
-from comove.training.stacked import Member, Stack, place_matters, why_not_stacked
+from comove.training.stacked import COMPARED, Member, Stack, place_matters, why_not_stacked
 
-__all__ = ["choose_engine"]
+__all__ = ["choose_engine", "engines_for"]
 
+SIDE_BY_SIDE = {"dense": 6_000_000, "convolutional": 12_000_000}
+"""Multiply-adds of a step (a batch forward) below which networks gain by standing side by side on a processor: beyond,
+their layers are large enough by themselves, and grouped convolutions and batched products are the slower. Measured."""
+TOGETHER, TOGETHER_ON_GPU = 16, 256
+"""Models of a group by the rule: multiples of :data:`comove.training.side_by_side.ALIGNED`."""
+FEW = 4
+"""Fewer models than this are not worth a timing."""
 GROUPS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
 """Group sizes that are tried, until one is slower than a smaller one."""
 LONG = 2.0
@@ -33,6 +47,63 @@ COMPILING = 120.0
 """Seconds that compiling a step may take; it is tried where all models will take far longer."""
 MEMORY = 512 << 20
 """Bytes that a group's activations and parameters may take (on a GPU: a quarter of what is free)."""
+
+
+def engines_for(spec: ModelSpec, train: ExampleSet, recipe: Recipe, factory: str | Factory | None = None) -> Engines:
+    """How models of this kind are trained when nobody says: from the network and the recipe alone, without a clock.
+
+    So it is the same on every machine, and whether three models are asked for or three thousand. Small networks that
+    can stand side by side are trained in groups of 16 (on a GPU 256), filled up by repetition. All others are trained
+    one by one; on a GPU from a captured graph, where that is right.
+
+    Args:
+        spec: the architecture.
+        train: the training examples; a few of them are passed through the network.
+        recipe: how the models will be trained.
+        factory: the user's own factory, as for :meth:`ModelSpec.build`.
+    """
+    few = Resident(train.subset(train.ids[: 2 * COMPARED]), torch.device("cpu"))
+    with one_thread():
+        obstacle = _too_large(spec, few, recipe, factory) or why_not_stacked(spec, few, recipe, factory)
+    reason = obstacle or "small layers gain by standing side by side"
+    cpu = Engine("one-by-one", 1, reason) if obstacle else Engine("stacked", TOGETHER, reason)
+    scaled = recipe.precision == "float16"  # the loss scale would be shared by a group
+    cuda = Engine("captured", 1, reason) if obstacle or scaled else Engine("stacked", TOGETHER_ON_GPU, reason)
+    return Engines(cpu, cuda)
+
+
+def _too_large(spec: ModelSpec, few: Resident, recipe: Recipe, factory: str | Factory | None) -> str | None:
+    """Why the layers of this network are too large to gain by standing side by side, if they are."""
+    network = spec.build(0, factory)
+    convolves = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in network.modules())
+    limit = SIDE_BY_SIDE["convolutional" if convolves else "dense"]
+    if recipe.batch_size * sum(parameter.numel() for parameter in network.parameters()) > limit:
+        return "its layers are large enough by themselves"  # at least as many multiply-adds as parameters
+    try:
+        work = recipe.batch_size * _multiply_adds(network, few)
+    except Exception as error:  # whatever a network of the user's own may raise; training it will tell
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    return None if work <= limit else "its layers are large enough by themselves"
+
+
+def _multiply_adds(network: nn.Module, few: Resident) -> int:
+    """Of the linear and convolutional layers, for one example."""
+    found = 0
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal found
+        places = output[0].numel() // (output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1])
+        found += module.weight.numel() * places  # type: ignore[union-attr, operator]  # a layer's weight is a tensor
+
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.no_grad(), seeded(0, device=few.device):
+            network.eval()(few.inputs(torch.arange(1)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def choose_engine(

@@ -19,11 +19,9 @@ from comove.training.loop import Resident, fit, one_thread, predict
 from comove.training.recipe import Recipe
 from comove.training.stacked import Member, Stack, place_matters, why_not_stacked
 
-__all__ = ["FEW", "Engine", "Trained", "train_many"]
+__all__ = ["Engine", "Engines", "Trained", "train_many"]
 
 KINDS = ("stacked", "one-by-one", "captured", "compiled")
-FEW = 4
-"""Fewer models than this are trained one by one, without a timing."""
 
 
 class Trained(NamedTuple):
@@ -53,7 +51,7 @@ class Engine:
     reason: str
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise InputError(f"An engine is one of {', '.join(KINDS)}, not {self.kind!r}.")
         whole = isinstance(self.group, int) and not isinstance(self.group, bool)
         if not whole or self.group < 1 or (self.kind != "stacked" and self.group > 1):
@@ -73,6 +71,47 @@ class Engine:
         """
         return cls(**entries(content, "an engine", {"kind": str, "group": int, "reason": str}))
 
+    def same_bits(self, other: Engine) -> bool:
+        """Whether a model comes out alike: the reason does not count."""
+        return (self.kind, self.group) == (other.kind, other.group)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """How many models are trained on a processor and on a GPU; part of a retraining bank's identity.
+
+    Args:
+        cpu: the engine on a processor.
+        cuda: the engine on a GPU.
+    """
+
+    cpu: Engine
+    cuda: Engine
+
+    def on(self, device_type: str) -> Engine:
+        """The engine on a kind of device, ``"cpu"`` or ``"cuda"``."""
+        return self.cuda if device_type == "cuda" else self.cpu
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: kind and group for each kind of device; not the reasons, which decide no bit."""
+        return {
+            name: {"kind": engine.kind, "group": engine.group}
+            for name, engine in (("cpu", self.cpu), ("cuda", self.cuda))
+        }
+
+    @classmethod
+    def from_json(cls, content: object) -> Engines:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: anything else.
+        """
+        devices = content if isinstance(content, Mapping) else {}
+        found = {name: entry for name, entry in devices.items() if isinstance(entry, Mapping)}
+        if found.keys() != {"cpu", "cuda"} or any(entry.keys() != {"kind", "group"} for entry in found.values()):
+            raise InputError(f"Engines are a kind and a group for cpu and for cuda, not {str(content)[:200]}.")
+        return cls(**{name: Engine(**entry, reason="noted") for name, entry in found.items()})
+
 
 def train_many(
     spec: ModelSpec,
@@ -88,9 +127,10 @@ def train_many(
     """Train a model for each member, and return them in the same order.
 
     On a CPU, where everything here runs on one thread, a member's bits depend on its positions, its seed and ``engine``
-    alone: not on the other members, their order, or how they were spread over calls. Stacked, members with equally many
-    examples are trained together, and a group that is not full is filled up with repetitions of its last member; where
-    the arithmetic for such a size would depend on the place in the group, its members are trained one by one.
+    alone: not on the other members, their number and order, or how they were spread over calls. Stacked, members with
+    equally many examples are trained together, and a group that is not full is filled up with repetitions of its last
+    member; where the arithmetic for such a size would depend on the place in the group, its members are trained one by
+    one. On a GPU, where kernels add in whatever order, no bits are promised.
 
     Args:
         spec: the architecture.
@@ -117,12 +157,23 @@ def train_many(
             raise InputError(f"These models cannot be trained stacked: {obstacle}. Use Engine('one-by-one', 1, '').")
         for size, places in _by_size(members).items():
             group = engine.group
-            alone = engine.kind != "stacked" or place_matters(spec, train, recipe, group, size, factory)
+            alone = engine.kind != "stacked" or _place_matters(task, group, size)
             for first in range(0, len(places), group):
                 here = [members[place] for place in places[first : first + group]]
                 made = [_alone(task, member, engine) for member in here] if alone else _stacked(task, here, group)
                 found.update(zip(places[first:], made, strict=False))
     return [found[place] for place in range(len(members))]
+
+
+def _place_matters(task: _Task, group: int, size: int) -> bool:
+    """As :func:`place_matters`, asked once for all jobs on these data."""
+    made_by = (task.factory, task.spec.factory)  # kept too, so that no other function gets their ids
+    key = ("place matters", task.spec, task.recipe, *map(id, made_by), group, size)
+    if key not in task.train.kept:
+        matters = place_matters(task.spec, task.train, task.recipe, group, size, task.factory)
+        task.train.kept[key] = (matters, made_by)
+    found: bool = task.train.kept[key][0]
+    return found
 
 
 def _check(member: Member, size: int) -> None:

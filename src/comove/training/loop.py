@@ -1,6 +1,9 @@
-"""The one training loop, and evaluation passes.
+"""The training loop, and evaluation passes.
 
-Everything that trains a model in comove (recorded runs, retraining banks, coreset curves) calls :func:`fit`.
+Recorded runs are trained by :func:`fit`, and so are the models of banks and coreset curves one by one. For many models
+there are two faster loops of the same steps: side by side (:mod:`comove.training.stacked`) and from a captured graph
+(:mod:`comove.training.captured`). They draw weights, order and augmentation as :func:`fit` does and are tested against
+it, to rounding: not to the bit.
 """
 
 from __future__ import annotations

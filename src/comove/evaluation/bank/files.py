@@ -236,6 +236,11 @@ class ResultFiles:
         shape = (len(identity["query_ids"]), int(identity["model"]["num_classes"]))
         return cls(folder, str(identity["fingerprint"]), shape)
 
+    def renew(self, fingerprint: str) -> None:
+        """Go by another fingerprint from now on: the bank's manifest has changed."""
+        self.fingerprint = fingerprint
+        self._checked.clear()
+
     def file(self, key: Key) -> Path:
         """Where a result is."""
         return self.folder / RESULTS / key.file

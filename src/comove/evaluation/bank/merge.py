@@ -56,7 +56,6 @@ def _warn(folder: Path, theirs: ResultFiles, different: list[str]) -> None:
     if different:
         warnings.warn(
             f"{len(different)} models are in both {folder} and {theirs.folder} with different logits "
-            f"({some(different, 3)}); those that were here stay. The banks were trained on different machines, or with "
-            "different engines (engine.json).",
+            f"({some(different, 3)}); those that were here stay. The banks were trained on different machines.",
             stacklevel=4,
         )

@@ -3,15 +3,18 @@
 For each of C subsets of the training data and each of R seeds a model is trained from scratch, and its logits on the
 queries are kept. On disk::
 
-    manifest.json                 data, model, recipe, seed, queries; fingerprint
+    manifest.json                 data, model, recipe, seed, queries, engine; fingerprint
     examples.safetensors          train_ids, train_labels, query_ids, query_labels
     plans/random-0.5-0.safetensors    masks (C, N) as bits, and how many seeds each subset was asked for
-    engine.json                   how the models are trained; chosen at the first run
     results/<subset>-000.safetensors  logits (Q, classes): one small file a model, named by what it was trained on
     weights/<the same name>       the model's weights, where they are kept
 
 The renamed result files are the truth; there is no second book that could disagree with them. One process at a time
 drives a bank (:mod:`comove.lock`); any number may read it.
+
+On one machine's processor a model's bits depend on its subset, its seed and the bank, whose engine is decided when it
+is made: not on how many subsets were asked for at once, the order of work, the number of workers or of threads, nor on
+which of several shards trained it.
 
 Shape legend: C subsets, R seeds, N train, Q queries, K classes.
 """
@@ -35,6 +38,7 @@ from comove.datasets import as_splits, reload_splits
 from comove.display import counted
 from comove.errors import CorruptFileError, InputError, some
 from comove.evaluation.bank.compact import read_compact, write_compact
+from comove.evaluation.bank.engines import check_same_but_engine, join_engines, planned_engines, settle_engines
 from comove.evaluation.bank.files import (
     BANK_FORMAT,
     EXAMPLES,
@@ -54,15 +58,15 @@ from comove.evaluation.bank.merge import merge_folders
 from comove.evaluation.bank.reading import all_logits, all_outputs
 from comove.evaluation.bank.rows import Rows
 from comove.evaluation.bank.status import BankStatus, bank_status
-from comove.evaluation.bank.training import Material, train_wanted, wanted_models
+from comove.evaluation.bank.training import Material, device_type, train_wanted, wanted_models
 from comove.evaluation.lds.from_bank import bank_lds
 from comove.evaluation.lds.score import LDS
 from comove.evaluation.subsets import SubsetPlan
-from comove.execution import Executor
+from comove.execution import Executor, as_executor
 from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec
 from comove.store import check_fingerprint, claim_folder, new_folder, read_checked
-from comove.training import Engine, Recipe, as_recipe, default_model
+from comove.training import Engine, Recipe, as_recipe, default_model, engines_for
 from comove.training.dry_run import dry_run
 from comove.training.run import read_weights
 
@@ -87,7 +91,7 @@ class RetrainingBank:
     def __init__(
         self,
         path: Path,
-        identity: Mapping[str, Any],
+        identity: dict[str, Any],
         examples: Mapping[str, npt.NDArray[Any]],
         rows: Rows,
         results: Results,
@@ -119,12 +123,14 @@ class RetrainingBank:
         seed: int = 0,
         model_options: Mapping[str, Any] | None = None,
         keep_weights: bool = False,
+        engine: Engine | None = None,
     ) -> RetrainingBank:
         """Plan a bank in a new folder, or open the one that is there and add to it what it lacks.
 
-        Data, model, recipe, queries and ``seed`` make a bank; which subsets and how many seeds is a question of what
-        it holds. So asking for more subsets, seeds or plans extends it, nothing is ever taken away, and what is
-        trained already is used. The bank that is returned has what was asked for here; :meth:`load` gives everything.
+        Data, model, recipe, queries, ``seed`` and ``engine`` make a bank; which subsets and how many seeds is a
+        question of what it holds. So asking for more subsets, seeds or plans extends it, nothing is ever taken away,
+        and what is trained already is used. The bank that is returned has what was asked for here; :meth:`load` gives
+        everything.
 
         Args:
             path: the folder.
@@ -138,6 +144,8 @@ class RetrainingBank:
             seed: from which every model's seed is derived, together with its subset and number.
             model_options: options of the model.
             keep_weights: also keep the weights of the models of these plans.
+            engine: how models are trained, many at a time or one by one, on which bits depend. By default that of the
+                bank which is there; of a new one what :func:`comove.training.engines_for` says, the same everywhere.
 
         Raises:
             InputError: bad arguments.
@@ -162,9 +170,9 @@ class RetrainingBank:
             "query_ids": query.ids.tolist(),
             "classes": list(splits.classes),
         }
+        factory = model if callable(model) or ":" in model else None
+        identity |= planned_engines(Path(path), engine, lambda: engines_for(spec, splits.train, recipe, factory))
         folder = new_folder(path)
-        if (folder / "manifest.json").exists():
-            open_bank(folder)
         identity = claim_folder(folder, "bank", BANK_FORMAT, identity)
         train = {"train_ids": splits.train.ids, "train_labels": splits.train.labels}
         examples = {**train, "query_ids": query.ids, "query_labels": query.labels}
@@ -174,7 +182,6 @@ class RetrainingBank:
         for plan in plans:
             keep_plan(folder, plan)
         rows, results = Rows.of(plans, splits.train.ids), ResultFiles.of(folder, identity)
-        factory = model if callable(model) or ":" in model else None
         return cls(folder, identity, examples, rows, results, splits, factory)
 
     @classmethod
@@ -277,9 +284,8 @@ class RetrainingBank:
             executor: where: an executor of :mod:`comove.execution`, or ``"serial"``, ``"local"``, ``"ray"``.
             device: ``"auto"``, ``"cpu"``, ``"cuda"``; of the workers.
             progress: show a bar.
-            engine: how models are trained, many at a time or one by one. By default what a short timing finds faster
-                at the first run; it is noted in ``engine.json`` and stays, since bits depend on it. Name it to get
-                the same bits in another folder.
+            engine: how models are trained; by default as was decided when the bank was made. Another one can be named
+                until the first model is trained.
 
         Raises:
             InputError: data or a model factory of the user's own must be passed to :meth:`load` again; another engine
@@ -303,6 +309,7 @@ class RetrainingBank:
         )
         dry_run(material.spec.build(0, self._factory), splits.train)  # bank and factory may come from elsewhere
         with driver_lock(self.path):
+            self._refresh(files)
             files.clean()
             if damaged := files.set_aside_damaged():
                 warnings.warn(
@@ -310,13 +317,29 @@ class RetrainingBank:
                     "set aside as *.damaged and trained again.",
                     stacklevel=2,
                 )
+            where = as_executor(executor) if isinstance(executor, str) else executor
+            engines = settle_engines(
+                files,
+                self._identity,
+                engine,
+                lambda: device_type(material, where),
+                lambda: engines_for(material.spec, material.train, material.recipe, material.factory),
+            )
             wanted = wanted_models(self._rows, self.pending)
             if wanted.models:
                 name_of = self._rows.name_of
                 train_wanted(
-                    files, material, wanted, name_of=name_of, executor=executor, engine=engine, progress=progress
+                    files, material, wanted, name_of=name_of, executor=where, engines=engines, progress=progress
                 )
         return self
+
+    def _refresh(self, files: ResultFiles) -> None:
+        """See an engine that another process has named since this bank was opened; refuse any other change."""
+        found = open_bank(self.path)
+        if found["fingerprint"] != files.fingerprint:
+            check_same_but_engine(self._identity, found, self.path)
+            self._identity.update(found)
+            files.renew(str(found["fingerprint"]))
 
     def _writable(self) -> ResultFiles:
         if not isinstance(self._results, ResultFiles):
@@ -326,7 +349,8 @@ class RetrainingBank:
     def merge(self, other: str | os.PathLike[str] | RetrainingBank) -> int:
         """Copy what a bank made elsewhere has trained into this one's folder, and the plans it has.
 
-        Both must be of the same data, model, recipe, seed and queries. A model that is in both stays as it is here.
+        Both must be of the same data, model, recipe, seed, queries and engine (a bank that has trained nothing takes
+        over the other's engine). A model that is in both stays as it is here.
         Plans that were not here are seen by :meth:`load`, not by this object.
 
         Args:
@@ -342,8 +366,9 @@ class RetrainingBank:
         """
         found = other if isinstance(other, RetrainingBank) else RetrainingBank.load(other)
         ours, theirs = self._writable(), found._writable()
-        check_fingerprint("bank", found=theirs.fingerprint, expected=ours.fingerprint, where=found.path)
         with driver_lock(self.path):
+            self._refresh(ours)
+            join_engines(ours, self._identity, found._identity, found.path)
             return merge_folders(ours, theirs, self.train_ids.size)
 
     # --- parts ---

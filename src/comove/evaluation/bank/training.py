@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,19 +19,17 @@ import torch
 from safetensors.torch import save
 
 from comove.data import ExampleSet
-from comove.errors import CorruptFileError, InputError, NonFiniteError
+from comove.errors import NonFiniteError
 from comove.evaluation.bank.files import Key, ResultFiles
 from comove.evaluation.bank.rows import Rows
-from comove.execution import Executor, Local, as_executor, run_jobs
+from comove.execution import Executor, RayCluster, as_executor, run_jobs
 from comove.models import Factory, ModelSpec
-from comove.store import read_json, sealed, write_bytes, write_json
-from comove.training import Engine, Member, Recipe, Resident, choose_engine, resolve_device, train_many
-from comove.training.engine import FEW
+from comove.store import sealed, write_bytes
+from comove.training import Engine, Engines, Member, Recipe, Resident, resolve_device, train_many
+from comove.training.captured import why_not_captured
 from comove.training.randomness import derived_seed
 
-__all__ = ["Material", "Wanted", "model_seed", "train_wanted", "wanted_models"]
-
-ENGINE = "engine.json"
+__all__ = ["Material", "Wanted", "device_type", "model_seed", "train_wanted", "wanted_models"]
 
 Job = tuple[tuple[int, int], ...]
 """One (subset, number) a model; subsets are rows of the payload's masks."""
@@ -84,13 +82,14 @@ class _Payload(NamedTuple):
     subsets: tuple[str, ...]
     packed: npt.NDArray[np.uint8]
     keep_weights: npt.NDArray[np.bool_]
-    engine: Engine | None
+    engines: Engines
 
 
 class _Result(NamedTuple):
     logits: list[npt.NDArray[np.float32]]
     weights: list[bytes | None]
     seconds: float
+    engine: Engine
 
 
 def model_seed(bank_seed: int, key: Key) -> int:
@@ -105,7 +104,7 @@ def train_wanted(
     *,
     name_of: Callable[[Key], str],
     executor: Executor | str,
-    engine: Engine | None,
+    engines: Engines,
     progress: bool,
 ) -> None:
     """Train the models and write their results as they arrive; for the driver, who holds the bank's lock.
@@ -113,27 +112,28 @@ def train_wanted(
     Args:
         files: where results go.
         material: data, model and recipe.
-        wanted: the models, in the order to train them.
+        wanted: the models, in the order to train them; no bit depends on it.
         name_of: a model's name for messages.
         executor: where they are trained.
-        engine: how; ``None`` for the bank's own, chosen by a short timing when it has none yet.
+        engines: how, the bank's own.
         progress: show a bar.
 
     Raises:
-        InputError: another engine than the bank's.
+        InputError: an engine that cannot train these models.
         NonFiniteError: a model diverged.
         StorageError: a result cannot be written.
     """
-    payload = _Payload(material, wanted.subsets, np.packbits(wanted.masks, axis=1), wanted.keep_weights, None)
+    payload = _Payload(material, wanted.subsets, np.packbits(wanted.masks, axis=1), wanted.keep_weights, engines)
     where = as_executor(executor) if isinstance(executor, str) else executor
-    note = files.folder / ENGINE
     with where.session():
-        engine = _engine(note, engine) or _choose(note, payload, wanted, where)
+        group = engines.cpu.group
+        if engines.cuda.group != group:
+            group = engines.on(device_type(material, where)).group
         run_jobs(
-            _jobs(wanted.models, wanted.masks.sum(1), engine.group),
+            _jobs(wanted.models, wanted.masks.sum(1), group),
             _setup,
-            payload._replace(engine=engine),
-            _Delivery(files, wanted, material.seed, engine, name_of),
+            payload,
+            _Delivery(files, wanted, material.seed, name_of),
             executor=where,
             description="retraining (models)",
             progress=progress,
@@ -144,19 +144,14 @@ def train_wanted(
 class _Delivery:
     """Writes the results of a sitting as they arrive."""
 
-    def __init__(
-        self, files: ResultFiles, wanted: Wanted, seed: int, engine: Engine, name_of: Callable[[Key], str]
-    ) -> None:
+    def __init__(self, files: ResultFiles, wanted: Wanted, seed: int, name_of: Callable[[Key], str]) -> None:
         self.files, self.wanted, self.seed, self.name_of = files, wanted, seed, name_of
-        self.notes = {
-            "sitting": round(time.time(), 3),
-            "host": socket.gethostname(),
-            "engine": [engine.kind, engine.group],
-        }
+        self.notes = {"sitting": round(time.time(), 3), "host": socket.gethostname()}
 
     def __call__(self, job: Job, result: _Result) -> None:
         """Write the models of one job, and refuse those that diverged when the others are written."""
         timed = {"finished": round(time.time(), 3), "seconds": round(result.seconds / len(job), 4)}
+        timed |= {"engine": [result.engine.kind, result.engine.group]}
         diverged = []
         for model, logits, weights in zip(job, result.logits, result.weights, strict=True):
             key = self.wanted.key(model)
@@ -186,59 +181,22 @@ def _jobs(models: Iterable[tuple[int, int]], sizes: npt.NDArray[np.int64], group
     return [tuple(job) for job in jobs]
 
 
-# --- the engine: chosen once a bank, since bits depend on it ---------------------------------------------------------
+# --- the kind of device -----------------------------------------------------------------------------------------------
 
 
-def _engine(file: Path, asked: Engine | None) -> Engine | None:
-    """The bank's engine, or the one asked for when it has none yet."""
-    if not file.exists():
-        if asked is not None:
-            write_json(file, asked.to_json())
-        return asked
-    try:
-        found = Engine.from_json(read_json(file))
-    except (CorruptFileError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(
-            f"{file} is damaged ({error}). Delete it and run again: it is chosen anew, and what is trained stays."
-        ) from error
-    if asked is not None and (asked.kind, asked.group) != (found.kind, found.group):
-        raise InputError(
-            f"{file} says that this bank's models are trained {found.kind}, {found.group} at a time; leave out "
-            f"engine=, or make the bank in a new folder to train them {asked.kind}, {asked.group} at a time."
-        )
-    return found
-
-
-def _choose(file: Path, payload: _Payload, wanted: Wanted, executor: Executor) -> Engine:
-    """Time engines where the models will be trained, on the size that most of them have, and note the choice.
-
-    A few models are trained one by one and settle nothing for the many that may follow.
-    """
-    if len(wanted.models) < FEW:
-        return Engine("one-by-one", 1, f"{len(wanted.models)} models")
-    sizes, counts = np.unique([int(wanted.masks[subset].sum()) for subset, _ in wanted.models], return_counts=True)
-    found: list[Engine] = []
+def device_type(material: Material, executor: Executor) -> str:
+    """Where the models are trained, ``"cpu"`` or ``"cuda"``: here, or as a worker of a cluster finds it."""
+    if material.device != "auto" or not isinstance(executor, RayCluster):
+        return resolve_device(material.device).type
+    found: list[str] = []
     run_jobs(
-        [(int(sizes[counts.argmax()]), len(wanted.models))],
-        _setup_choice,
-        payload,
-        lambda job, engine: found.append(engine),
-        executor="serial" if isinstance(executor, Local) else executor,  # no process is started for one job
-        description="choosing an engine",
+        [0], _setup_device, material.device, lambda _, name: found.append(name), executor=executor, description="device"
     )
-    write_json(file, found[0].to_json())
     return found[0]
 
 
-def _setup_choice(payload: _Payload) -> Callable[[tuple[int, int]], Engine]:
-    material = payload.material
-    train = Resident(material.train, resolve_device(material.device))
-
-    def choose(job: tuple[int, int]) -> Engine:
-        size, models = job
-        return choose_engine(material.spec, train, material.recipe, size, models=models, factory=material.factory)
-
-    return choose
+def _setup_device(device: str | torch.device) -> Callable[[int], str]:
+    return lambda _: resolve_device(device).type
 
 
 # --- in the workers --------------------------------------------------------------------------------------------------
@@ -246,10 +204,10 @@ def _setup_choice(payload: _Payload) -> Callable[[tuple[int, int]], Engine]:
 
 def _setup(payload: _Payload) -> Callable[[Job], _Result]:
     """Put the data on the device; what it returns trains the models of one job."""
-    material, engine = payload.material, payload.engine
-    assert engine is not None
+    material = payload.material
     device = resolve_device(material.device)
     train, query = Resident(material.train, device), Resident(material.query, device)
+    engine = _usable(payload.engines.on(device.type), material, train)
 
     def members(job: Job) -> list[Member]:
         rows = np.unpackbits(payload.packed[[subset for subset, _ in job]], axis=1, count=len(train))
@@ -270,9 +228,21 @@ def _setup(payload: _Payload) -> Callable[[Job], _Result]:
             keep_weights=any(keep),
         )
         weights = [_as_bytes(one.weights) if kept else None for one, kept in zip(trained, keep, strict=True)]
-        return _Result([one.logits for one in trained], weights, time.perf_counter() - started)
+        return _Result([one.logits for one in trained], weights, time.perf_counter() - started, engine)
 
     return work
+
+
+def _usable(engine: Engine, material: Material, train: Resident) -> Engine:
+    """The engine, or plain training one by one where these models cannot be trained from a captured graph."""
+    if engine.kind not in ("captured", "compiled") or train.device.type != "cuda":
+        return engine
+    compiled = engine.kind == "compiled"
+    obstacle = why_not_captured(material.spec, train, material.recipe, material.factory, compiled=compiled)
+    if obstacle is None:
+        return engine
+    warnings.warn(f"The models are trained one by one, not {engine.kind}: {obstacle}.", RuntimeWarning, stacklevel=2)
+    return Engine("one-by-one", 1, obstacle)
 
 
 def _as_bytes(weights: dict[str, torch.Tensor] | None) -> bytes:

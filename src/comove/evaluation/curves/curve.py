@@ -172,7 +172,7 @@ def coreset_curve(
         seeds: models trained a point.
         seed: from which the models' seeds are derived.
         dataset: the splits of the runs, where they cannot be loaded by name.
-        target_model: by default the run's own model.
+        target_model: by default the run's own model (a run of the user's own factory must have been opened with it).
         recipe: by default the run's own recipe for its own model, else the target model's default.
         model_options: options of ``target_model``.
         out: a folder that keeps coresets and models' results, so that an interrupted curve goes on and a larger one
@@ -197,7 +197,7 @@ def coreset_curve(
     _check_data(sources, splits)
     chosen = _selectors(methods, budgets, seeds, splits)
     spec, recipe = _target(run, splits, target_model, recipe, model_options)
-    factory = target_model if callable(target_model) else (run.factory if target_model is None else None)
+    trained_model = run.model_spec.named(run.factory) if target_model is None else target_model
     content = {
         "dataset": splits.describe(),
         "sources": [run.manifest["fingerprint"] for run in runs],
@@ -218,7 +218,7 @@ def coreset_curve(
             bank = RetrainingBank.create(
                 folder / "bank",
                 splits,
-                factory or spec.name,
+                trained_model,
                 recipe,
                 subsets=only(sets) if sets else everything(),
                 seeds=number,

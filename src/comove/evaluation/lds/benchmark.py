@@ -207,7 +207,7 @@ def _training_of(bank: RetrainingBank, model: str | Factory | None) -> dict[str,
     """How the bank's models are trained, as arguments of :func:`comove.train`."""
     spec = ModelSpec.from_json(bank.manifest["model"])
     recipe = Recipe.from_json(bank.manifest["recipe"])
-    return {"model": spec.name if model is None else model, "recipe": recipe, "model_options": dict(spec.options)}
+    return {"model": spec.named() if model is None else model, "recipe": recipe, "model_options": dict(spec.options)}
 
 
 def _checked(methods: Sequence[Attributor], runs: int, output: str | Sequence[str]) -> tuple[str, ...]:

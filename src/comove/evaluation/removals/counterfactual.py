@@ -62,7 +62,7 @@ def search_counterfactuals(
         confidence: level of the intervals.
     """
     check_models(seeds, base_seeds)
-    full: FullData | None = None
+    full = FullData.train(retraining, removal.query_labels, voting=base_seeds, seeds=seeds)
     shape = (len(removal.names), removal.query_ids.size)
     held_MQ, flipped_MQ = np.full(shape, -1), np.full(shape, grid.size)  # the search lies strictly between
     tried_MQG = np.full((*shape, grid.size), UNTRIED, np.int8)
@@ -70,15 +70,11 @@ def search_counterfactuals(
     ask_MQ = np.full(shape, grid.size - 1)
     while (open_MQ := (ask_MQ > held_MQ) & (ask_MQ < flipped_MQ)).any():
         asked_MQ = np.where(open_MQ, ask_MQ, UNTRIED)
-        majority_MQ = _majorities(removal, grid, retraining, seeds, asked_MQ)
-        # After the first round: a bank picks its engine for what it trains first, and these models are few.
-        full = full or FullData.train(retraining, removal.query_labels, voting=base_seeds, seeds=seeds)
-        outcome_MQ = majority_MQ != full.prediction
+        outcome_MQ = _majorities(removal, grid, retraining, seeds, asked_MQ) != full.prediction
         _write_down(tried_MQG, asked_MQ, outcome_MQ)
         flipped_MQ = np.where(open_MQ & outcome_MQ, ask_MQ, flipped_MQ)
         held_MQ = np.where(open_MQ & ~outcome_MQ, ask_MQ, held_MQ)
         ask_MQ = (held_MQ + flipped_MQ) // 2
-    assert full is not None
     asked_MQ = _untried(tried_MQG, removal.query_ids, seed)
     _write_down(audited_MQG, asked_MQ, _majorities(removal, grid, retraining, seeds, asked_MQ) != full.prediction)
     return Counterfactual(

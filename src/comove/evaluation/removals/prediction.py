@@ -61,14 +61,13 @@ def measure_brittleness(
         confidence: level of the intervals.
     """
     check_models(seeds, base_seeds)
+    full = FullData.train(retraining, removal.query_labels, voting=base_seeds, seeds=seeds)
     shape = (len(removal.names), removal.query_ids.size, len(ks))
     cells = list(np.ndindex(shape))
     removed = [removal.orders[m, q, : ks[i]] for m, q, i in cells]
     places = [q for _, q, _ in cells]
     logits_CRc = retraining.without(removed, places, seeds)
     predicted_CR, margins_CR = predicted_and_margins(logits_CRc, removal.query_labels[places][:, None])
-    # After the many: a bank picks its engine for what it trains first.
-    full = FullData.train(retraining, removal.query_labels, voting=base_seeds, seeds=seeds)
     return Brittleness(
         methods=removal.names,
         controls=removal.controls,
