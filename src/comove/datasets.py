@@ -22,7 +22,16 @@ from comove.errors import CorruptFileError, InputError, InputTypeError, did_you_
 from comove.label_noise import flip_labels as with_flipped_labels
 from comove.store import check_fingerprint
 
-__all__ = ["as_splits", "data_folders", "dataset_names", "find_cifar10", "load_dataset", "open_image", "reload_splits"]
+__all__ = [
+    "as_rgb",
+    "as_splits",
+    "data_folders",
+    "dataset_names",
+    "find_cifar10",
+    "load_dataset",
+    "open_image",
+    "reload_splits",
+]
 
 
 def as_splits(dataset: str | Splits | ExampleSet | MapDataset, seed: int = 0) -> Splits:
@@ -235,7 +244,7 @@ def _parquet_part(folder: Path, part: str, choose: Choose, download: bool) -> Ex
     def decode(row: int) -> npt.NDArray[np.uint8]:
         try:
             with _image(io.BytesIO(column[row].as_buffer() or b"")) as image:
-                pixels = np.asarray(_as_rgb(image))
+                pixels = np.asarray(as_rgb(image))
         except Exception as error:  # a broken image makes Pillow raise whatever it likes
             raise InputError(
                 f"Row {row} of {folder}/{part}-*.parquet is no readable image ({_reason(error)})."
@@ -293,7 +302,7 @@ class _ImageFiles:
         from PIL import ImageOps
 
         with open_image(self.files[index]) as image:
-            return ImageOps.fit(_as_rgb(image), (self.side, self.side)), 0
+            return ImageOps.fit(as_rgb(image), (self.side, self.side)), 0
 
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
@@ -346,7 +355,7 @@ def _image(file: BinaryIO) -> Iterator[Any]:
         yield image
 
 
-def _as_rgb(image: Any) -> Any:
+def as_rgb(image: Any) -> Any:
     """The first frame as 8-bit RGB; 16 bits a channel are scaled down (Pillow would cut them off), transparency goes.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from comove.data import ExampleSet, Normalization, as_input
-from comove.datasets import open_image
+from comove.datasets import as_rgb, open_image
 from comove.errors import CorruptFileError, InputError, InputTypeError
 
 __all__ = ["Picture", "Preprocessing", "prepared"]
@@ -204,9 +204,11 @@ def _images(picture: Picture, to: Preprocessing) -> Tensor:
 
 
 def _from_pil(picture: Any, to: Preprocessing) -> Tensor:
-    if picture.mode.startswith(("I", "F")):
-        raise InputError(f"Images must have 8 bits a channel, got one of mode {picture.mode!r}; convert it first.")
-    pixels = np.asarray(_fitted(picture.convert(COLOURS[to.shape[0]]), to))
+    try:
+        coloured = as_rgb(picture) if to.shape[0] == 3 or picture.mode.startswith(("I", "F")) else picture
+    except ValueError as error:
+        raise InputError(f"A picture must have 8 or 16 bits a channel: {error}.") from error
+    pixels = np.asarray(_fitted(coloured.convert(COLOURS[to.shape[0]]), to))
     return torch.from_numpy(pixels.copy()).reshape(1, *to.shape[1:], to.shape[0]).permute(0, 3, 1, 2).contiguous()
 
 
