@@ -184,7 +184,7 @@ def test_other_arrays_are_taken_as_they_are() -> None:
         (np.zeros((2, 6)), VECTORS, r"real numbers, not all in \[0, 1\] \(5,\)"),
         (np.zeros((2, 5), np.int64), VECTORS, "int64"),
         (np.zeros((2, 7)), TOKENS, "whole numbers"),
-        (["no-such-file.png"], COLOUR, "no file"),
+        (["no-such-file.png"], COLOUR, "cannot be read as an image"),
     ],
 )
 def test_what_is_no_such_example_is_refused(given: Any, to: Preprocessing, message: str) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "NotFittedError",
     "StorageError",
     "did_you_mean",
+    "first_line",
     "some",
 ]
 
@@ -70,6 +71,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean ...?"`` with the nearest of ``choices``, or ``""`` when none is near."""
     near = difflib.get_close_matches(word.lower(), list(choices), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception of somebody else's code says, in one line of at most 200 characters."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def some(values: Iterable[object], limit: int = 8) -> str:

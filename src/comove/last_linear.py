@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comove.errors import InputError
+from comove.errors import InputError, first_line
 from comove.outputs import logits_of
 
 __all__ = ["Penultimate", "last_linear", "penultimate", "untouched"]
@@ -95,7 +95,12 @@ def last_linear(model: nn.Module, *inputs: Any, **named: Any) -> tuple[str, nn.L
     """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     with untouched(model, device) as trial:
-        found = _found(trial, *_two(inputs, named))[0]
+        try:
+            found = _found(trial, *_two(inputs, named))[0]
+        except RuntimeError as error:  # such as reentrant checkpointing, which gradients of chosen tensors cannot pass
+            raise InputError(
+                f"The last layer of {type(model).__name__} cannot be found by running it: {first_line(error)}"
+            ) from error
         name = next(name for name, module in trial.named_modules() if module is found)
     layer = dict(model.named_modules())[name]
     assert isinstance(layer, nn.Linear)

@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "a number": (lambda net, x: plain(net, x).sum(), r"returned \(\)"),
     "detached": (lambda net, x: plain(net, x).detach(), "no gradient reaches"),
     "not of the inputs' parameters": (lambda net, x: x[:, :3] * 2, "no gradient reaches"),
-    "raises": (lambda net, x: net.nothing, r"two examples.*\(2, 6\) of float32: AttributeError"),
+    "raises": (lambda net, x: net.nothing, r"two examples.*\(2, 6\) of float32. AttributeError"),
     "raises in evaluation": (
         lambda net, x: plain(net, x) if net.training else net.nothing,
         "in evaluation mode on two examples",
@@ -172,7 +172,7 @@ def test_inputs_that_are_nan_and_a_single_example_are_refused() -> None:
 
 
 def test_token_ids_for_a_model_of_real_numbers_are_explained() -> None:
-    with pytest.raises(InputError, match=r"int64: RuntimeError.*Whole numbers are token ids"):
+    with pytest.raises(InputError, match=r"int64. RuntimeError.*Whole numbers are token ids"):
         dry_run(Net(lambda net, x: net.a(x)), numbers(dtype=np.int64))
 
 

@@ -27,6 +27,7 @@ from comove.attribution.closed_forms import BATCH_NORMS, RULES
 from comove.attribution.folding import Pair, folded
 from comove.attribution.gradient_checks import Uses
 from comove.attribution.scalars import Function
+from comove.errors import first_line
 from comove.models import logits_of, without_fast_path
 
 __all__ = ["ClosedForms", "RefusedPathError", "by_vmap", "one_at_a_time"]
@@ -340,9 +341,3 @@ def by_vmap(
     except Exception as error:  # whatever a model's own code meets when it is traced
         raise RefusedPathError(f"torch.func says: {first_line(error)}") from error
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an exception of torch says, in one line of at most 160 characters."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line if len(line) <= 160 else f"{line[:157]}..."

@@ -29,10 +29,10 @@ from comove.attribution.gradient_checks import (
     parameter_uses,
     unsupported,
 )
-from comove.attribution.gradient_paths import ClosedForms, RefusedPathError, by_vmap, first_line, one_at_a_time
+from comove.attribution.gradient_paths import ClosedForms, RefusedPathError, by_vmap, one_at_a_time
 from comove.attribution.inner_products import InnerProducts, flat_rows
 from comove.attribution.scalars import SCALARS, Scalar, cross_entropy, margin
-from comove.errors import ComoveError, InputError, NonFiniteError, some
+from comove.errors import ComoveError, InputError, NonFiniteError, first_line, some
 from comove.models import logits_of, without_fast_path
 
 __all__ = [

@@ -21,12 +21,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from comove.attribution.double_backward import TwiceDifferentiable
 from comove.attribution.folded_kernels import Kernels, NoRuleError
-from comove.attribution.gradient_paths import first_line
 from comove.attribution.gradients import Batches, PerExampleGradients
 from comove.attribution.inner_products import flat_rows
 from comove.attribution.r_operator import Tape
 from comove.attribution.recording import record
-from comove.errors import InputError, NonFiniteError
+from comove.errors import InputError, NonFiniteError, first_line
 from comove.models import logits_of, without_fast_path
 
 __all__ = ["Hessian", "flatten", "unflatten"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from comove.data import ExampleSet
-from comove.errors import ComoveError, InputError, NonFiniteError
+from comove.errors import ComoveError, InputError, NonFiniteError, first_line
 from comove.last_linear import untouched
 from comove.models import last_linear, logits_of, without_fast_path
 from comove.outputs import described
@@ -102,7 +102,8 @@ def _called(network: nn.Module, inputs: Tensor, examples: ExampleSet, mode: str)
         hint = "" if inputs.is_floating_point() else " Whole numbers are token ids and are not scaled."
         raise InputError(
             f"{type(network).__name__} cannot be called {mode} on two examples of {examples.name!r}, a batch "
-            f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}: {_first_line(error)}{hint}"
+            f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}. {type(error).__name__}: "
+            f"{first_line(error)}{hint}"
         ) from error
     if not torch.equal(given.nan_to_num(), inputs.nan_to_num()):
         raise InputError(
@@ -110,11 +111,6 @@ def _called(network: nn.Module, inputs: Tensor, examples: ExampleSet, mode: str)
             "layer inplace=False, or work on x.clone()."
         )
     return outputs
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0].rstrip('.')[:300]}." if text else f"{type(error).__name__}."
 
 
 def _checked(outputs: Any, examples: ExampleSet, mode: str) -> Tensor:
@@ -143,20 +139,18 @@ def _checked(outputs: Any, examples: ExampleSet, mode: str) -> Tensor:
 
 def _check_gradients(network: nn.Module, logits: Tensor, labels: Tensor) -> None:
     trained = {name: tensor for name, tensor in network.named_parameters() if tensor.requires_grad}
-    found: tuple[Tensor | None, ...] = (None,)
     if logits.requires_grad:
         try:
-            loss = F.cross_entropy(logits.float(), labels)
-            found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            torch.autograd.backward(F.cross_entropy(logits.float(), labels))  # as training does it
         except RuntimeError as error:
-            raise InputError(f"The loss of {type(network).__name__} has no gradient: {_first_line(error)}") from error
-    if all(gradient is None for gradient in found):
+            raise InputError(f"The loss of {type(network).__name__} has no gradient: {first_line(error)}") from error
+    if all(tensor.grad is None for tensor in trained.values()):
         raise InputError(
             f"The logits of {type(network).__name__} must depend on its parameters; no gradient reaches any of them. "
             "Look for torch.no_grad, .detach(), .item() or numpy in its forward."
         )
-    for name, gradient in zip(trained, found, strict=True):
-        if gradient is not None and not bool(gradient.isfinite().all()):
+    for name, tensor in trained.items():
+        if tensor.grad is not None and not bool(tensor.grad.to_dense().isfinite().all()):
             raise NonFiniteError(f"The gradient of the loss in {name!r} is NaN or infinite before training.")
 
 
