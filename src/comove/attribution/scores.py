@@ -286,7 +286,8 @@ def _long(value: object) -> bool:
 def _as_values(values: Any) -> Floats:
     """Real numbers as float32; what is so already, such as a memory map, stays as it is."""
     if type(values) in (np.ndarray, np.memmap) and values.dtype == np.float32:
-        return values
+        found: Floats = values
+        return found
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
         return as_real(values, "Scores").astype(np.float32, copy=False)
 

@@ -36,7 +36,7 @@ def read_lds(path: Path) -> Evidence:
         CorruptFileError: it is not there, or something else.
     """
     file = path / "lds.json" if path.is_dir() else path
-    content = entries(read_json(file), file, {"results": list[dict]}, {"bank": dict})
+    content = entries(read_json(file), file, {"results": list[dict[str, Any]]}, {"bank": dict})
     with understanding(file):
         results = tuple(_lds(row, file) for row in content["results"])
     return Evidence(results, of_manifest(content["bank"] or {}, told(path)))
