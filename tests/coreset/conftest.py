@@ -68,8 +68,8 @@ def _of_features(
         new_folder(folder / part)
     manifest = {"mode": "sweep", "rows": 1, "id": "made up"}
     write_examples(folder, examples, manifest)
-    write_row(folder, Row(0, 0, float(epoch), anchor=True), rows, manifest)
     write_anchor(folder, 0, anchor, manifest)
+    write_row(folder, Row(0, 0, float(epoch), anchor=True), rows, manifest)
     write_manifest(folder, "trace", FORMAT_VERSION, manifest)
     return Trace.load(folder)
 

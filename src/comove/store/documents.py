@@ -183,6 +183,7 @@ def fits(value: object, kind: Any) -> bool:
         return any(fits(value, part) for part in get_args(kind))
     if get_origin(kind) is list:
         return isinstance(value, list) and all(fits(part, get_args(kind)[0]) for part in value)
+    kind = get_origin(kind) or kind
     if kind is None or kind is type(None):
         return value is None
     if isinstance(value, bool) and kind in (int, float):
