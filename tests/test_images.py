@@ -105,7 +105,8 @@ def test_what_is_no_file_is_refused_and_never_waited_for(
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(odd.name)
     else:
-        odd.symlink_to({"device": "/dev/zero", "loop": odd, "nowhere": root / "none"}[kind])
+        targets = {"device": Path("/dev/zero"), "loop": odd, "nowhere": root / "none"}
+        odd.symlink_to(targets[kind])
     with pytest.raises(InputError, match=r"99\.png is none; remove or rename it"):
         load_dataset(str(root))
 

@@ -35,8 +35,9 @@ def run_jobs(
     """Do all jobs wherever ``executor`` says, deliver every result here, and return how many there were.
 
     Results arrive in any order, are delivered one at a time in the calling thread, and (on processors of one kind) are
-    the same bits whichever executor made them. When a job raises, what has arrived is delivered, the workers end and the error goes up;
-    an interrupt (Ctrl-C) ends the workers too. A worker that dies (killed, out of memory) costs its job a retry.
+    the same bits whichever executor made them. When a job raises, what has arrived is delivered, the workers end and the
+    error goes up; an interrupt (Ctrl-C) ends the workers too. A worker that dies (killed, out of memory) costs its job a
+    retry.
 
     Args:
         jobs: small picklable values, each independent of the others.

@@ -93,7 +93,7 @@ def _multiply_adds(network: nn.Module, few: Resident) -> int:
     def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal found
         places = output[0].numel() // (output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1])
-        found += module.weight.numel() * places  # type: ignore[union-attr, operator]  # a layer's weight is a tensor
+        found += module.weight.numel() * places  # type: ignore[operator]  # a layer's weight is a tensor
 
     layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
     handles = [layer.register_forward_hook(count) for layer in layers]

@@ -151,7 +151,7 @@ class _Delivery:
     def __call__(self, job: Job, result: _Result) -> None:
         """Write the models of one job, and refuse those that diverged when the others are written."""
         timed = {"finished": round(time.time(), 3), "seconds": round(result.seconds / len(job), 4)}
-        timed |= {"engine": [result.engine.kind, result.engine.group]}
+        engine = [result.engine.kind, result.engine.group]
         diverged = []
         for model, logits, weights in zip(job, result.logits, result.weights, strict=True):
             key = self.wanted.key(model)
@@ -160,7 +160,7 @@ class _Delivery:
                 continue
             if weights is not None:
                 write_bytes(self.files.weights_file(key), weights)  # first: a result says that all of it is there
-            self.files.write(key, logits, {**self.notes, **timed, "seed": model_seed(self.seed, key)})
+            self.files.write(key, logits, {**self.notes, **timed, "engine": engine, "seed": model_seed(self.seed, key)})
         if diverged:
             raise NonFiniteError(
                 f"The model of {self.name_of(diverged[0])} diverged (logits are NaN or infinite): lower the learning "
