@@ -19,6 +19,8 @@ __all__ = ["clean_pass"]
 def clean_pass(model: nn.Module) -> Iterator[None]:
     """Evaluate without leaving a trace: evaluation mode, no gradients, and afterwards every generator as before.
 
+    torch's fast path for transformer layers is off, so that what is recorded is what has a gradient.
+
     Data loaders draw from the global generators even when they do not shuffle, so a pass in between would otherwise
     change the batches that training sees next.
 
