@@ -244,7 +244,7 @@ def build_model(
         options: The model's own options.
 
     Returns:
-        The network on the CPU in training mode; it maps (B, *input_shape) to logits (B, num_classes).
+        The network on the CPU in training mode; it maps ``(B, *input_shape)`` to logits (B, num_classes).
 
     Raises:
         InputError: The name or an option is unknown, a value is out of range, or the input is too small for the model.

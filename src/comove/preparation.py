@@ -132,7 +132,7 @@ def _kind(examples: ExampleSet) -> Kind:
 
 
 def prepared(examples: Picture | Iterable[Picture], to: Preprocessing) -> Tensor:
-    """Return new examples (N, *shape) as the run's raw inputs are, before the normalisation.
+    """Return new examples ``(N, *shape)`` as the run's raw inputs are, before the normalisation.
 
     Where the run's examples are images (8-bit, or numbers in [0, 1] with 1, 3 or 4 channels):
 
@@ -142,7 +142,7 @@ def prepared(examples: Picture | Iterable[Picture], to: Preprocessing) -> Tensor
       channel, (H, W); or N of them, (N, C, H, W) or (N, H, W, C). It needs the run's channels; another size is resized
       likewise.
 
-    Elsewhere: an array of the run's shape, or (N, *shape), with numbers of the run's kind, taken as they are.
+    Elsewhere: an array of the run's shape, or ``(N, *shape)``, with numbers of the run's kind, taken as they are.
 
     Args:
         examples: one of these, or several.

@@ -35,9 +35,9 @@ def dry_run(network: nn.Module, examples: ExampleSet, device: torch.device | str
 
     Raises:
         InputError: fewer than two examples; no parameters that can be trained; the model cannot be called on a batch
-            of two (B, *input_shape), in either mode; it does not return floating-point logits (B, C) for the C classes;
-            they do not depend on the parameters; it returns something else in evaluation mode than in training mode;
-            it changes its inputs in place.
+            of two, ``(B, *input_shape)``, in either mode; it does not return floating-point logits (B, C) for the C
+            classes; they do not depend on the parameters; it returns something else in evaluation mode than in
+            training mode; it changes its inputs in place.
         NonFiniteError: inputs, logits or gradients that are NaN or infinite.
     """
     if len(examples) < 2:

@@ -345,7 +345,7 @@ class Run:
         Where the run's examples are images: PIL images and paths are brought to its colours and size (the shorter side
         resized, the centre cut out); arrays and tensors of 8-bit numbers, or of real numbers in [0, 1], are one image
         (C, H, W) or (H, W, C), or N of them, with the run's channels; another size is resized. Elsewhere: arrays of the
-        run's shape, or (N, *shape), taken as they are. See :func:`comove.preparation.prepared`.
+        run's shape, or ``(N, *shape)``, taken as they are. See :func:`comove.preparation.prepared`.
 
         Args:
             examples: one of these, or several.
