@@ -23,15 +23,17 @@ from comove.data import Ids
 from comove.errors import CorruptFileError, FingerprintError, InputError
 from comove.evaluation.subsets import SubsetPlan
 from comove.lock import lives
-from comove.store import TEMPORARY, open_manifest, read_checked, read_header, write_checked
+from comove.store import MANIFEST, TEMPORARY, digest, open_manifest, read_checked, read_header, write_checked
 
 __all__ = [
     "BANK_FORMAT",
+    "HEAD",
     "Key",
     "Logits",
     "ResultFiles",
     "Results",
     "StoredPlan",
+    "bank_fingerprint",
     "complete_examples",
     "keep_plan",
     "open_bank",
@@ -102,7 +104,25 @@ def open_bank(folder: Path) -> dict[str, Any]:
             f"{folder} is a bank made by an older comove (format {manifest['format_version']}, now {BANK_FORMAT}), "
             "whose results are named otherwise and cannot be used: make it again in a new folder."
         )
+    if manifest.get("fingerprint") != (found := bank_fingerprint(manifest)):
+        raise CorruptFileError(
+            f"{folder / MANIFEST} has changed since it was written: it says fingerprint {manifest.get('fingerprint')}, "
+            f"its entries give {found}. Restore it, or make the bank in a new folder."
+        )
     return manifest
+
+
+HEAD = ("kind", "format_version", "versions", "command", "fingerprint", "checksum")
+"""Entries of a manifest that say nothing of what a bank is."""
+
+
+def bank_fingerprint(manifest: Mapping[str, Any]) -> str:
+    """The fingerprint of a bank's manifest: of all that the bank is, as :func:`comove.store.claim_folder` has it."""
+    content = {name: value for name, value in manifest.items() if name not in HEAD}
+    dataset = content.get("dataset")
+    if isinstance(dataset, Mapping):
+        content["dataset"] = {name: value for name, value in dataset.items() if name != "source"}
+    return digest(content)
 
 
 def complete_examples(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
