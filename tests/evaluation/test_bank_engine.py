@@ -259,3 +259,44 @@ def test_the_timing_is_still_there_for_those_who_ask(data: Splits) -> None:
     train = Resident(data.train, torch.device("cpu"))
     spec = ModelSpec.of("mlp", num_classes=10, input_shape=(1, 8, 8))
     assert choose_engine(spec, train, RECIPE, 40, models=100).reason.endswith("(timed)")
+
+
+# --- edited manifests ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("recipe", "epochs"), 3),
+        (("recipe", "lr"), 0.5),
+        (("seed",), 1),
+        (("query_ids",), [1, 2]),
+        (("model", "name"), "this:s"),
+        (("engine", "cpu"), {"kind": "one-by-one", "group": 1}),
+        (("engine",), None),
+        (("dataset",), 7),
+        (("dataset", "fingerprint"), "0" * 32),
+        (("fingerprint",), 7),
+        (("classes",), {}),
+    ],
+)
+def test_an_edited_manifest_is_refused_by_opening_planning_and_merging(
+    data: Splits, tmp_path: Path, where: tuple[str, ...], value: object
+) -> None:
+    bank, other = (planned(tmp_path / name, data, 2, model="mlp") for name in ("bank", "other"))
+    content = json.loads((bank.path / "manifest.json").read_text())
+    inner = content
+    for name in where[:-1]:
+        inner = inner[name]
+    inner[where[-1]] = value
+    content.pop("checksum", None)
+    (bank.path / "manifest.json").write_text(json.dumps(content))
+    for attempt in (
+        lambda: RetrainingBank.load(bank.path),
+        lambda: planned(bank.path, data, 4, model="mlp"),
+        lambda: other.merge(bank.path),
+        bank.run,  # opened before
+    ):
+        with pytest.raises((CorruptFileError, FingerprintError), match=r"manifest\.json") as refused:
+            attempt()
+        assert "\n" not in str(refused.value)

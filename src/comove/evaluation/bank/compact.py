@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.errors import InputError
-from comove.evaluation.bank.files import Key, Logits, Results
+from comove.evaluation.bank.files import Key, Logits, Results, checked_identity
 from comove.evaluation.bank.rows import PlanNotes, Rows
-from comove.store import check_kind, new_folder, read_checked, read_header, write_checked
+from comove.store import check_kind, entries, new_folder, read_checked, read_header, understanding, write_checked
 
 __all__ = ["Compact", "CompactResults", "read_compact", "write_compact"]
 
@@ -120,10 +120,17 @@ def read_compact(file: Path) -> Compact:
     """
     check_kind(read_header(file)[1], "compact-bank", COMPACT_FORMAT, file)
     arrays, header = read_checked(file, [*EXAMPLES, "masks", "seeds", "plan_of", "place"])
+    entries(header, file, {"identity": dict, "plans": list})
+    identity = checked_identity(header["identity"], file)
+    with understanding(file):
+        return _compact(file, arrays, identity, header["plans"])
+
+
+def _compact(file: Path, arrays: Mapping[str, npt.NDArray[Any]], identity: dict[str, Any], plans: list[Any]) -> Compact:
     examples = {name: arrays[name] for name in EXAMPLES}
     masks_CN = np.unpackbits(arrays["masks"], axis=1, count=examples["train_ids"].size).view(np.bool_)
-    plans = tuple(PlanNotes(name, plan, False) for name, plan in header["plans"])
-    rows = Rows(masks_CN, arrays["seeds"], arrays["plan_of"], plans, examples["train_ids"])
+    told = tuple(PlanNotes(name, plan, False) for name, plan in plans)
+    rows = Rows(masks_CN, arrays["seeds"], arrays["plan_of"], told, examples["train_ids"])
     place_CR = arrays["place"]
     place = {key: int(place_CR[model]) for model, key in rows.keys().items() if place_CR[model] >= 0}
-    return Compact(header["identity"], examples, rows, CompactResults(file, place))
+    return Compact(identity, examples, rows, CompactResults(file, place))

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from comove.errors import CorruptFileError, FingerprintError, InputError
-from comove.evaluation.bank.files import BANK_FORMAT, ResultFiles, open_bank
-from comove.store import MANIFEST, check_fingerprint, digest, read_json, write_json, write_manifest
+from comove.evaluation.bank.files import BANK_FORMAT, HEAD, ResultFiles, bank_fingerprint, open_bank
+from comove.store import MANIFEST, check_fingerprint, read_json, write_json, write_manifest
 from comove.training import Engine, Engines
 
 __all__ = ["check_same_but_engine", "engines_of", "join_engines", "planned_engines", "settle_engines"]
 
 ENTRY = "engine"
 NOTE = "engine.json"
-HEAD = ("kind", "format_version", "versions", "command", "fingerprint")
 
 
 def engines_of(identity: Mapping[str, Any], where: object) -> Engines | None:
@@ -89,8 +88,7 @@ def settle_engines(
 def _replace(files: ResultFiles, identity: dict[str, Any], engines: Mapping[str, Any]) -> None:
     """Write the manifest anew, of a bank with these engines; no model of another may be there."""
     content = {**{key: value for key, value in identity.items() if key not in HEAD}, ENTRY: engines}
-    counted = {**content, "dataset": {key: value for key, value in content["dataset"].items() if key != "source"}}
-    fingerprint = digest(counted)  # as claim_folder has it
+    fingerprint = bank_fingerprint(content)
     write_manifest(files.folder, "bank", BANK_FORMAT, {**content, "fingerprint": fingerprint})
     identity.update(open_bank(files.folder))
     files.renew(fingerprint)

@@ -23,15 +23,30 @@ from comove.data import Ids
 from comove.errors import CorruptFileError, FingerprintError, InputError
 from comove.evaluation.subsets import SubsetPlan
 from comove.lock import lives
-from comove.store import TEMPORARY, open_manifest, read_checked, read_header, write_checked
+from comove.models import ModelSpec
+from comove.store import (
+    MANIFEST,
+    TEMPORARY,
+    digest,
+    entries,
+    open_manifest,
+    read_checked,
+    read_header,
+    understanding,
+    write_checked,
+)
+from comove.training import Recipe
 
 __all__ = [
     "BANK_FORMAT",
+    "HEAD",
     "Key",
     "Logits",
     "ResultFiles",
     "Results",
     "StoredPlan",
+    "bank_fingerprint",
+    "checked_identity",
     "complete_examples",
     "keep_plan",
     "open_bank",
@@ -102,7 +117,42 @@ def open_bank(folder: Path) -> dict[str, Any]:
             f"{folder} is a bank made by an older comove (format {manifest['format_version']}, now {BANK_FORMAT}), "
             "whose results are named otherwise and cannot be used: make it again in a new folder."
         )
-    return manifest
+    stated, found = manifest.get("fingerprint"), bank_fingerprint(manifest)
+    if stated != found:  # one that is absent, too
+        raise CorruptFileError(
+            f"{folder / MANIFEST} has changed since it was written: it states the fingerprint {stated}, its entries "
+            f"have {found}. Restore it from a copy, or make the bank in a new folder."
+        )
+    return checked_identity(manifest, folder / MANIFEST)
+
+
+HEAD = ("kind", "format_version", "versions", "command", "fingerprint")
+"""Entries of a manifest that say nothing of what a bank is."""
+
+
+def bank_fingerprint(manifest: Mapping[str, Any]) -> str:
+    """The fingerprint of a bank's manifest: of all that the bank is, as :func:`comove.store.claim_folder` has it."""
+    content = {name: value for name, value in manifest.items() if name not in HEAD}
+    return digest({name: _without_source(value) for name, value in content.items()})
+
+
+def _without_source(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "source"} if isinstance(value, Mapping) else value
+
+
+def checked_identity(identity: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """What a bank says of itself, each entry checked to be what it must be.
+
+    Raises:
+        CorruptFileError: one is missing, or something else.
+    """
+    kinds = {"dataset": dict, "model": dict, "recipe": dict, "seed": int, "query_ids": list[int], "classes": list[str]}
+    entries(identity, where, {**kinds, "fingerprint": str})
+    entries(identity["dataset"], f"{where}: dataset", {"name": str, "source": dict, "fingerprint": str})
+    with understanding(where):
+        ModelSpec.from_json(identity["model"])
+        Recipe.from_json(identity["recipe"])
+    return dict(identity)
 
 
 def complete_examples(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -141,11 +191,15 @@ def read_plan(file: Path, n_train: int) -> StoredPlan:
         CorruptFileError: truncated, foreign or changed; or of another number of examples.
     """
     arrays, header = read_checked(file, ["masks", "seeds"])
-    packed = arrays["masks"]
+    packed, seeds = arrays["masks"], arrays["seeds"]
+    entries(header, file, {"n_train": int, "keep_weights": bool, "plan": dict})
+    shapely = (packed.dtype, packed.ndim, seeds.dtype, seeds.shape) == (np.uint8, 2, np.int64, packed.shape[:1])
+    if not shapely or not seeds.size or seeds.min() < 1:
+        raise CorruptFileError(f"{file} does not hold masks (C, N), as bits, and seeds (C,) from 1 on.")
     if header.get("n_train") != n_train or packed.shape[1] != (n_train + 7) // 8:
         raise CorruptFileError(f"{file} is a plan for {header.get('n_train')} examples; this bank has {n_train}.")
     masks_CN = np.unpackbits(packed, axis=1, count=n_train).view(np.bool_)
-    return StoredPlan(file.stem, masks_CN, arrays["seeds"], bool(header["keep_weights"]), header["plan"])
+    return StoredPlan(file.stem, masks_CN, arrays["seeds"], header["keep_weights"], header["plan"])
 
 
 def store_plan(folder: Path, asked: StoredPlan) -> None:
