@@ -102,9 +102,9 @@ def test_coresets_by_any_method_do_not_import_what_a_manifest_names(
 
 COMMANDS: dict[str, tuple[bool, list[object]]] = {
     "curve": (True, ["curve", "run", "--methods", "cld", "--budgets", "0.5", "--seeds", "1"]),
-    "diagnose": (True, ["diagnose", "run", "--methods", "cld"]),
+    "diagnose": (True, ["diagnose", "run", "--methods", "cld", "--budget", "0.5"]),
     "clean": (False, ["clean", "run", "--methods", "all"]),
-    "stability": (False, ["stability", "run", "run", "--methods", "all"]),
+    "stability": (False, ["stability", "run", "run", "--methods", "all", "--budgets", "0.5"]),
     "report": (False, ["report", "run"]),
     "bank work": (True, ["bank", "work", "open"]),
     "bank work in workers": (True, ["bank", "work", "open", "--workers", "2"]),

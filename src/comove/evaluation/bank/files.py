@@ -193,8 +193,8 @@ def read_plan(file: Path, n_train: int) -> StoredPlan:
     arrays, header = read_checked(file, ["masks", "seeds"])
     packed, seeds = arrays["masks"], arrays["seeds"]
     entries(header, file, {"n_train": int, "keep_weights": bool, "plan": dict})
-    shapely = (packed.dtype, packed.ndim, seeds.dtype, seeds.shape) == (np.uint8, 2, np.int64, packed.shape[:1])
-    if not shapely or not seeds.size or seeds.min() < 1:
+    typed = packed.dtype == np.uint8 and seeds.dtype == np.int64
+    if not typed or packed.ndim != 2 or seeds.shape != packed.shape[:1] or not seeds.size or seeds.min() < 1:
         raise CorruptFileError(f"{file} does not hold masks (C, N), as bits, and seeds (C,) from 1 on.")
     if header.get("n_train") != n_train or packed.shape[1] != (n_train + 7) // 8:
         raise CorruptFileError(f"{file} is a plan for {header.get('n_train')} examples; this bank has {n_train}.")
