@@ -141,7 +141,8 @@ def test_a_factory_that_the_user_names_again_works(planted: Planted, tmp_path: P
     result = call(planted, "curve", *words, "--out", tmp_path / "curve")
     assert result.exit_code == 0, result.output
     assert planted.marker.exists()
-    result = call(planted, "diagnose", *words[:3], "--model", planted.name, "--out", tmp_path / "diagnose")
+    named = ["--model", planted.name, "--out", tmp_path / "diagnose"]
+    result = call(planted, "diagnose", *words[:3], "--budget", 0.5, *named)
     assert result.exit_code == 0, result.output
     RetrainingBank.create(tmp_path / "b", planted.splits, planted.name, RECIPE, subsets=subsets.random(0.5, 4))
     result = call(planted, "bank", "work", tmp_path / "b", "--workers", 2, "--model", planted.name)
