@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from comove.checks import as_array, as_ids, as_labels, as_tensor, check_seed, given_ids, real_number, whole_number
-from comove.errors import InputError, InputTypeError, some
+from comove.errors import ComoveError, InputError, InputTypeError, first_line, some
 from comove.store import digest
 from comove.ties import highest
 
@@ -231,7 +231,10 @@ class ExampleSet:
         tensor = as_input(inputs if isinstance(inputs, torch.Tensor) else as_array(inputs, "inputs"), "inputs")
         made = cls.__new__(cls)
         if tensor.ndim < 2 or len(tensor) == 0:
-            raise InputError(f"inputs must be (N, ...) with N >= 1, got shape {tuple(tensor.shape)}.")
+            hint = " Single numbers are inputs of shape (1,): give (N, 1)." if tensor.ndim == 1 and len(tensor) else ""
+            raise InputError(
+                f"inputs must be (N, F) or have more dimensions, with N >= 1; got shape {tuple(tensor.shape)}.{hint}"
+            )
         made._set_up(None, tensor, ids, labels, classes, normalization, name)
         return made
 
@@ -385,7 +388,14 @@ def _reader(dataset: MapDataset, name: str) -> Read:
     """A function that reads one item as a pair, and says so where it is none."""
 
     def read(index: int) -> tuple[Any, Any]:
-        item = dataset[index]
+        try:
+            item = dataset[index]
+        except ComoveError:
+            raise
+        except Exception as error:  # whatever a user's data set may raise
+            raise InputError(
+                f"Item {index} of {name!r} cannot be read. {type(error).__name__}: {first_line(error)}"
+            ) from error
         if isinstance(item, Sequence) and not isinstance(item, str) and len(item) >= 2:
             return item[0], item[1]
         keys = list(map(str, item)) if isinstance(item, Mapping) else []

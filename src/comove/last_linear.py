@@ -40,13 +40,17 @@ _Call = tuple[nn.Linear, Tensor, Tensor]
 def untouched(model: nn.Module, device: torch.device | str = "cpu") -> Iterator[nn.Module]:
     """Give a copy of a model, on ``device``, to try things on, and leave torch's random state as it was.
 
-    A model that cannot be copied is given itself; its weights, buffers and modes come back at the end.
+    A model that cannot be copied is given itself; its weights, buffers and modes come back at the end. So is one whose
+    copy has no parameters of its own but tensors computed from the model's, as torch's copies of scripted modules do.
     """
     where = torch.device(device)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         try:
             trial = copy.deepcopy(model)
+            copied = all(parameter.is_leaf for parameter in trial.parameters())
         except Exception:  # whatever a user's module may raise that holds what cannot be copied
+            copied = False
+        if not copied:
             with _restored(model):
                 yield model.to(where)
             return

@@ -139,8 +139,8 @@ def prepared(examples: Picture | Iterable[Picture], to: Preprocessing) -> Tensor
     - a PIL image or the path of one is brought to the run's colours (grey, RGB or RGBA) and size: the shorter side is
       resized, the centre cut out, as for folders of images;
     - an array or tensor of 8-bit numbers, or of real numbers in [0, 1], is one image (C, H, W), (H, W, C) or, with one
-      channel, (H, W); or N of them, (N, C, H, W) or (N, H, W, C). It needs the run's channels; another size is resized
-      likewise.
+      channel, (H, W); or N of them, (N, C, H, W), (N, H, W, C) or, with one channel, (N, H, W). It needs the run's
+      channels; another size is resized likewise.
 
     Elsewhere: an array of the run's shape, or ``(N, *shape)``, with numbers of the run's kind, taken as they are.
 
@@ -192,6 +192,8 @@ def _plain(example: Picture, to: Preprocessing) -> Tensor:
 
 def _images(picture: Picture, to: Preprocessing) -> Tensor:
     if isinstance(picture, str | Path):
+        if Path(picture).is_dir():
+            raise InputError(f"{picture} is a folder; give the paths of its images, sorted(Path(folder).iterdir()).")
         with open_image(Path(picture)) as opened:
             return _from_pil(opened, to)
     if hasattr(picture, "getbands"):
@@ -246,6 +248,8 @@ def _channels_first(array: Tensor, to: Preprocessing) -> Tensor:
     channels, shape = to.shape[0], tuple(array.shape)
     if array.ndim == 2 and channels == 1:
         return array[None, None]
+    if array.ndim == 3 and channels == 1 and 1 not in (shape[0], shape[2]):
+        return array[:, None]
     one = array[None] if array.ndim == 3 else array
     if one.ndim == 4:
         first, last = one.shape[1] == channels, one.shape[3] == channels

@@ -271,8 +271,11 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Sums, means or maxima of embeddings (B, F) over bags (B, T); torch's own has no second derivative."""
-    if input.ndim != 2 or max_norm is not None:
+    """Sums, means or maxima of embeddings (B, F) over bags; torch's own has no second derivative.
+
+    Bags are the rows of (B, T), or parts of (N,) that begin at ``offsets``.
+    """
+    if max_norm is not None or not input.numel() or (input.ndim == 1) != (offsets is not None):
         return F.embedding_bag(
             input,
             weight,
@@ -286,10 +289,14 @@ def _embedding_bag(
             include_last_offset,
             padding_idx,
         )
+    counted_BT1 = torch.ones_like(input, dtype=torch.bool)[..., None]
+    if offsets is not None:
+        where_BT, counted_BT1 = _bags(offsets, len(input), include_last_offset)
+        input = input[where_BT]
+        per_sample_weights = None if per_sample_weights is None else per_sample_weights[where_BT]
     rows_BTF = F.embedding(input, weight)
-    counted_BT1 = torch.ones_like(input, dtype=torch.bool)[:, :, None]
     if padding_idx is not None:
-        counted_BT1 = (input != padding_idx % len(weight))[:, :, None]
+        counted_BT1 = counted_BT1 & (input != padding_idx % len(weight))[:, :, None]
     if mode == "max":
         empty_B1 = ~counted_BT1.any(1)
         return rows_BTF.masked_fill(~counted_BT1, -torch.inf).amax(1).masked_fill(empty_B1, 0)
@@ -297,3 +304,13 @@ def _embedding_bag(
         rows_BTF = rows_BTF * per_sample_weights[:, :, None]
     summed_BF = rows_BTF.masked_fill(~counted_BT1, 0).sum(1)
     return summed_BF if mode == "sum" else summed_BF / counted_BT1.sum(1).clamp(min=1)
+
+
+def _bags(offsets: Tensor, size: int, include_last_offset: bool) -> tuple[Tensor, Tensor]:
+    """Where each bag's entries stand among ``size`` of them, (B, T) up to the longest; which count, (B, T, 1)."""
+    starts_B = offsets[:-1] if include_last_offset else offsets
+    ends_B = offsets[1:] if include_last_offset else torch.cat([offsets[1:], offsets.new_tensor([size])])
+    lengths_B = ends_B - starts_B
+    steps_T = torch.arange(max(1, int(lengths_B.max())), device=offsets.device)
+    where_BT = (starts_B[:, None] + steps_T).clamp(max=size - 1)
+    return where_BT, (steps_T < lengths_B[:, None])[:, :, None]

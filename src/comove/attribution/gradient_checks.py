@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -201,7 +203,9 @@ def _traced(
     def note(module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
         calls.append((names[module], _copies((args, kwargs)), _copies(made)))
 
-    with ExitStack() as stack, clean_pass(model):
+    with ExitStack() as stack, clean_pass(model):  # which brings all generators back
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - a forward pass may draw from it
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)

@@ -116,6 +116,9 @@ def _called(network: nn.Module, inputs: Tensor, examples: ExampleSet, mode: str)
 def _checked(outputs: Any, examples: ExampleSet, mode: str) -> Tensor:
     """The logits of two examples, (2, C) and finite."""
     logits, classes = logits_of(outputs), examples.n_classes
+    if logits.layout != torch.strided:
+        kind = str(logits.layout).removeprefix("torch.")
+        raise InputError(f"A model must return dense logits; {mode} it returned a {kind} tensor. Add .to_dense().")
     if not logits.is_floating_point():
         raise InputError(f"A model must return floating-point logits; {mode} it returned {logits.dtype}.")
     if logits.shape != (2, classes):
