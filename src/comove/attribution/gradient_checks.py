@@ -242,6 +242,12 @@ def chosen_parameters(model: nn.Module, names: Collection[str] | None) -> dict[s
         chosen = {name: parameter for name, parameter in known.items() if name in set(names)}
     if not chosen:
         raise InputError("There are no parameters to take gradients of: all are frozen, or parameters= is empty.")
+    for name, parameter in chosen.items():
+        if parameter.is_complex():
+            raise InputError(
+                f"Gradients are taken of real parameters; {name!r} is {parameter.dtype}. Hold it as a real parameter "
+                "(..., 2) and use torch.view_as_complex(parameter) in the forward pass, which is the same model."
+            )
     return chosen
 
 

@@ -27,7 +27,7 @@ from comove.attribution.closed_forms import BATCH_NORMS, RULES
 from comove.attribution.folding import Pair, folded
 from comove.attribution.gradient_checks import Uses
 from comove.attribution.scalars import Function
-from comove.errors import first_line
+from comove.errors import InputError, first_line
 from comove.models import logits_of, without_fast_path
 
 __all__ = ["ClosedForms", "RefusedPathError", "by_vmap", "one_at_a_time"]
@@ -306,6 +306,11 @@ def one_at_a_time(
             for parameter in model.parameters():
                 parameter.grad = None
             output = logits_of(model(inputs[row : row + 1]))
+            if output.ndim != 2 or len(output) != 1:
+                raise InputError(
+                    f"For one example a model must return logits (1, C); it returned {tuple(output.shape)}. A squeeze() "
+                    "that names no dimension also removes the batch's: name it, squeeze(1)."
+                )
             value = scalar(output, labels[row : row + 1]).sum()
             if value.requires_grad:
                 torch.autograd.backward(value)

@@ -202,6 +202,8 @@ class PerExampleGradients:
         self._checked = False
         self.batches_matter = False
         """Whether an example's outputs depend on the batch it is in; known once the first chunk has been computed."""
+        self.reads_values = False
+        """Whether the forward pass reads values of its inputs, so that other batches may be treated otherwise."""
         problems = [problem for places in self._uses.values() for place in places if (problem := unsupported(*place))]
         if problems:
             self._refuse(f"no closed form for {some(dict.fromkeys(problems))}")
@@ -429,7 +431,8 @@ class PerExampleGradients:
             watch = self._check_outputs(inputs)
         truth, outputs = self._one_at_a_time(inputs, labels, _probe)
         check_finite(truth, data, rows)
-        self.batches_matter = not _close(self.outputs(inputs), outputs, _tolerance(outputs))
+        self.reads_values = bool(watch.reads)
+        self.batches_matter = not _close(self.outputs(inputs), outputs, _tolerance(outputs)) or self._mixes(data)
         self._closed.check_rows = bool(watch.reorders)
         why = ""
         if watch.reads:
@@ -450,6 +453,20 @@ class PerExampleGradients:
         count = max(2, min(CHECKED, self.memory // (4 * self._bytes)))
         rows = torch.linspace(0, size - 1, min(count, max(2, size))).round().long()
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))].tolist()
+
+    def _mixes(self, data: Batches) -> bool:
+        """Whether outputs of a full chunk differ from those of its parts: what happens in large batches alone."""
+        count = min(self.chunk_size, len(data))
+        if count <= CHECKED:
+            return False
+        inputs = data.inputs(slice(0, count)).flip(0)
+        whole, parts = self.outputs(inputs), torch.cat([self.outputs(part) for part in inputs.split(CHECKED)])
+        return not _close(whole, parts, _tolerance(whole))
+
+    def same_alone(self, inputs: Tensor) -> bool:
+        """Whether a batch's outputs are those of its examples one by one."""
+        alone = torch.cat([self.outputs(inputs[row : row + 1]) for row in range(len(inputs))])
+        return _close(self.outputs(inputs), alone, _tolerance(alone))
 
     def _check_outputs(self, inputs: Tensor) -> ForwardPass:
         """Check the outputs' shape and that they are not drawn at random; tell what the forward pass does."""

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from comove.attribution.double_backward import TwiceDifferentiable
 from comove.attribution.folded_kernels import Kernels, NoRuleError
@@ -41,6 +44,8 @@ BATCHED = (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Flatten, nn.Iden
 """Models of these layers alone take several vectors at once: their products are too small to keep a processor busy."""
 CHECKED = 4
 """Examples over which a product is checked."""
+ROUNDED = 1e-2
+"""How far a product may be off, relative to its size, in float32 or where the forward pass casts to less."""
 
 
 def flatten(parts: Collection[Tensor]) -> Tensor:
@@ -91,13 +96,14 @@ class Hessian:
         gradients.check(data)
         layers = [module for module in gradients.model.modules() if not any(module.children())]
         self._batched = all(isinstance(layer, BATCHED) for layer in layers)
-        self._few = slice(0, min(CHECKED, len(data)) if not gradients.batches_matter else 1)
+        alone = gradients.batches_matter or not self._checked_batches()
+        self._few = slice(0, 1 if alone else min(CHECKED, len(data)))
         by_graph = self._checked_product()
         reason = "a dense network" if self._batched else self._refusal(by_graph)
         self.path = f"autograd: {reason}" if reason else "R-operator"
         each = self._bytes_an_example(not reason)
         limit = CHUNK if self._parameters[0].device.type == "cpu" else len(data)
-        count = 1 if gradients.batches_matter else max(1, min(limit, memory // each))
+        count = 1 if alone else max(1, min(limit, memory // each))
         self._chunks = [slice(start, min(start + count, len(data))) for start in range(0, len(data), count)]
         keep = len(data) * each <= memory
         self._kept = [self._graph(part) for part in self._chunks] if keep and reason else None
@@ -122,6 +128,12 @@ class Hessian:
             self._gradients.squared_norms(self._data)  # an error that names the examples, where theirs are the reason
             raise NonFiniteError("A Hessian-vector product is NaN or infinite: check the checkpoint and its losses.")
         return total
+
+    def _checked_batches(self) -> bool:
+        """Whether batches may be formed: outputs are compared where the forward pass reads values of its inputs."""
+        starts = range(0, len(self._data), CHUNK) if self._gradients.reads_values else ()
+        parts = (slice(start, min(start + CHUNK, len(self._data))) for start in starts)
+        return all(self._gradients.same_alone(self._inputs(part)) for part in parts)
 
     def _probe(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """A scalar whose Hessian is well-conditioned and sees every output."""
@@ -150,7 +162,10 @@ class Hessian:
         if norm > 0 and torch.isfinite(norm):
             # With u = Hv / |Hv| the two sides of u'Hv = v'Hu are as large as they can be.
             back = product(found / norm) @ direction
-            if not bool((back - norm).abs() <= self._tolerance * norm):
+            tolerance = self._tolerance
+            if tolerance < ROUNDED and self._computes_in_less():
+                tolerance = ROUNDED
+            if not bool((back - norm).abs() <= tolerance * norm):
                 suspects = [
                     name
                     for name, module in self._gradients.model.named_modules()
@@ -166,7 +181,15 @@ class Hessian:
 
     @property
     def _tolerance(self) -> float:
-        return 1e-6 if self._parameters[0].dtype == torch.float64 else 1e-2
+        return 1e-6 if self._parameters[0].dtype == torch.float64 else ROUNDED
+
+    def _computes_in_less(self) -> bool:
+        """Whether the forward pass casts to a precision below that of the parameters."""
+        watch = _Precisions()
+        with torch.no_grad(), watch, self._differentiable():
+            self._gradients.model(self._inputs(self._few))
+        eps = torch.finfo(self._parameters[0].dtype).eps
+        return any(torch.finfo(dtype).eps > eps for dtype in watch.seen)
 
     def _refusal(self, true: Tensor) -> str:
         """Why the R-operator does not do for this model, seen from the product of autograd; else nothing."""
@@ -297,6 +320,20 @@ class Hessian:
             sizes.append(sum(seen.values()))
             del held
         return max(1, sizes[1] - sizes[0])
+
+
+class _Precisions(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for these classes
+    """Notes the floating-point types that operations give."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        leaves = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        self.seen |= {leaf.dtype for leaf in leaves if leaf.is_floating_point()}
+        return made
 
 
 def _joined(parts: Collection[Tensor], batched: bool) -> Tensor:

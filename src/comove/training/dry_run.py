@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from comove.data import ExampleSet
-from comove.errors import ComoveError, InputError, NonFiniteError, first_line
+from comove.errors import ComoveError, InputError, NonFiniteError, first_line, some
 from comove.last_linear import untouched
 from comove.models import last_linear, logits_of, without_fast_path
 from comove.outputs import described
 
-__all__ = ["dry_run", "features_layer"]
+__all__ = ["check_inputs", "dry_run", "features_layer"]
 
 IN_TRAINING, IN_EVALUATION = "in training mode", "in evaluation mode"
 
@@ -44,8 +44,7 @@ def dry_run(network: nn.Module, examples: ExampleSet, device: torch.device | str
         raise InputError(f"Training needs at least 2 examples, got {len(examples)}.")
     _check_parameters(network)
     inputs, labels = examples.batch(np.arange(2), device)
-    if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
-        raise NonFiniteError(f"An input of {examples.name!r} is NaN or infinite, in the examples {examples.ids[:2]}.")
+    check_inputs(examples)
     with untouched(network, device) as trial:
         trial.train()
         outputs = _called(trial, inputs, examples, IN_TRAINING)
@@ -54,7 +53,26 @@ def dry_run(network: nn.Module, examples: ExampleSet, device: torch.device | str
         trial.eval()
         with torch.no_grad(), without_fast_path():
             evaluated = _called(trial, inputs, examples, IN_EVALUATION)
+            _check_one(_called(trial, inputs[:1], examples, IN_EVALUATION), examples)
         _check_alike(outputs, logits, evaluated, _checked(evaluated, examples, IN_EVALUATION))
+
+
+def check_inputs(examples: ExampleSet) -> None:
+    """Refuse inputs that are NaN or infinite: all that are held in memory, or the first two of a set that is not.
+
+    Raises:
+        NonFiniteError: naming the ids.
+    """
+    held = examples.held
+    raw = examples.raw(np.arange(min(2, len(examples)))) if held is None else held
+    if not raw.is_floating_point() or bool(torch.isfinite(raw.sum())):
+        return
+    bad = np.flatnonzero(~torch.isfinite(raw).flatten(1).all(1).numpy())
+    if bad.size:
+        raise NonFiniteError(
+            f"Inputs must be finite; an input of {examples.name!r} is NaN or infinite in {bad.size} examples, ids "
+            f"{some(examples.ids[bad].tolist())}. Mend these examples, or leave them out."
+        )
 
 
 def features_layer(network: nn.Module, examples: ExampleSet, device: torch.device | str = "cpu") -> str:
@@ -99,9 +117,10 @@ def _called(network: nn.Module, inputs: Tensor, examples: ExampleSet, mode: str)
     except ComoveError:
         raise
     except Exception as error:  # whatever a user's model may raise
+        number = "one example" if len(inputs) == 1 else "two examples"
         hint = "" if inputs.is_floating_point() else " Whole numbers are token ids and are not scaled."
         raise InputError(
-            f"{type(network).__name__} cannot be called {mode} on two examples of {examples.name!r}, a batch "
+            f"{type(network).__name__} cannot be called {mode} on {number} of {examples.name!r}, a batch "
             f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}. {type(error).__name__}: "
             f"{first_line(error)}{hint}"
         ) from error
@@ -138,6 +157,16 @@ def _checked(outputs: Any, examples: ExampleSet, mode: str) -> Tensor:
     if not bool(logits.isfinite().all()):
         raise NonFiniteError(f"The logits of the first two examples are NaN or infinite before training, {mode}.")
     return logits
+
+
+def _check_one(outputs: Any, examples: ExampleSet) -> None:
+    """Check the logits of a batch of one, which the last batch may be, and per-example gradients are taken of."""
+    shape = tuple(logits_of(outputs).shape)
+    if shape != (1, examples.n_classes):
+        raise InputError(
+            f"For one example a model must return logits {(1, examples.n_classes)}; {IN_EVALUATION} it returned {shape}. "
+            "A squeeze() that names no dimension also removes the batch's: name it, squeeze(1)."
+        )
 
 
 def _check_gradients(network: nn.Module, logits: Tensor, labels: Tensor) -> None:

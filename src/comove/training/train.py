@@ -29,7 +29,7 @@ from comove.progress import Advance, progress_bar
 from comove.recording import Recorder
 from comove.store import DAMAGED, claim_folder, digest, new_folder, set_aside, write_json
 from comove.trace import FIELDS
-from comove.training.dry_run import dry_run, features_layer
+from comove.training.dry_run import check_inputs, dry_run, features_layer
 from comove.training.loop import OptimizerState, Resident, batch_bounds, evaluate, fit, resolve_device
 from comove.training.recipe import Recipe, as_recipe
 from comove.training.run import RUN_FORMAT, Run, read_weights, write_weights
@@ -140,6 +140,9 @@ def train(
     # All of it before the folder is claimed: a model that is refused leaves nothing behind.
     network = _network(spec, recipe, seed)
     dry_run(network, splits.train, where)
+    for held_out in (splits.validation, splits.query):
+        if held_out is not None:
+            check_inputs(held_out)
     head = _features_layer(network, splits.train, recording, where)
     folder = new_folder(tempfile.mkdtemp(prefix="comove-run-") if out is None else out)
     manifest = _manifest(splits, spec, recipe, seed, recording, checkpoints)
