@@ -417,6 +417,17 @@ def test_transforms_and_labels_drawn_at_random_are_refused(hold_bytes: int) -> N
     assert len(ExampleSet(Items(broken), hold_bytes=hold_bytes)) == 3  # NaN is the same NaN each time
 
 
+def test_an_item_that_cannot_be_read_is_named_with_the_reason() -> None:
+    class Broken(Items):
+        def __getitem__(self, index: int) -> Any:
+            if index == 17:
+                raise KeyError("gone")
+            return super().__getitem__(index)
+
+    with pytest.raises(InputError, match="Item 17 of 'examples' cannot be read. KeyError: 'gone'"):
+        ExampleSet(Broken([(torch.zeros(2), index % 2) for index in range(20)]))
+
+
 def test_a_set_too_large_to_hold_is_read_once_for_its_labels_or_not_at_all_where_they_are_given() -> None:
     items = Items([(torch.zeros(2), index % 2) for index in range(500)])
     ExampleSet(items, hold_bytes=0)

@@ -146,6 +146,19 @@ def test_pil_images_are_brought_to_the_runs_colours_and_size() -> None:
     assert torch.equal(prepared(Image.new("L", (10, 12), 7), COLOUR), torch.full((1, 3, 12, 10), 7, dtype=torch.uint8))
 
 
+def test_grey_images_are_told_from_the_rows_of_one() -> None:
+    to, images = Preprocessing((1, 12, 10), "pixels", None), pictures(4, channels=1)
+    for given in (images, images[:, 0], images[:, 0].numpy(), images.permute(0, 2, 3, 1), list(images[:, 0])):
+        torch.testing.assert_close(prepared(given, to), images)
+    torch.testing.assert_close(prepared(images[0, 0], to), images[:1])
+    torch.testing.assert_close(prepared(images[0].permute(1, 2, 0), to), images[:1])
+
+
+def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give the paths of its images"):
+        prepared(tmp_path, Preprocessing((3, 12, 10), "pixels", None))
+
+
 def test_arrays_of_another_size_are_resized_and_stay_in_range() -> None:
     half = torch.zeros(3, 24, 20)
     half[:, :, 10:] = 1

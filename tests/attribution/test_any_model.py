@@ -5,6 +5,7 @@ The truth is autograd in float64, one example at a time, with torch's fast path 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import comove
 from comove.attribution import TRAK, Arnoldi, GradDot, InfluenceCG, TracIn
+from comove.attribution.double_backward import TwiceDifferentiable
 from comove.attribution.gradients import PerExampleGradients
 from comove.attribution.hessian import Hessian
 from comove.attribution.trak import trak_scores
@@ -172,6 +174,62 @@ class MaxBag(Bag):
     mode = "max"
 
 
+class OffsetBag(Bag):
+    """The same bags as one long row and where each begins."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        starts = torch.arange(len(x)) * x.shape[1]
+        return self.head(self.bag(x.flatten(), starts).tanh())  # type: ignore[no-any-return]
+
+
+class Capacity(Text):
+    """A mixture of two experts that drops what exceeds eleven examples of a batch; no value is read into Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(6, 2), nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+
+    def kept(self, chosen: Tensor) -> Tensor:
+        return ((chosen.cumsum(0) * chosen).sum(1) <= 11).to(chosen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embedding(x).mean(1).tanh()
+        share = self.gate(h).softmax(1)
+        chosen = torch.eye(2, dtype=h.dtype)[share.argmax(1)]
+        weight = share * chosen * self.kept(chosen)[:, None]
+        return self.head(h) + sum(e(h) * weight[:, i : i + 1] for i, e in enumerate(self.experts))  # type: ignore[no-any-return]
+
+
+class CapacityRead(Capacity):
+    """The same, decided in Python."""
+
+    def kept(self, chosen: Tensor) -> Tensor:
+        counts, kept = [0, 0], []
+        for expert in chosen.argmax(1).tolist():
+            counts[expert] += 1
+            kept.append(counts[expert] <= 11)
+        return torch.tensor(kept).to(chosen)
+
+
+class Unlimited(Capacity):
+    """What each example sees of :class:`Capacity` when it is alone."""
+
+    def __init__(self, source: Capacity) -> None:
+        super().__init__()
+        self.load_state_dict(source.state_dict())
+
+    def kept(self, chosen: Tensor) -> Tensor:
+        return torch.ones(len(chosen)).to(chosen)
+
+
+class Rounded(Text):
+    """Activations are rounded to 16 bits on the way, and so are their gradients on the way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embedding(x).mean(1).tanh()
+        return self.head(h.bfloat16().to(h.dtype).tanh())  # type: ignore[no-any-return]
+
+
 class Branching(Text):
     """Long sentences go another way, decided in Python for the whole batch or for each of them."""
 
@@ -252,6 +310,10 @@ MODELS: tuple[type[nn.Module], ...] = (
     Bag,
     SumBag,
     MaxBag,
+    OffsetBag,
+    Capacity,
+    CapacityRead,
+    Rounded,
     Branching,
     NumPyInside,
     Scalars,
@@ -380,16 +442,30 @@ class WrittenBag(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "kind", [Positions, Recurrent, LSTM, Attention, Bag, SumBag, MaxBag, Branching, Scalars, WeightNorm]
+    "kind",
+    [
+        Positions,
+        Recurrent,
+        LSTM,
+        Attention,
+        Bag,
+        SumBag,
+        MaxBag,
+        OffsetBag,
+        CapacityRead,
+        Branching,
+        Scalars,
+        WeightNorm,
+    ],
 )
 def test_influence_equals_the_solve_with_the_whole_hessian(kind: type[nn.Module]) -> None:
     splits = texts(24)
     run = trained(kind, splits)
     model = run.load_model().double()
     train, query = gradients_of(model, splits.train), gradients_of(model, splits.query)
-    written = (
-        WrittenOut(model) if isinstance(model, WeightNorm) else WrittenBag(model) if isinstance(model, Bag) else model
-    )
+    written: nn.Module = model
+    for special, plain in ((WeightNorm, WrittenOut), (Bag, WrittenBag), (Capacity, Unlimited)):
+        written = plain(model) if isinstance(model, special) else written  # type: ignore[operator]  # of its own kind
     hessian = hessian_of(written.double(), splits.train).numpy()
     true = train @ np.linalg.solve(hessian + 2 * np.eye(len(hessian)), query.T)
     found = InfluenceCG(damping=2.0, tolerance=1e-8, max_steps=500).fit(run).attribute(splits.query.ids)
@@ -443,6 +519,56 @@ def test_dropout_by_hand_is_refused_and_its_module_is_named() -> None:
     with pytest.raises(InputError, match=r"noisy \(Noisy\) is where they come to differ.*F\.dropout"):
         PerExampleGradients(model)(torch.ones(4, LENGTH, dtype=torch.long), torch.arange(4) % CLASSES)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["random", "numpy.random"])  # noqa: NPY002
+def test_noise_of_python_and_numpy_is_refused_and_their_states_are_left(draw: Callable[[], float]) -> None:
+    class Net(Text):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embedding(x).mean(1) + 0.1 * draw())  # type: ignore[no-any-return]
+
+    model, before = Net().eval(), (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]  # noqa: NPY002
+    with pytest.raises(InputError, match="draws random numbers"):
+        PerExampleGradients(model)(torch.ones(4, LENGTH, dtype=torch.long), torch.arange(4) % CLASSES)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]  # noqa: NPY002
+
+
+def test_products_with_the_hessian_hold_where_activations_are_rounded() -> None:
+    splits = texts(24)
+    run = trained(Rounded, splits)
+    model = run.load_model().double()
+    train, query = gradients_of(model, splits.train), gradients_of(model, splits.query)
+    hessian = hessian_of(model, splits.train).numpy()
+    true = train @ np.linalg.solve(hessian + 2 * np.eye(len(hessian)), query.T)
+    found = InfluenceCG(damping=2.0, tolerance=1e-4).fit(run).attribute(splits.query.ids)
+    assert error(found.values, true) < 1e-2, found.info
+
+
+def test_complex_parameters_are_refused_and_the_real_form_is_told() -> None:
+    class Net(Text):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phase = nn.Parameter(torch.ones(6, dtype=torch.cfloat))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.embedding(x).mean(1) * self.phase).abs())  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match="'phase' is torch.complex64.*view_as_complex"):
+        PerExampleGradients(Net().eval())
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("last", [False, True])
+def test_bags_by_offsets_are_written_out_as_torch_computes_them(mode: str, last: bool) -> None:
+    table = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    entries, starts = torch.tensor([1, 0, 4, 2, 2, 0, 3]), torch.tensor([0, 2, 2, 5, 7][: 5 if last else 4])
+    weights = torch.rand(7, dtype=torch.float64) if mode == "sum" else None
+    options: dict[str, Any] = {"mode": mode, "include_last_offset": last, "padding_idx": 0}
+    expected = F.embedding_bag(entries, table, starts, per_sample_weights=weights, **options)
+    with TwiceDifferentiable():
+        found = F.embedding_bag(entries, table, starts, per_sample_weights=weights, **options)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), table)[0] for y in (found, expected)))
 
 
 def test_a_gradient_that_is_not_finite_names_its_example_in_every_method() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from comove.attribution import GradDot
 from comove.data import ExampleSet, Splits, split
 from comove.errors import InputError, NonFiniteError
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Recipe
+from comove.training import Recipe, Recording
 from comove.training.dry_run import dry_run
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=0.05)
@@ -126,6 +126,8 @@ REFUSED: dict[str, tuple[Forward, str]] = {
         lambda net, x: plain(net, x) if net.training else net.nothing,
         "in evaluation mode on two examples",
     ),
+    "sparse": (lambda net, x: plain(net, x).to_sparse(), "dense logits.*sparse_coo"),
+    "no batch of one": (lambda net, x: plain(net, x).squeeze(), r"one example.*\(1, 3\).*returned \(3,\)"),
     "a fixed batch size": (lambda net, x: plain(net, x.view(8, 6)), "shape '.8, 6.' is invalid"),
     "changes its inputs": (lambda net, x: plain(net, x.mul_(2)), "changes its inputs in place"),
     "NaN": (lambda net, x: plain(net, x) * float("nan"), "NaN or infinite before training"),
@@ -169,6 +171,33 @@ def test_inputs_that_are_nan_and_a_single_example_are_refused() -> None:
         dry_run(Net(plain), spoilt)
     with pytest.raises(InputError, match="at least 2 examples, got 1"):
         dry_run(Net(plain), numbers(1, 1))
+
+
+@pytest.mark.parametrize("where", ["train", "validation", "query"])
+def test_one_input_that_is_not_finite_is_named_before_any_work(where: str, splits: Splits, tmp_path: Path) -> None:
+    part: ExampleSet = getattr(splits, where)
+    assert part.held is not None
+    inputs = part.held.clone()
+    inputs[-1, 2] = torch.inf
+    spoilt = ExampleSet.from_arrays(inputs, part.labels, ids=part.ids, classes=part.classes)
+    with pytest.raises(NonFiniteError, match=f"in 1 examples, ids {part.ids[-1]}"):
+        comove.train(replace(splits, **{where: spoilt}), of(plain), RECIPE, out=tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script.*:FutureWarning", "ignore:.*torch.jit.script.*:DeprecationWarning"
+)
+def test_a_scripted_model_trains_as_the_model_it_was_made_of(splits: Splits) -> None:
+    def make(num_classes: int, input_shape: Any) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def scripted(num_classes: int, input_shape: Any) -> nn.Module:
+        made: nn.Module = torch.jit.script(make(num_classes, input_shape))
+        return made
+
+    runs = [comove.train(splits, factory, RECIPE, recording=Recording(anchors=())) for factory in (make, scripted)]
+    np.testing.assert_allclose(runs[1].trace.read("train"), runs[0].trace.read("train"), rtol=1e-5)
 
 
 def test_token_ids_for_a_model_of_real_numbers_are_explained() -> None:
