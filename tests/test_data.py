@@ -424,7 +424,7 @@ def test_an_item_that_cannot_be_read_is_named_with_the_reason() -> None:
                 raise KeyError("gone")
             return super().__getitem__(index)
 
-    with pytest.raises(InputError, match="Item 17 of 'examples' cannot be read. KeyError: 'gone'"):
+    with pytest.raises(InputError, match=r"Item 17 of 'examples' cannot be read. KeyError: 'gone'"):
         ExampleSet(Broken([(torch.zeros(2), index % 2) for index in range(20)]))
 
 

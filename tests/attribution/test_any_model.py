@@ -521,7 +521,7 @@ def test_dropout_by_hand_is_refused_and_its_module_is_named() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["random", "numpy.random"])  # noqa: NPY002
+@pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["random", "numpy.random"])
 def test_noise_of_python_and_numpy_is_refused_and_their_states_are_left(draw: Callable[[], float]) -> None:
     class Net(Text):
         def forward(self, x: Tensor) -> Tensor:
@@ -553,7 +553,7 @@ def test_complex_parameters_are_refused_and_the_real_form_is_told() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head((self.embedding(x).mean(1) * self.phase).abs())  # type: ignore[no-any-return]
 
-    with pytest.raises(InputError, match="'phase' is torch.complex64.*view_as_complex"):
+    with pytest.raises(InputError, match=r"'phase' is torch.complex64.*view_as_complex"):
         PerExampleGradients(Net().eval())
 
 

@@ -308,8 +308,8 @@ def one_at_a_time(
             output = logits_of(model(inputs[row : row + 1]))
             if output.ndim != 2 or len(output) != 1:
                 raise InputError(
-                    f"For one example a model must return logits (1, C); it returned {tuple(output.shape)}. A squeeze() "
-                    "that names no dimension also removes the batch's: name it, squeeze(1)."
+                    f"For one example a model must return logits (1, C); it returned {tuple(output.shape)}. A "
+                    "squeeze() that names no dimension also removes the batch's: name it, squeeze(1)."
                 )
             value = scalar(output, labels[row : row + 1]).sum()
             if value.requires_grad:

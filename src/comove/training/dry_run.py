@@ -164,8 +164,8 @@ def _check_one(outputs: Any, examples: ExampleSet) -> None:
     shape = tuple(logits_of(outputs).shape)
     if shape != (1, examples.n_classes):
         raise InputError(
-            f"For one example a model must return logits {(1, examples.n_classes)}; {IN_EVALUATION} it returned {shape}. "
-            "A squeeze() that names no dimension also removes the batch's: name it, squeeze(1)."
+            f"For one example a model must return logits {(1, examples.n_classes)}; {IN_EVALUATION} it returned "
+            f"{shape}. A squeeze() that names no dimension also removes the batch's: name it, squeeze(1)."
         )
 
 
