@@ -176,12 +176,13 @@ def test_inputs_that_are_nan_and_a_single_example_are_refused() -> None:
 @pytest.mark.parametrize("where", ["train", "validation", "query"])
 def test_one_input_that_is_not_finite_is_named_before_any_work(where: str, splits: Splits, tmp_path: Path) -> None:
     part: ExampleSet = getattr(splits, where)
+    changed: dict[str, Any] = {}
     assert part.held is not None
     inputs = part.held.clone()
     inputs[-1, 2] = torch.inf
-    spoilt = ExampleSet.from_arrays(inputs, part.labels, ids=part.ids, classes=part.classes)
+    changed[where] = ExampleSet.from_arrays(inputs, part.labels, ids=part.ids, classes=part.classes)
     with pytest.raises(NonFiniteError, match=f"in 1 examples, ids {part.ids[-1]}"):
-        comove.train(replace(splits, **{where: spoilt}), of(plain), RECIPE, out=tmp_path / "a")
+        comove.train(replace(splits, **changed), of(plain), RECIPE, out=tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 

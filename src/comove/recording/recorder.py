@@ -408,10 +408,11 @@ class Recorder:
         bad = (~torch.isfinite(side.buffers["loss"])).nonzero()[:, 0]
         if bad.numel():
             ids = side.ids[bad.cpu().numpy()].tolist()
+            cause = "The run probably diverged (lower its learning rate)" if row.index else "Look at these inputs"
             raise NonFiniteError(
                 f"Losses must be finite: in row {row.index} (epoch {row.epoch:g}) {len(ids)} {side.name} examples have "
-                f"a NaN or infinite loss: ids {some(ids)}. The run probably diverged (lower its learning rate), or "
-                "these labels are out of range. The rows before are kept."
+                f"a NaN or infinite loss: ids {some(ids)}. {cause}, or these labels are out of range. The rows before "
+                "are kept."
             )
         if bool(side.relabelled.any()):
             ids = side.ids[side.relabelled.nonzero()[:, 0].cpu().numpy()].tolist()
