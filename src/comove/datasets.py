@@ -86,7 +86,7 @@ def load_dataset(
         source["data_dir"] = str(Path(data_dir).resolve())
     if name in _LOADERS:
         splits = _LOADERS[name](data_dir, seed, limit, validation, queries, download, source)
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         source["name"] = str(Path(name).resolve())
         splits = _image_folder(Path(name), seed, limit, validation, queries, source)
     else:

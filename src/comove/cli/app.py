@@ -76,8 +76,26 @@ class ListCommand(TyperCommand):
         has_arguments = any(isinstance(entry, TyperArgument) for entry in self.params)
         hints = inspect.unwrap(self.callback).__annotations__ if self.callback is not None else {}
         files = {flag for entry in self.params if _names_files(hints.get(entry.name)) for flag in entry.opts}
+        _refuse_empty_paths(args, files, has_arguments, ctx)
         rest: list[str] = super().parse_args(ctx, list(_one_value_each(args, flags, has_arguments, files)))
         return rest
+
+
+def _refuse_empty_paths(words: Sequence[str], files: Collection[str], has_arguments: bool, ctx: Any) -> None:
+    """Refuse an empty word for a file or folder, as an unset variable of a shell gives: it would be the current one.
+
+    Raises:
+        BadParameter: there is one.
+    """
+    before = ""
+    for word in words:
+        flag, equals, value = word.partition("=")
+        named = flag if equals and not value else before if not word else ""
+        if named in files and (not word or equals):
+            raise typer.BadParameter(f"{named} must name a file or a folder, got an empty word.", ctx)
+        if not word and has_arguments and not before.startswith("-"):
+            raise typer.BadParameter("An argument must not be an empty word.", ctx)
+        before = word
 
 
 def _names_files(hint: object) -> bool:
@@ -113,7 +131,7 @@ def _exists(word: str) -> bool:
 
 
 def _pairs(flag: str, text: str) -> Iterator[str]:
-    for value in filter(None, text.split(",")):
+    for value in list(filter(None, text.split(","))) or [""]:  # an empty one is for its option to refuse
         yield from (flag, value)
 
 

@@ -118,7 +118,8 @@ class Task:
         """The model's name; by default the one that suits the data."""
         from comove.training import default_model
 
-        return importable(self.model) or default_model(splits)
+        name = importable(self.model)
+        return default_model(splits) if name is None else name
 
     def recipe_for(self, splits: Splits) -> Recipe:
         """The recipe, with what the user changed."""
