@@ -595,6 +595,47 @@ def test_a_word_of_300_letters_is_one_line_and_exit_code_2(
     assert not (made / "o").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["coreset", "", "--out", "c.csv"],
+        ["coreset", "RUN", "--out", ""],
+        ["report", "RUN", "--scores=", "--out", "r.html"],
+        ["methods", ""],
+        ["attribute", "RUN", "--out", "o", "--query-id", ""],
+        ["attribute", "RUN", "--out", "o", "--blocks", "junk"],
+        ["attribute", "RUN", "--out", "o", "--blocks", "serial", "--method", "tracin"],
+        ["clean", "RUN", "--out", "o", "--by", ""],
+        ["clean", "RUN", "--out", "o", "--device", "junk"],
+        ["stability", "RUN", "--methods", "junk"],
+        ["train", "--out", "o", "--model", ""],
+        ["train", "--out", "o", "--dataset", ""],
+        ["train", "--out", "o", "--limit", "40", "--checkpoints", "\N{SUPERSCRIPT TWO}"],
+        ["train", "--out", "o", "--limit", "40", "--checkpoints", "9" * 5000],
+        ["train", "--out", "o", "--limit", "40", "--epochs", "9" * 30],
+        ["train", "--out", "o", "--limit", "40", "--batch-size", "9" * 30],
+        ["train", "--out", "o", "--limit", "40", "--record-every", "9" * 30],
+        ["coreset", "RUN", "--out", "c.csv", "--budget", "9" * 5000],
+        ["coreset", "RUN", "--out", "c.csv", "--budget", "0.3", "--budget=0.5"],
+    ],
+)
+def test_empty_repeated_and_boundless_words_are_refused_and_leave_nothing(
+    words: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = new_folder(tmp_path / "here")
+    monkeypatch.chdir(here)
+    result = CliRunner().invoke(app, [str(made / "run") if word == "RUN" else word for word in words])
+    assert result.exit_code == 2, result.output
+    assert "must be of type" not in result.output
+    assert list(here.iterdir()) == []
+
+
+def test_a_report_of_more_places_than_examples_shows_all(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    result = CliRunner().invoke(app, ["report", "run", "--scores", "scores", "--top", "9" * 30, "--out", "r.html"])
+    assert result.exit_code == 0, result.output
+
+
 def test_a_damaged_artefact_is_one_line_and_exit_code_2(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     flip(made / "run/trace/rows/000001.safetensors", 8 * 500)
