@@ -492,10 +492,8 @@ def test_an_output_must_have_memory_of_its_own() -> None:
 
 def test_an_array_whose_operators_mean_something_else_is_read_as_numbers() -> None:
     class Other(np.ndarray):
-        def __mul__(self, other: Any) -> Any:
+        def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
             raise AssertionError
-
-        __rmul__ = __pow__ = __mul__
 
     np.testing.assert_array_equal(pairwise(LOSSES.view(Other), LOSSES.view(Other)), pairwise(LOSSES, LOSSES))
 

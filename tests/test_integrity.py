@@ -23,8 +23,9 @@ from comove.attribution import CLD, TRAK, Scores
 from comove.cli.app import app
 from comove.coreset import Coreset, select
 from comove.data import Splits
-from comove.datasets import load_dataset
-from comove.errors import ComoveError, CorruptFileError, FingerprintError
+from comove.datasets import load_dataset, reload_splits
+from comove.errors import ComoveError, CorruptFileError, FingerprintError, InputError
+from comove.evaluation import RetrainingBank, subsets
 from comove.evaluation.mislabels.suspicion import Suspicion
 from comove.report.html.reading import read_curves, read_lds, read_suspects
 from comove.store import (
@@ -43,7 +44,7 @@ from comove.store import (
 from comove.store.arrays import open_array
 from comove.store.checksums import BLANK, BLOCK, seal
 from comove.store.documents import entries, parse_json
-from comove.store.manifests import HEAD
+from comove.store.manifests import HEAD, _counted
 from comove.tables import read_rows, write_rows
 from comove.trace import Trace
 from comove.training import Recording, Run
@@ -263,6 +264,23 @@ def test_an_edited_manifest_is_refused_with_both_fingerprints(made: Path, sealed
     if sealed:
         assert content["fingerprint"] in str(refused.value)
         assert found in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "query_ids", "classes", "dataset", "model", "seed"])
+def test_a_bank_without_an_entry_is_refused(splits: Splits, tmp_path: Path, name: str) -> None:
+    RetrainingBank.create(tmp_path, splits, "mlp", RECIPE, subsets=subsets.random(0.5, 2))
+    content = {key: value for key, value in read_json(tmp_path / "manifest.json").items() if key != name}
+    if name != "fingerprint":
+        content["fingerprint"] = digest(_counted(content))
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(CorruptFileError, match="has changed" if name == "fingerprint" else f"lacks {name}"):
+        RetrainingBank.load(tmp_path)
+
+
+def test_data_whose_place_cannot_be_a_file_is_asked_for_again() -> None:
+    source = {"name": "/" + "x" * 5000}
+    with pytest.raises(InputError, match="cannot be read where they were found"):
+        reload_splits({"name": "x", "source": source, "fingerprint": ""}, "this run")
 
 
 def test_a_manifest_whose_checksum_was_taken_out_is_refused(made: Path) -> None:

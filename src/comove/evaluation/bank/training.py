@@ -247,4 +247,5 @@ def _usable(engine: Engine, material: Material, train: Resident) -> Engine:
 def _as_bytes(weights: dict[str, torch.Tensor] | None) -> bytes:
     assert weights is not None
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
-    return save(plain)
+    content: bytes = save(plain)
+    return content
