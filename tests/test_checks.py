@@ -467,3 +467,50 @@ def test_integers_beyond_float64_stay_exact() -> None:
     examples = ExampleSet.from_arrays(LOSSES[:3], [0, 1, 0], ids=large)
     assert examples.positions(large.astype(np.uint64)).tolist() == [0, 1, 2]
     assert examples.positions(2**53 + 1).tolist() == [1]
+
+
+# --- outputs to fill, subclasses, numbers beside booleans ------------------------------------------------------------
+
+
+def test_an_output_must_have_memory_of_its_own() -> None:
+    tensor = torch.from_numpy(LOSSES)
+    expected = pairwise(LOSSES, LOSSES)
+    shared = LOSSES.astype(np.float32)
+    bad = {
+        "expanded or broadcast": (LOSSES, np.lib.stride_tricks.as_strided(np.zeros(4, np.float32), (4, 4), (0, 4))),
+        "share memory": (shared, shared[:4, :4]),
+        "without a gradient": (tensor, torch.empty(4, 4, requires_grad=True)),
+        "lazily negated": (tensor, torch.zeros(4, 4, dtype=torch.complex64).conj().imag),
+        "or broadcast": (tensor, torch.empty(1, 4).expand(4, 4)),
+    }
+    for match, (losses, out) in bad.items():
+        with pytest.raises(InputError, match=match):
+            pairwise(losses, losses, out=out)
+    for own in (np.zeros((4, 4), np.float32).T, np.zeros((4, 4), np.float32)[::-1, ::-1]):
+        np.testing.assert_array_equal(pairwise(LOSSES, LOSSES, out=own), expected)
+
+
+def test_an_array_whose_operators_mean_something_else_is_read_as_numbers() -> None:
+    class Other(np.ndarray):
+        def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError
+
+    np.testing.assert_array_equal(pairwise(LOSSES.view(Other), LOSSES.view(Other)), pairwise(LOSSES, LOSSES))
+
+
+def test_what_no_float64_holds_is_infinite_without_a_warning() -> None:
+    large = LOSSES.astype(np.longdouble) * np.longdouble("1e400")
+    with pytest.raises(REFUSED, match="inf"):  # an infinite value, where long doubles are no doubles
+        pairwise(large, LOSSES)
+
+
+@pytest.mark.parametrize("values", [[True, 3], [[1.5, 2.0], [False, 1.0]], (np.True_, 2.5)])
+def test_booleans_among_numbers_are_not_read_as_zero_and_one(values: Any) -> None:
+    with pytest.raises(InputTypeError, match="must not mix booleans with numbers"):
+        as_array(values)
+    assert as_array([True, False]).dtype == bool
+
+
+def test_a_masked_number_is_no_number() -> None:
+    with pytest.raises(InputTypeError):
+        real_number(np.ma.masked, "x")

@@ -23,8 +23,9 @@ from comove.attribution import CLD, TRAK, Scores
 from comove.cli.app import app
 from comove.coreset import Coreset, select
 from comove.data import Splits
-from comove.datasets import load_dataset
-from comove.errors import ComoveError, CorruptFileError, FingerprintError
+from comove.datasets import load_dataset, reload_splits
+from comove.errors import ComoveError, CorruptFileError, FingerprintError, InputError
+from comove.evaluation import RetrainingBank, subsets
 from comove.evaluation.mislabels.suspicion import Suspicion
 from comove.report.html.reading import read_curves, read_lds, read_suspects
 from comove.store import (
@@ -43,7 +44,7 @@ from comove.store import (
 from comove.store.arrays import open_array
 from comove.store.checksums import BLANK, BLOCK, seal
 from comove.store.documents import entries, parse_json
-from comove.store.manifests import HEAD
+from comove.store.manifests import HEAD, _counted
 from comove.tables import read_rows, write_rows
 from comove.trace import Trace
 from comove.training import Recording, Run
@@ -263,6 +264,23 @@ def test_an_edited_manifest_is_refused_with_both_fingerprints(made: Path, sealed
     if sealed:
         assert content["fingerprint"] in str(refused.value)
         assert found in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "query_ids", "classes", "dataset", "model", "seed"])
+def test_a_bank_without_an_entry_is_refused(splits: Splits, tmp_path: Path, name: str) -> None:
+    RetrainingBank.create(tmp_path, splits, "mlp", RECIPE, subsets=subsets.random(0.5, 2))
+    content = {key: value for key, value in read_json(tmp_path / "manifest.json").items() if key != name}
+    if name != "fingerprint":
+        content["fingerprint"] = digest(_counted(content))
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(CorruptFileError, match="has changed" if name == "fingerprint" else f"lacks {name}"):
+        RetrainingBank.load(tmp_path)
+
+
+def test_data_whose_place_cannot_be_a_file_is_asked_for_again() -> None:
+    source = {"name": "/" + "x" * 5000}
+    with pytest.raises(InputError, match="cannot be read where they were found"):
+        reload_splits({"name": "x", "source": source, "fingerprint": ""}, "this run")
 
 
 def test_a_manifest_whose_checksum_was_taken_out_is_refused(made: Path) -> None:
@@ -593,6 +611,47 @@ def test_a_word_of_300_letters_is_one_line_and_exit_code_2(
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     assert not (made / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["coreset", "", "--out", "c.csv"],
+        ["coreset", "RUN", "--out", ""],
+        ["report", "RUN", "--scores=", "--out", "r.html"],
+        ["methods", ""],
+        ["attribute", "RUN", "--out", "o", "--query-id", ""],
+        ["attribute", "RUN", "--out", "o", "--blocks", "junk"],
+        ["attribute", "RUN", "--out", "o", "--blocks", "serial", "--method", "tracin"],
+        ["clean", "RUN", "--out", "o", "--by", ""],
+        ["clean", "RUN", "--out", "o", "--device", "junk"],
+        ["stability", "RUN", "--methods", "junk"],
+        ["train", "--out", "o", "--model", ""],
+        ["train", "--out", "o", "--dataset", ""],
+        ["train", "--out", "o", "--limit", "40", "--checkpoints", "\N{SUPERSCRIPT TWO}"],
+        ["train", "--out", "o", "--limit", "40", "--checkpoints", "9" * 5000],
+        ["train", "--out", "o", "--limit", "40", "--epochs", "9" * 30],
+        ["train", "--out", "o", "--limit", "40", "--batch-size", "9" * 30],
+        ["train", "--out", "o", "--limit", "40", "--record-every", "9" * 30],
+        ["coreset", "RUN", "--out", "c.csv", "--budget", "9" * 5000],
+        ["coreset", "RUN", "--out", "c.csv", "--budget", "0.3", "--budget=0.5"],
+    ],
+)
+def test_empty_repeated_and_boundless_words_are_refused_and_leave_nothing(
+    words: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = new_folder(tmp_path / "here")
+    monkeypatch.chdir(here)
+    result = CliRunner().invoke(app, [str(made / "run") if word == "RUN" else word for word in words])
+    assert result.exit_code == 2, result.output
+    assert "must be of type" not in result.output
+    assert list(here.iterdir()) == []
+
+
+def test_a_report_of_more_places_than_examples_shows_all(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    result = CliRunner().invoke(app, ["report", "run", "--scores", "scores", "--top", "9" * 30, "--out", "r.html"])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_damaged_artefact_is_one_line_and_exit_code_2(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

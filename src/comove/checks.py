@@ -72,7 +72,8 @@ def as_array(values: Any, what: str = "The values") -> npt.NDArray[Any]:
 
     Raises:
         InputError: rows of unequal length, masked entries, another size than NumPy can hold.
-        InputTypeError: a sparse, quantized, nested or meta tensor, or what NumPy does not take.
+        InputTypeError: a sparse, quantized, nested or meta tensor, a list of numbers and booleans, or what NumPy does
+            not take.
     """
     if is_tensor(values):
         return _from_tensor(values, what)
@@ -82,17 +83,27 @@ def as_array(values: Any, what: str = "The values") -> npt.NDArray[Any]:
         values = [as_array(value, what) for value in values]
     try:
         array = np.asarray(values)
+        mixed = isinstance(values, list | tuple) and array.dtype.kind in "iufc" and _holds_booleans(values)
     except (ValueError, OverflowError) as error:
         raise InputError(
             f"{what} must be rectangular, every row of the same length, got {type(values).__name__}: {error}."
         ) from error
     except (TypeError, RuntimeError) as error:
         raise InputTypeError(f"{what} must be an array or a tensor, got {type(values).__name__}: {error}.") from error
+    if mixed:  # NumPy reads [True, 3] as [1, 3]
+        raise InputTypeError(f"{what} must not mix booleans with numbers, got a {type(values).__name__} of both.")
     if array.dtype.kind == "V" and array.dtype.names is None and "float" in array.dtype.name:
         return np.asarray(array.astype(np.float32))  # bfloat16 and float8 of ml_dtypes, as JAX gives them
     if not array.dtype.isnative and array.dtype.names is None:
         array = array.astype(array.dtype.newbyteorder("="))
     return array
+
+
+def _holds_booleans(values: list[Any] | tuple[Any, ...]) -> bool:
+    return any(
+        _holds_booleans(value) if isinstance(value, list | tuple) else isinstance(value, bool | np.bool_)
+        for value in values
+    )
 
 
 def _from_tensor(tensor: Any, what: str) -> npt.NDArray[Any]:
@@ -345,7 +356,8 @@ def real_number(value: object, what: str) -> float:
         InputTypeError: no real number; booleans and text are none.
     """
     kind = str(getattr(value, "dtype", ""))
-    if isinstance(value, bool | str | bytes) or "bool" in kind or "complex" in kind or _dimensions(value):
+    number_like = not isinstance(value, bool | str | bytes) and "bool" not in kind and "complex" not in kind
+    if not number_like or _dimensions(value) or np.ma.is_masked(value):
         raise InputTypeError(f"{what} must be a number, got {_short(value)}.")
     try:
         number = float(value)  # type: ignore[arg-type]

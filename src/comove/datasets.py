@@ -86,7 +86,7 @@ def load_dataset(
         source["data_dir"] = str(Path(data_dir).resolve())
     if name in _LOADERS:
         splits = _LOADERS[name](data_dir, seed, limit, validation, queries, download, source)
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         source["name"] = str(Path(name).resolve())
         splits = _image_folder(Path(name), seed, limit, validation, queries, source)
     else:
@@ -488,12 +488,20 @@ def reload_splits(described: Mapping[str, Any], where: object) -> Splits:
         where: the artefact, for messages.
 
     Raises:
-        InputError: the data was passed in from memory and must be passed again.
+        InputError: the data was passed in from memory and must be passed again; it is not where it was, or cannot be
+            read there.
         FingerprintError: what is found under that name now is something else.
     """
     source = _checked_source(described["source"], where)
     if not source:
         raise InputError(f"{where} was made with data of your own ({described['name']}): pass it again as dataset=.")
-    splits = load_dataset(source.pop("name"), **source)
+    name = source.pop("name")
+    try:
+        splits = load_dataset(name, **source)
+    except OSError as error:
+        raise InputError(
+            f"The data of {where} cannot be read where they were found, {name[:200]!r} ({error.strerror or error}): "
+            "pass them again as dataset=."
+        ) from error
     check_fingerprint("data set", found=described["fingerprint"], expected=splits.fingerprint, where=where)
     return splits

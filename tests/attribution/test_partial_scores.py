@@ -126,7 +126,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [file.name for file in folder.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "book", "manifest"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "book", "manifest", "values are a folder", "book is a folder"])
 def test_blocks_that_were_tampered_with_are_computed_again(tmp_path: Path, damage: str) -> None:
     with partial(tmp_path / "s") as made:
         write(made, 0)
@@ -135,6 +135,10 @@ def test_blocks_that_were_tampered_with_are_computed_again(tmp_path: Path, damag
         os.truncate(folder / "values", 100)
     elif damage == "gone":
         (folder / "values").unlink()
+    elif damage.endswith("a folder"):
+        file = folder / ("values" if damage.startswith("values") else "done.json")
+        file.unlink()
+        file.mkdir()
     else:
         file = folder / {"book": "done.json", "manifest": "manifest.json"}[damage]
         content = bytearray(file.read_bytes())

@@ -121,7 +121,7 @@ class PartialScores:
                 raise CorruptFileError(f"{self._file} has {size} bytes, not {self._layout.size}.")
         except CorruptFileError as error:
             warnings.warn(f"{error} All blocks of {self.path} are computed again.", stacklevel=4)
-            book.unlink()
+            set_aside(book)
             self._reserve()
             return {}
         found = {known[name]: crc for name, crc in done.items()}
@@ -156,6 +156,8 @@ class PartialScores:
 
     def _reserve(self) -> None:
         """Take all the room at once: better no disk space now than after hours of work."""
+        if self._file.is_dir():
+            set_aside(self._file)
         try:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
             try:

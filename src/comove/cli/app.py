@@ -76,8 +76,48 @@ class ListCommand(TyperCommand):
         has_arguments = any(isinstance(entry, TyperArgument) for entry in self.params)
         hints = inspect.unwrap(self.callback).__annotations__ if self.callback is not None else {}
         files = {flag for entry in self.params if _names_files(hints.get(entry.name)) for flag in entry.opts}
+        _refuse_empty_paths(args, files, has_arguments, ctx)
+        single = [e for e in self.params if not getattr(e, "multiple", False) and not getattr(e, "is_flag", False)]
+        _refuse_repeats(args, {flag: entry.opts[0] for entry in single for flag in entry.opts}, ctx)
         rest: list[str] = super().parse_args(ctx, list(_one_value_each(args, flags, has_arguments, files)))
         return rest
+
+
+def _refuse_repeats(words: Sequence[str], single: Mapping[str, str], ctx: Any) -> None:
+    """Refuse an option of one value that is given twice: one of the two would be left out without a word.
+
+    Raises:
+        BadParameter: there is one.
+    """
+    seen: set[str] = set()
+    left = iter(words)
+    for word in left:
+        if word == "--":
+            return
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("-") and flag in single:
+            if single[flag] in seen:
+                raise typer.BadParameter(f"{flag} takes one value, and is given twice.", ctx)
+            seen.add(single[flag])
+            if not equals:
+                next(left, None)  # its value, whatever it looks like
+
+
+def _refuse_empty_paths(words: Sequence[str], files: Collection[str], has_arguments: bool, ctx: Any) -> None:
+    """Refuse an empty word for a file or folder, as an unset variable of a shell gives: it would be the current one.
+
+    Raises:
+        BadParameter: there is one.
+    """
+    before = ""
+    for word in words:
+        flag, equals, value = word.partition("=")
+        named = flag if equals and not value else before if not word else ""
+        if named in files and (not word or equals):
+            raise typer.BadParameter(f"{named} must name a file or a folder, got an empty word.", ctx)
+        if not word and has_arguments and not before.startswith("-"):
+            raise typer.BadParameter("An argument must not be an empty word.", ctx)
+        before = word
 
 
 def _names_files(hint: object) -> bool:
@@ -113,7 +153,7 @@ def _exists(word: str) -> bool:
 
 
 def _pairs(flag: str, text: str) -> Iterator[str]:
-    for value in filter(None, text.split(",")):
+    for value in list(filter(None, text.split(","))) or [""]:  # an empty one is for its option to refuse
         yield from (flag, value)
 
 

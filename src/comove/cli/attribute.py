@@ -39,15 +39,20 @@ def attribute(
 
     Example: comove attribute runs/a runs/b --method cld --queries 20 --top 10 --out scores/
     """
-    from comove.attribution import attributors
+    from comove.attribution import CLD, attributors
     from comove.data import positions_of
     from comove.demo import choose_queries
     from comove.discovery import parse_method
     from comove.evaluation.lds.benchmark import file_name
+    from comove.execution import as_executor
     from comove.sources import as_bank, as_sources
     from comove.store import new_folder
 
     chosen = parse_method(method, attributors(), "attribution method")
+    if blocks is not None:
+        as_executor(blocks)  # refuses an unknown one before anything is written
+        if not isinstance(chosen, CLD):
+            raise InputError(f"Only cld computes scores block by block; leave out --blocks for {chosen.name}.")
     banked = "bank" in chosen.requires
     sources = open_banks(runs, method) if banked else open_runs(runs)
     first = as_bank(sources, method) if banked else as_sources(sources, frozenset(), method)[0].trace
@@ -81,12 +86,9 @@ def _told(scores: Any) -> str:
 
 
 def _in_blocks(file: Path, method: Any, sources: Any, queries: list[int], executor: str) -> Any:
-    from comove.attribution import CLD
     from comove.attribution.blocks import write_scores_in_blocks
     from comove.execution import as_executor
 
-    if not isinstance(method, CLD):
-        raise InputError(f"Only cld computes scores block by block; leave out --blocks for {method.name}.")
     return write_scores_in_blocks(file, method, sources, queries, executor=as_executor(executor), progress=True)
 
 

@@ -42,11 +42,13 @@ def clean(
     from comove.evaluation.mislabels.ranking import rank_labels
     from comove.store import new_folder
     from comove.tables import write_frame
+    from comove.training import resolve_device
 
+    resolve_device(device)  # refuses an unknown one, also where no method computes on it
     sources = open_runs(runs)
     wrong = _flips(sources)
     found = rank_labels(sources, None if methods in (None, ["all"]) else methods, device=device)
-    order = by or found.methods[0]
+    order = found.methods[0] if by is None else by
     found.most(top, order)  # refuses what cannot be shown, before anything is written
     new_folder(out)
     if (out / "suspicion.safetensors").exists():  # an earlier call's, perhaps on other data

@@ -26,6 +26,7 @@ __all__ = [
     "check_bank",
     "coreset_methods",
     "importable",
+    "is_whole",
     "open_banks",
     "open_runs",
     "parse_budget",
@@ -33,6 +34,9 @@ __all__ = [
     "parse_share",
     "parse_shares",
 ]
+
+LONGEST_COUNT = 18
+"""Digits of a count; Python refuses to read numbers of thousands of digits."""
 
 Dataset = Annotated[
     str, typer.Option(help="digits (embedded), cifar10, or a folder with one sub-folder of images a class.")
@@ -118,7 +122,8 @@ class Task:
         """The model's name; by default the one that suits the data."""
         from comove.training import default_model
 
-        return importable(self.model) or default_model(splits)
+        name = importable(self.model)
+        return default_model(splits) if name is None else name
 
     def recipe_for(self, splits: Splits) -> Recipe:
         """The recipe, with what the user changed."""
@@ -194,6 +199,11 @@ def coreset_methods(words: Sequence[str] | None, default: Sequence[str]) -> tupl
     return list(words or default), False
 
 
+def is_whole(word: str) -> bool:
+    """Tell whether a word is a whole number from 0 on that is not beyond all counts."""
+    return word.isdecimal() and len(word) <= LONGEST_COUNT
+
+
 def parse_budget(text: str) -> float | int:
     """Return the share or the number of examples that ``--budget`` gives.
 
@@ -203,7 +213,7 @@ def parse_budget(text: str) -> float | int:
         InputError: neither, or a bare 1: by hand it may mean all examples or one.
     """
     word = text.strip()
-    if not word.isdecimal():
+    if not is_whole(word):
         return parse_share(word, "--budget", "a share of the training examples (0.1, 10%) or a number of them (500)")
     if int(word) == 1:
         raise InputError(

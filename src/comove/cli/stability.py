@@ -31,11 +31,14 @@ def stability(
 
     Example: comove stability runs/a runs/b runs/c --methods cld forgetting --budgets 0.1 0.3
     """
+    from comove.coreset import selector
     from comove.evaluation.curves.stability import early_epochs
     from comove.evaluation.curves.stability import stability as compare
     from comove.sources import as_sources
 
     names, every = coreset_methods(methods, ["cld"])
+    for name in names:
+        selector(name)  # refuses an unknown one, which a single run would not be asked for
     shares, sources = parse_shares(budgets, [0.1, 0.3]), open_runs(runs)
     last = int(min(as_sources(source, frozenset(), "stability")[0].trace.rows[-1].epoch for source in sources))
     looked = epochs or sorted({max(2, last * step // 8) for step in (1, 2, 4, 6, 8)})

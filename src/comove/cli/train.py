@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, facts, say
-from comove.cli.options import Task
+from comove.cli.options import Task, is_whole
 
 if TYPE_CHECKING:
     from comove.training import Recording, Run
@@ -45,7 +45,7 @@ def train(
     from comove.training import train as train_run
 
     splits = task.splits()
-    kept: Any = int(checkpoints) if checkpoints.isdigit() else checkpoints
+    kept: Any = int(checkpoints) if is_whole(checkpoints) else checkpoints
     finished = train_run(
         splits,
         task.model_for(splits),

@@ -105,8 +105,13 @@ class Coreset:
         columns = {"id": self.ids, "score": self.scores, "weight": self.weights}
         return pd.DataFrame({**columns, **({} if self.labels is None else {"label": self.labels})})
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, made_from: str | None = None) -> None:
         """Write the coreset atomically: a table when the name ends in ``.csv``, else one safetensors file.
+
+        Args:
+            path: the file.
+            made_from: a fingerprint of what it was chosen from and how, kept in the header of a safetensors file for
+                those who read it again.
 
         Raises:
             StorageError: it cannot be written.
@@ -121,7 +126,8 @@ class Coreset:
             arrays["labels"] = self.labels
         head = {"kind": "comove/coreset", "format_version": FORMAT_VERSION, "method": self.method}
         rest = {"n_candidates": self.n_candidates, "classes": self.classes, "info": dict(self.info)}
-        write_arrays(target, arrays, {**head, **rest})
+        origin = {} if made_from is None else {"made_from": made_from}
+        write_arrays(target, arrays, {**head, **rest, **origin})
 
     def _rows(self) -> Iterator[list[object]]:
         for position, id_ in enumerate(self.ids.tolist()):

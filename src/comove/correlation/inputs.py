@@ -65,7 +65,8 @@ class Side:
             block_RB = torch.as_tensor(part).to(self.device, torch.float64)
         else:
             part = part.double().numpy(force=True) if isinstance(part, torch.Tensor) else part
-            block_RB = part.astype(np.float64, copy=False)
+            with np.errstate(over="ignore"):  # what float64 cannot hold is infinite, and refused as that
+                block_RB = part.astype(np.float64, copy=False)
         self._check(block_RB, at)
         return block_RB
 
@@ -129,7 +130,8 @@ def _real(losses: ArrayLike, name: str) -> Any:
         return as_tensor(losses, f"The {name}losses")
     plain = isinstance(losses, np.ndarray) and not isinstance(losses, np.ma.MaskedArray)
     if _read_by_columns(losses) or (plain and losses.dtype.kind in "fiu"):  # as it lies, whatever its byte order
-        array = losses
+        # A subclass may mean something else by its operators, as numpy.matrix does by *.
+        array = losses if type(losses) is np.memmap or not isinstance(losses, np.ndarray) else np.asarray(losses)
         kind = "f" if str(array.dtype) == "bfloat16" else np.dtype(array.dtype).kind
     else:
         return as_real(losses, f"The {name}losses")
@@ -179,4 +181,24 @@ def output(out: Any, train: Side, query: Side) -> Any:
             f"out must be a writeable float32 {like.__name__} of shape {shape} on {train.device}, of the kind of the "
             f"losses; found {type(out).__name__}, {out.dtype}, {tuple(out.shape)}{'' if ready else ', read-only'}."
         )
+    _check_memory(out, (train.losses, query.losses))
     return out
+
+
+def _check_memory(out: Any, losses: tuple[Any, ...]) -> None:
+    """Refuse an array to fill whose places are not its own: what is written to one would change others."""
+    if isinstance(out, torch.Tensor) and (out.requires_grad or out.is_neg()):
+        raise InputError("out must be a plain tensor, without a gradient and not lazily negated: pass out.detach().")
+    strides = out.stride() if isinstance(out, torch.Tensor) else out.strides
+    if any(step == 0 and size > 1 for step, size in zip(strides, out.shape, strict=True)):
+        raise InputError("out must have memory for each score, found one that was expanded or broadcast: pass a copy.")
+    if any(_overlap(out, one) for one in losses):
+        raise InputError("out must not share memory with the losses, which are read while it is filled: pass a copy.")
+
+
+def _overlap(out: Any, losses: Any) -> bool:
+    """Whether two arrays may lie in the same memory, by where they begin and end."""
+    if isinstance(out, torch.Tensor) and isinstance(losses, torch.Tensor):
+        return out.device == losses.device and out.untyped_storage().data_ptr() == losses.untyped_storage().data_ptr()
+    both = isinstance(out, np.ndarray) and isinstance(losses, np.ndarray)
+    return both and np.may_share_memory(out, losses)

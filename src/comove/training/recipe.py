@@ -71,7 +71,11 @@ class Recipe:
                 raise InputError(f"Recipe: {name} must be true or false, got {getattr(self, name)!r}.")
         for name, ok, must in (
             ("epochs", _is_whole(self.epochs) and self.epochs >= 1, "a whole number from 1 on"),
-            ("batch_size", _is_whole(self.batch_size) and self.batch_size >= 2, "a whole number from 2 on"),
+            (
+                "batch_size",
+                _is_whole(self.batch_size) and self.batch_size >= 2,
+                "a whole number from 2 on",
+            ),
             ("lr", self.lr > 0, "above 0"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("nesterov", not (self.nesterov and self.momentum == 0), "false without momentum"),
@@ -80,9 +84,14 @@ class Recipe:
             ("augment", self.augment in ("none", "flip_crop"), "none or flip_crop"),
             ("precision", self.precision in ("float32", "float16", "bfloat16"), "float32, float16 or bfloat16"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
-            ("crop_padding", _is_whole(self.crop_padding) and self.crop_padding >= 0, "a whole number from 0 on"),
+            (
+                "crop_padding",
+                _is_whole(self.crop_padding) and self.crop_padding >= 0,
+                "a whole number from 0 on",
+            ),
         ):
             if not ok:
+                must += ", below 2**63" if must.startswith("a whole number") else ""
                 raise InputError(f"Recipe: {name} must be {must}, got {getattr(self, name)!r}.")
 
     def lr_at(self, epoch: float) -> float:
@@ -127,7 +136,7 @@ class Recipe:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and _is_number(value)
+    return isinstance(value, int) and _is_number(value) and abs(value) < 2**63  # as manifests hold them
 
 
 def _is_number(value: object) -> bool:

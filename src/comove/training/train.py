@@ -65,7 +65,7 @@ class Recording:
         object.__setattr__(self, "anchors", tuple(self.anchors))
         if self.mode not in ("sweep", "in_pass"):
             raise InputError(f"Recording: mode must be 'sweep' or 'in_pass', got {self.mode!r}.")
-        if self.every is not None and (self.every < 1 or self.mode == "in_pass"):
+        if self.every is not None and (not 1 <= self.every < 2**63 or self.mode == "in_pass"):
             raise InputError(
                 f"Recording: every must be a number of steps from 1 on, in sweep mode; got {self.every} in "
                 f"{self.mode!r} mode (a training pass meets each example once an epoch)."

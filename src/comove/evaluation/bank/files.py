@@ -27,6 +27,7 @@ from comove.models import ModelSpec
 from comove.store import (
     MANIFEST,
     TEMPORARY,
+    check_file,
     digest,
     entries,
     open_manifest,
@@ -34,6 +35,7 @@ from comove.store import (
     read_header,
     understanding,
     write_checked,
+    write_sealed,
 )
 from comove.training import Recipe
 
@@ -52,6 +54,7 @@ __all__ = [
     "open_bank",
     "plan_files",
     "planned",
+    "read_examples",
     "read_plan",
     "set_aside",
     "store_plan",
@@ -155,15 +158,46 @@ def checked_identity(identity: Mapping[str, Any], where: object) -> dict[str, An
     return dict(identity)
 
 
-def complete_examples(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write the file of ids and labels, unless it is there and whole."""
+def complete_examples(folder: Path, arrays: Mapping[str, npt.NDArray[Any]], data: str) -> None:
+    """Write the file of ids and labels, unless it is there and whole; ``data`` is the data set's fingerprint."""
     file = folder / EXAMPLES
     try:
-        found, _ = read_checked(file)
+        found, header = read_checked(file)
     except CorruptFileError:
-        found = {}
-    if found.keys() != arrays.keys() or any(not np.array_equal(found[name], arrays[name]) for name in arrays):
-        write_checked(file, arrays)
+        found, header = {}, {}
+    same = found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    if not same or header.get("dataset") != data:
+        write_checked(file, arrays, {"dataset": data})
+
+
+def read_examples(folder: Path, identity: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Read the ids and labels of the bank with this manifest.
+
+    Raises:
+        CorruptFileError: truncated, foreign or changed; or of other data or queries than the bank's.
+    """
+    file, data = folder / EXAMPLES, identity["dataset"]["fingerprint"]
+    arrays, header = read_checked(file, ["train_ids", "train_labels", "query_ids", "query_labels"])
+    _check_data(header, data, file)
+    if arrays["query_ids"].tolist() != identity["query_ids"]:
+        raise CorruptFileError(f"{file} holds other queries than this bank's: it belongs to another bank. {_AGAIN}")
+    for side in ("train", "query"):
+        if arrays[f"{side}_labels"].shape != arrays[f"{side}_ids"].shape:
+            raise CorruptFileError(f"{file} does not hold one label for each of its {side} ids. {_AGAIN}")
+    return arrays
+
+
+def _check_data(header: Mapping[str, Any], data: str, file: Path) -> None:
+    """Refuse a file that says it is of other data; those of earlier versions say nothing."""
+    found = header.get("dataset")
+    if found not in (None, data):
+        raise CorruptFileError(
+            f"{file} is of other data (fingerprint {found}) than this bank's ({data}): it belongs to another bank. "
+            f"{_AGAIN}"
+        )
+
+
+_AGAIN = "The call of RetrainingBank.create (or the command) that made the bank writes it anew; no result is lost."
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
@@ -184,11 +218,16 @@ def plan_files(folder: Path) -> list[Path]:
     return sorted(file for file in (folder / PLANS).glob(f"*{SUFFIX}") if not file.name.startswith("."))
 
 
-def read_plan(file: Path, n_train: int) -> StoredPlan:
+def read_plan(file: Path, n_train: int, data: str) -> StoredPlan:
     """Read a plan.
 
+    Args:
+        file: its file.
+        n_train: number of training examples.
+        data: the fingerprint of the bank's data set.
+
     Raises:
-        CorruptFileError: truncated, foreign or changed; or of another number of examples.
+        CorruptFileError: truncated, foreign or changed; of another number of examples, other data, or renamed.
     """
     arrays, header = read_checked(file, ["masks", "seeds"])
     packed, seeds = arrays["masks"], arrays["seeds"]
@@ -198,12 +237,17 @@ def read_plan(file: Path, n_train: int) -> StoredPlan:
         raise CorruptFileError(f"{file} does not hold masks (C, N), as bits, and seeds (C,) from 1 on.")
     if header.get("n_train") != n_train or packed.shape[1] != (n_train + 7) // 8:
         raise CorruptFileError(f"{file} is a plan for {header.get('n_train')} examples; this bank has {n_train}.")
+    _check_data(header, data, file)
+    if header.get("name") not in (None, file.stem):
+        raise CorruptFileError(f"{file} holds the plan {header['name']}: it was renamed or swapped. {_AGAIN}")
     masks_CN = np.unpackbits(packed, axis=1, count=n_train).view(np.bool_)
     return StoredPlan(file.stem, masks_CN, arrays["seeds"], header["keep_weights"], header["plan"])
 
 
-def store_plan(folder: Path, asked: StoredPlan) -> None:
+def store_plan(folder: Path, asked: StoredPlan, data: str) -> None:
     """Write a plan, or extend what is there by it: subsets and seeds are added, never taken away.
+
+    ``data`` is the fingerprint of the data set.
 
     Raises:
         FingerprintError: the plan of that name has other subsets.
@@ -212,7 +256,7 @@ def store_plan(folder: Path, asked: StoredPlan) -> None:
     file = folder / PLANS / f"{asked.name}{SUFFIX}"
     wanted = asked
     if file.exists():
-        found = read_plan(file, asked.masks.shape[1])
+        found = read_plan(file, asked.masks.shape[1], data)
         both = min(len(found.masks), len(asked.masks))
         if not np.array_equal(found.masks[:both], asked.masks[:both]):
             raise FingerprintError(f"{file} holds other subsets than this plan of the same name: make a new bank.")
@@ -223,14 +267,15 @@ def store_plan(folder: Path, asked: StoredPlan) -> None:
         if np.array_equal(seeds, found.seeds) and wanted.keep_weights == found.keep_weights:
             return
     header = {"plan": wanted.plan, "keep_weights": wanted.keep_weights, "n_train": wanted.masks.shape[1]}
+    header |= {"name": wanted.name, "dataset": data}
     arrays: dict[str, npt.NDArray[Any]] = {"masks": np.packbits(wanted.masks, axis=1), "seeds": wanted.seeds}
     write_checked(file, arrays, {**header, "count": len(wanted.masks), "seeds": int(wanted.seeds.max())})
 
 
-def keep_plan(folder: Path, plan: StoredPlan) -> None:
+def keep_plan(folder: Path, plan: StoredPlan, data: str) -> None:
     """As :func:`store_plan`, but a damaged plan is set aside, with a warning, and written anew."""
     try:
-        store_plan(folder, plan)
+        store_plan(folder, plan, data)
     except CorruptFileError:
         aside = set_aside(folder / PLANS / f"{plan.name}{SUFFIX}")
         warnings.warn(
@@ -238,7 +283,7 @@ def keep_plan(folder: Path, plan: StoredPlan) -> None:
             "was asked for here. If it had more subsets or seeds before, ask for those again; no result is lost.",
             stacklevel=3,
         )
-        store_plan(folder, plan)
+        store_plan(folder, plan, data)
 
 
 def planned(
@@ -283,6 +328,7 @@ class ResultFiles:
     def __init__(self, folder: Path, fingerprint: str, shape: tuple[int, int]) -> None:
         self.folder, self.fingerprint, self.shape = folder, fingerprint, shape
         self._checked: dict[str, tuple[tuple[int, int, int], bool]] = {}
+        self._weights: dict[str, tuple[tuple[int, int, int], bool]] = {}
 
     @classmethod
     def of(cls, folder: Path, identity: Mapping[str, Any]) -> ResultFiles:
@@ -294,6 +340,7 @@ class ResultFiles:
         """Go by another fingerprint from now on: the bank's manifest has changed."""
         self.fingerprint = fingerprint
         self._checked.clear()
+        self._weights.clear()
 
     def file(self, key: Key) -> Path:
         """Where a result is."""
@@ -304,8 +351,34 @@ class ResultFiles:
         return self.folder / WEIGHTS / key.file
 
     def has_weights(self, key: Key) -> bool:
-        """Whether a model's weights are there."""
-        return self.weights_file(key).exists()
+        """Whether a model's weights are there and its own. Their values are not read; see :meth:`weights_are_whole`."""
+        file = self.weights_file(key)
+        try:
+            signature = _signature(file.stat())
+            known = self._weights.get(key.file)
+            if known is None or known[0] != signature:
+                known = self._weights[key.file] = signature, self._names(key, read_header(file)[1])
+        except (FileNotFoundError, CorruptFileError):
+            return False
+        return known[1]
+
+    def weights_are_whole(self, key: Key) -> bool:
+        """Whether a model's weights are there, its own, and every bit of them as it was written."""
+        try:
+            check_file(self.weights_file(key))
+        except CorruptFileError:
+            return False
+        return self.has_weights(key)
+
+    def _names(self, key: Key, header: Mapping[str, Any]) -> bool:
+        """Whether a file of weights is of this bank and model; those of earlier versions do not say."""
+        named = tuple(header.get(name) for name in ("bank", "subset", "number"))
+        return named in ((None, None, None), (self.fingerprint, key.subset, key.number))
+
+    def subsets(self) -> set[str]:
+        """The fingerprints of the subsets that results are of, by the files' names alone."""
+        found = map(Key.of_file, (file.name for file in (self.folder / RESULTS).glob(f"*{SUFFIX}")))
+        return {key.subset for key in found if key is not None}
 
     def done(self) -> set[Key]:
         """The models whose result files are there, and whole."""
@@ -332,15 +405,29 @@ class ResultFiles:
 
     def write(self, key: Key, logits: Logits, notes: Mapping[str, Any]) -> None:
         """Write a result atomically."""
-        head = {"bank": self.fingerprint, "subset": key.subset, "number": key.number}
-        write_checked(self.file(key), {"logits": logits}, {**head, **notes})
+        write_checked(self.file(key), {"logits": logits}, {**self._head(key), **notes})
+
+    def write_weights(self, key: Key, content: bytes) -> None:
+        """Write a model's weights atomically, as safetensors has them in memory."""
+        write_sealed(self.weights_file(key), content, self._head(key))
+
+    def _head(self, key: Key) -> dict[str, Any]:
+        return {"bank": self.fingerprint, "subset": key.subset, "number": key.number}
+
+    def damaged_weights(self) -> list[Key]:
+        """The models whose weights are there, but damaged or another model's; all that are there are read."""
+        files = (self.folder / WEIGHTS).glob(f"*{SUFFIX}")
+        keys = sorted(key for file in files if (key := Key.of_file(file.name)) is not None)
+        return [key for key in keys if not self.weights_are_whole(key)]
 
     def set_aside_damaged(self) -> list[str]:
-        """Rename the damaged files; returns their names."""
-        names = self.damaged()
+        """Rename the damaged files, results and weights; returns their names."""
+        names, weights = self.damaged(), self.damaged_weights()
         for name in names:
             set_aside(self.folder / RESULTS / name)
-        return names
+        for key in weights:
+            set_aside(self.weights_file(key))
+        return [*names, *(f"{WEIGHTS}/{key.file}" for key in weights)]
 
     def clean(self) -> None:
         """Remove what killed writes left behind; for the driver, who alone writes results."""

@@ -14,8 +14,10 @@ from comove.store import new_folder, write_bytes
 __all__ = ["merge_folders"]
 
 
-def merge_folders(ours: ResultFiles, theirs: ResultFiles, n_train: int) -> int:
+def merge_folders(ours: ResultFiles, theirs: ResultFiles, n_train: int, data: str) -> int:
     """Copy plans, results and weights that ``ours`` lacks; for the driver of ``ours``.
+
+    ``data`` is the fingerprint of the data set of both.
 
     A model that both have stays as it is here, also where theirs differs (another machine's arithmetic).
 
@@ -23,7 +25,7 @@ def merge_folders(ours: ResultFiles, theirs: ResultFiles, n_train: int) -> int:
         The number of results copied.
     """
     for plan in plan_files(theirs.folder):
-        store_plan(ours.folder, read_plan(plan, n_train))
+        store_plan(ours.folder, read_plan(plan, n_train, data), data)
     done, different = ours.done(), []
     copied = 0
     for key in sorted(theirs.done()):
@@ -42,13 +44,13 @@ def _same(ours: ResultFiles, theirs: ResultFiles, key: Key) -> bool:
 
 
 def _copy_weights(ours: ResultFiles, theirs: ResultFiles, key: Key) -> None:
-    if theirs.has_weights(key):
+    if theirs.weights_are_whole(key):
         new_folder(ours.weights_file(key).parent)
         write_bytes(ours.weights_file(key), theirs.weights_file(key).read_bytes())
 
 
 def _warn(folder: Path, theirs: ResultFiles, different: list[str]) -> None:
-    if damaged := theirs.damaged():
+    if damaged := [*theirs.damaged(), *(f"weights/{key.file}" for key in theirs.damaged_weights())]:
         warnings.warn(
             f"{len(damaged)} results in {theirs.folder} are damaged and were not copied: {some(damaged, 3)}.",
             stacklevel=4,

@@ -41,7 +41,6 @@ from comove.evaluation.bank.compact import read_compact, write_compact
 from comove.evaluation.bank.engines import check_same_but_engine, join_engines, planned_engines, settle_engines
 from comove.evaluation.bank.files import (
     BANK_FORMAT,
-    EXAMPLES,
     PLANS,
     RESULTS,
     WEIGHTS,
@@ -52,6 +51,7 @@ from comove.evaluation.bank.files import (
     open_bank,
     plan_files,
     planned,
+    read_examples,
     read_plan,
 )
 from comove.evaluation.bank.merge import merge_folders
@@ -65,7 +65,7 @@ from comove.evaluation.subsets import SubsetPlan
 from comove.execution import Executor, as_executor
 from comove.lock import driver_lock
 from comove.models import Factory, ModelSpec
-from comove.store import check_fingerprint, claim_folder, new_folder, read_checked
+from comove.store import check_fingerprint, claim_folder, new_folder
 from comove.training import Engine, Recipe, as_recipe, default_model, engines_for
 from comove.training.dry_run import dry_run
 from comove.training.run import read_weights
@@ -176,11 +176,12 @@ class RetrainingBank:
         identity = claim_folder(folder, "bank", BANK_FORMAT, identity)
         train = {"train_ids": splits.train.ids, "train_labels": splits.train.labels}
         examples = {**train, "query_ids": query.ids, "query_labels": query.labels}
-        complete_examples(folder, examples)
+        data = str(identity["dataset"]["fingerprint"])
+        complete_examples(folder, examples, data)
         for name in (PLANS, RESULTS, WEIGHTS) if keep_weights else (PLANS, RESULTS):
             new_folder(folder / name)
         for plan in plans:
-            keep_plan(folder, plan)
+            keep_plan(folder, plan, data)
         rows, results = Rows.of(plans, splits.train.ids), ResultFiles.of(folder, identity)
         return cls(folder, identity, examples, rows, results, splits, factory)
 
@@ -207,14 +208,15 @@ class RetrainingBank:
             check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
         if compact is not None:
             return cls(folder, identity, compact.examples, compact.rows, compact.results, dataset, model)
-        examples, _ = read_checked(folder / EXAMPLES, ["train_ids", "train_labels", "query_ids", "query_labels"])
-        plans = [read_plan(file, examples["train_ids"].size) for file in plan_files(folder)]
+        examples, data = read_examples(folder, identity), str(identity["dataset"]["fingerprint"])
+        plans = [read_plan(file, examples["train_ids"].size, data) for file in plan_files(folder)]
         if not plans:
             raise CorruptFileError(
                 f"{folder} is a bank without plans: it was interrupted while it was made; make the same call again."
             )
-        rows = Rows.of(plans, examples["train_ids"])
-        return cls(folder, identity, examples, rows, ResultFiles.of(folder, identity), dataset, model)
+        rows, results = Rows.of(plans, examples["train_ids"]), ResultFiles.of(folder, identity)
+        _warn_of_lost_plans(rows, results)
+        return cls(folder, identity, examples, rows, results, dataset, model)
 
     # --- what it is about ---
 
@@ -295,7 +297,7 @@ class RetrainingBank:
             StorageError: a result cannot be written; the finished ones are kept.
         """
         files = self._writable()
-        if not self.pending:
+        if not self.pending and not files.damaged_weights():
             return self
         splits = self._dataset or reload_splits(self._identity["dataset"], self.path)
         material = Material(
@@ -369,7 +371,7 @@ class RetrainingBank:
         with driver_lock(self.path):
             self._refresh(ours)
             join_engines(ours, self._identity, found._identity, found.path)
-            return merge_folders(ours, theirs, self.train_ids.size)
+            return merge_folders(ours, theirs, self.train_ids.size, self.data_fingerprint)
 
     # --- parts ---
 
@@ -445,7 +447,11 @@ class RetrainingBank:
                 f"There are no weights of subset {subset}, seed {seed}: create the bank with keep_weights=True and run "
                 "it (what has been trained without them is trained again)."
             )
-        return read_weights(self._writable().weights_file(key))
+        file = self._writable().weights_file(key)
+        try:
+            return read_weights(file)
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{error} Here that is bank.run().") from error
 
     def status(self) -> BankStatus:
         """How far it is, how fast it goes, and who is working on it; prints well."""
@@ -487,3 +493,14 @@ class RetrainingBank:
         size = f"{counted(len(self.masks), 'subset')} x {counted(self.seeds, 'seed')}"
         trained = f"{total - len(self.pending):,} of {counted(total, 'model')} trained"
         return f"RetrainingBank({self.path}: {size}, {counted(self.query_ids.size, 'query')}, {trained})"
+
+
+def _warn_of_lost_plans(rows: Rows, results: ResultFiles) -> None:
+    """Say so where models lie in a bank that none of its plans asked for: then the file of a plan is gone."""
+    if lost := sorted(results.subsets() - set(rows.subsets)):
+        warnings.warn(
+            f"{results.folder} holds models of {counted(len(lost), 'subset')} that none of its plans names: a file in "
+            f"{results.folder / PLANS} is gone or was cut back. Make the call that planned them again (or restore the "
+            "file from a copy); until then they do not count.",
+            stacklevel=3,
+        )

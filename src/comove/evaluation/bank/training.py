@@ -24,7 +24,6 @@ from comove.evaluation.bank.files import Key, ResultFiles
 from comove.evaluation.bank.rows import Rows
 from comove.execution import Executor, RayCluster, as_executor, run_jobs
 from comove.models import Factory, ModelSpec
-from comove.store import sealed, write_bytes
 from comove.training import Engine, Engines, Member, Recipe, Resident, resolve_device, train_many
 from comove.training.captured import why_not_captured
 from comove.training.randomness import derived_seed
@@ -159,7 +158,7 @@ class _Delivery:
                 diverged.append(key)
                 continue
             if weights is not None:
-                write_bytes(self.files.weights_file(key), weights)  # first: a result says that all of it is there
+                self.files.write_weights(key, weights)  # first: a result says that all of it is there
             self.files.write(key, logits, {**self.notes, **timed, "engine": engine, "seed": model_seed(self.seed, key)})
         if diverged:
             raise NonFiniteError(
@@ -248,4 +247,5 @@ def _usable(engine: Engine, material: Material, train: Resident) -> Engine:
 def _as_bytes(weights: dict[str, torch.Tensor] | None) -> bytes:
     assert weights is not None
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
-    return sealed(save(plain), {})
+    content: bytes = save(plain)
+    return content

@@ -27,7 +27,7 @@ from comove.evaluation.subsets import everything, only
 from comove.execution import Executor
 from comove.models import Factory, ModelSpec
 from comove.sources import Source, SourceLike, as_sources
-from comove.store import check_fingerprint, claim_folder, digest, new_folder, set_aside
+from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_header, set_aside
 from comove.training import Recipe, Run, as_recipe
 
 if TYPE_CHECKING:
@@ -265,10 +265,11 @@ def _select_all(
     """All coresets, and why the methods that were left out cannot be had from these runs."""
     kept: list[Chosen] = []
     skipped: dict[str, str] = {}
+    runs = [source.run.manifest["fingerprint"] for source in sources if source.run is not None]
     for name, method in methods.items():
         numbers = range(seeds if method.seeded else 1)
         try:
-            kept += [_select(folder, name, share, i, method, sources) for share in shares for i in numbers]
+            kept += [_select(folder, name, share, i, method, sources, runs) for share in shares for i in numbers]
         except InputError as error:
             if not skip:
                 raise
@@ -278,17 +279,39 @@ def _select_all(
     return kept, skipped
 
 
-def _select(folder: Path, name: str, share: float, number: int, method: Selector, sources: Sequence[Source]) -> Chosen:
+def _select(
+    folder: Path,
+    name: str,
+    share: float,
+    number: int,
+    method: Selector,
+    sources: Sequence[Source],
+    runs: Sequence[str],
+) -> Chosen:
     """A coreset: read where an earlier sitting has selected it, else selected and kept."""
+    made_from = digest({"method": name, "share": repr(share), "number": number, "runs": list(runs)})
     slug = "".join(c if c.isalnum() else "-" for c in name)
     file = folder / f"{slug}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
     if file.exists():
         try:
-            return Chosen(name, share, number, Coreset.load(file))
+            return Chosen(name, share, number, _kept_coreset(file, made_from))
         except CorruptFileError as error:
             warnings.warn(f"{error} It is set aside as {set_aside(file)}, and selected again.", stacklevel=2)
-    method.reseeded(number).select(sources, share).save(file)
+    method.reseeded(number).select(sources, share).save(file, made_from=made_from)
     return Chosen(name, share, number, Coreset.load(file))
+
+
+def _kept_coreset(file: Path, made_from: str) -> Coreset:
+    """Read a coreset of an earlier sitting, and check that it is the one that belongs here.
+
+    Raises:
+        CorruptFileError: damaged, or chosen by another method, of another size or seed, or from other runs; those of
+            earlier versions do not say from what.
+    """
+    found = Coreset.load(file)
+    if read_header(file)[1].get("made_from") not in (None, made_from):
+        raise CorruptFileError(f"{file} holds the coreset of another method, size, seed or run: was it renamed?")
+    return found
 
 
 def _target(

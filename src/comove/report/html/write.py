@@ -87,6 +87,7 @@ def write_report(
         raise InputError(f"top and most must be at least 1, got {top} and {most}.")
     given = as_sources(runs, frozenset({"trace"}), "A report")
     named, evidence = named_scores(scores), as_evidence(results)
+    top = min(top, max(one.train_ids.size for one in named.values()))
     fingerprint = check_data(given, dataset)
     for name, one in named.items():
         check_scores(name, one, given[0], fingerprint)
