@@ -460,7 +460,7 @@ class PerExampleGradients:
         if count <= CHECKED:
             return False
         inputs = data.inputs(slice(0, count)).flip(0)
-        whole, parts = self.outputs(inputs), torch.cat([self.outputs(part) for part in inputs.split(CHECKED)])
+        whole, parts = self.outputs(inputs), torch.cat([self.outputs(part) for part in torch.split(inputs, CHECKED)])
         return not _close(whole, parts)
 
     def same_alone(self, inputs: Tensor) -> bool:
