@@ -196,7 +196,7 @@ def test_bars_of_a_ranking_go_from_who_helps_most_to_who_hurts_most(scores: Scor
     assert [label.get_text() for label in axes.get_yticklabels()][3] == "#9 cat"
     with pytest.raises(InputError, match="Say which query"):
         scores.plot()
-    with pytest.raises(InputError, match="k must be from 1 to 3"):
+    with pytest.raises(InputError, match="k must be a whole number from 1 to 3"):
         scores.plot(70)
 
 

@@ -21,6 +21,7 @@ from comove.errors import InputError
 from comove.evaluation.lds.truth import group_scores
 from comove.evaluation.subsets import SubsetPlan
 from comove.store import digest, new_folder, read_checked, write_checked
+from comove.ties import highest
 
 __all__ = ["Digest", "as_scores", "digest_scores", "file_of", "joined"]
 
@@ -84,7 +85,7 @@ def digest_scores(scores: Scores, plans: Sequence[SubsetPlan], kept: int) -> Dig
         if fitted_on and fitted_on & {digest(by_id.train_ids[row]) for row in masks_CN}:
             raise InputError(f"{scores.method} was fitted on subsets of {plan.name}, which it would be measured on.")
         sums[plan.name] = group_scores(masks_CN, by_id.values)
-    places_kQ = np.argsort(-by_id.values, axis=0, kind="stable")[:kept]
+    places_kQ = np.stack([highest(values_N, by_id.train_ids, kept) for values_N in by_id.values.T], axis=1)
     info = {key: value for key, value in scores.info.items() if key not in ("fitted_on", "cache")}
     return Digest(scores.method, by_id.query_ids, by_id.train_ids[places_kQ].T.astype(np.int32), sums, info)
 

@@ -25,7 +25,7 @@ from comove.attribution.projectors import Projection
 from comove.attribution.trak import cholesky_of, trak_scores
 from comove.attribution.trak_features import Featuriser
 from comove.data import ExampleSet, Splits
-from comove.errors import FingerprintError, InputError, NonFiniteError, NotFittedError
+from comove.errors import InputError, NonFiniteError, NotFittedError
 from comove.store import digest
 from comove.training import Checkpoint, Recipe, Resident, Run, train
 
@@ -484,14 +484,15 @@ def test_another_ridge_or_scale_uses_the_same_features(run: Run, tmp_path: Path,
     assert counted == []
 
 
-def test_a_folder_that_holds_other_features_is_refused(run: Run, tmp_path: Path) -> None:
-    TRAK(cache=str(tmp_path)).fit(run)
+def test_a_folder_that_holds_other_features_is_set_aside_and_made_anew(run: Run, tmp_path: Path) -> None:
+    before = TRAK(cache=str(tmp_path)).fit(run).attribute()
     manifest = next(tmp_path.iterdir()) / "manifest.json"
     manifest.write_text(
         manifest.read_text().replace('"seed": 0', '"seed": 7').replace('"fingerprint": "', '"fingerprint": "x')
     )
-    with pytest.raises(FingerprintError):
-        TRAK(cache=str(tmp_path)).fit(run)
+    with pytest.warns(UserWarning, match="has changed since it was written"):
+        again = TRAK(cache=str(tmp_path)).fit(run).attribute()
+    assert np.array_equal(again.values, before.values)
 
 
 def test_the_temporary_folder_goes_with_the_fitted_method(run: Run) -> None:

@@ -173,7 +173,7 @@ def test_other_settings_in_the_folder_are_refused(benchmark: Benchmark, folder: 
             {"subsets": [subsets.random(0.5, 5), subsets.random(0.5, 5, 1)]},
             r"different sampling ratios, got \[0.5, 0.5",
         ),
-        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"seeds": 0}, "seeds must be a whole number from 1 on"),
         ({"methods": [LeaveOneOut()]}, "needs a bank of its own kind"),
     ],
 )

