@@ -64,7 +64,8 @@ def content(folder: Path) -> dict[str, bytes]:
         )
         found |= {f"{file.relative_to(folder)} {name}": array.tobytes() for name, array in arrays.items()}
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    manifest.pop("command")  # of the process that made it
+    for own in ("command", "checksum"):  # of the process that made it
+        manifest.pop(own)
     return found | {"manifest.json": json.dumps(manifest).encode()}
 
 

@@ -396,7 +396,7 @@ def test_more_leave_one_out_subsets_are_the_same_and_others_and_depend_on_the_se
         ("half", 5, "or loo; got 'half'"),
         (0, 5, r"alpha must be in \(0, 1\)"),
         (1.2, 5, r"alpha must be in \(0, 1\)"),
-        ("nan", 5, r"alpha must be in \(0, 1\)"),
+        ("nan", 5, r"alpha must be finite"),
         ("loo", 201, "200 training examples to leave out, asked for 201"),
     ],
 )

@@ -597,7 +597,7 @@ def test_an_engine_comes_back_from_json_and_refuses_nonsense() -> None:
     for kind, group in (("vmap", 4), ("stacked", 0), ("stacked", 2.5), ("stacked", True), ("one-by-one", 2)):
         with pytest.raises(InputError, match=r"An engine is|A group must be|group must be of type int"):
             Engine.from_json({"kind": kind, "group": group, "reason": ""})
-    with pytest.raises(TypeError):
+    with pytest.raises(InputError, match="lacks group"):
         Engine.from_json({"kind": "stacked"})
 
 

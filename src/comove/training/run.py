@@ -77,8 +77,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     content = read_bytes(path)
     try:
-        # Copies: those of the file lie in memory wherever, and sums over them would have other bits each time.
-        return {name: tensor.clone() for name, tensor in _weights_of_bytes(content).items()}
+        # Copies in order: safetensors gives views of the bytes, wherever these lie, in another order each time.
+        return {name: tensor.clone() for name, tensor in sorted(_weights_of_bytes(content).items())}
     except (SafetensorError, KeyError) as error:
         raise CorruptFileError(f"{path} holds arrays of a type that torch cannot read ({error}).") from error
 
