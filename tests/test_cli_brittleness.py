@@ -159,3 +159,9 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(words: list[str]
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_option_of_one_value_that_is_given_twice_is_noted_and_the_last_one_counts(tmp_path: Path) -> None:
+    result = comove_("brittleness", *FEW, "--executor", "locl", "--out", tmp_path / "out")
+    assert "--executor takes one value and is given twice; the last one counts" in " ".join(result.stderr.split())
+    assert "Did you mean 'local'" in result.stderr

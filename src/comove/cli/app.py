@@ -78,17 +78,13 @@ class ListCommand(TyperCommand):
         files = {flag for entry in self.params if _names_files(hints.get(entry.name)) for flag in entry.opts}
         _refuse_empty_paths(args, files, has_arguments, ctx)
         single = [e for e in self.params if not getattr(e, "multiple", False) and not getattr(e, "is_flag", False)]
-        _refuse_repeats(args, {flag: entry.opts[0] for entry in single for flag in entry.opts}, ctx)
+        _say_repeats(args, {flag: entry.opts[0] for entry in single for flag in entry.opts})
         rest: list[str] = super().parse_args(ctx, list(_one_value_each(args, flags, has_arguments, files)))
         return rest
 
 
-def _refuse_repeats(words: Sequence[str], single: Mapping[str, str], ctx: Any) -> None:
-    """Refuse an option of one value that is given twice: one of the two would be left out without a word.
-
-    Raises:
-        BadParameter: there is one.
-    """
+def _say_repeats(words: Sequence[str], single: Mapping[str, str]) -> None:
+    """Say where an option of one value is given twice: the last one counts, as for every command of a shell."""
     seen: set[str] = set()
     left = iter(words)
     for word in left:
@@ -97,7 +93,7 @@ def _refuse_repeats(words: Sequence[str], single: Mapping[str, str], ctx: Any) -
         flag, equals, _ = word.partition("=")
         if flag.startswith("-") and flag in single:
             if single[flag] in seen:
-                raise typer.BadParameter(f"{flag} takes one value, and is given twice.", ctx)
+                say(f"{flag} takes one value and is given twice; the last one counts.", "Warning:", "yellow")
             seen.add(single[flag])
             if not equals:
                 next(left, None)  # its value, whatever it looks like
