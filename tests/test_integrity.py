@@ -634,10 +634,9 @@ def test_a_word_of_300_letters_is_one_line_and_exit_code_2(
         ["train", "--out", "o", "--limit", "40", "--batch-size", "9" * 30],
         ["train", "--out", "o", "--limit", "40", "--record-every", "9" * 30],
         ["coreset", "RUN", "--out", "c.csv", "--budget", "9" * 5000],
-        ["coreset", "RUN", "--out", "c.csv", "--budget", "0.3", "--budget=0.5"],
     ],
 )
-def test_empty_repeated_and_boundless_words_are_refused_and_leave_nothing(
+def test_empty_and_boundless_words_are_refused_and_leave_nothing(
     words: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = new_folder(tmp_path / "here")
