@@ -38,15 +38,15 @@ import torch.nn.functional as F
 from measuring import agreement, machine, peak_memory, resident, timed
 from torch import Tensor, nn
 
-from comove.attribution import TRAK, Arnoldi, TracIn
-from comove.attribution.arnoldi import hessian_resident
-from comove.attribution.gradients import PerExampleGradients
-from comove.attribution.tracin import similarity, spread
+from comove.attribution import TRAK
+from comove.attribution.arnoldi import Arnoldi, hessian_resident
+from comove.attribution.tracin import TracIn, similarity, spread
 from comove.data import Splits
-from comove.datasets import load_dataset
-from comove.sources import Source
+from comove.data.builtin import load_dataset
+from comove.gradients.per_example import PerExampleGradients
 from comove.training import Recipe, Resident, Run, train
 from comove.training.run import read_weights
+from comove.training.sources import Source
 
 RECIPE = Recipe(epochs=9, batch_size=64, lr=0.05, momentum=0.9)
 """A constant rate, so that all three checkpoints weigh something in TracIn."""

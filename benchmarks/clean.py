@@ -24,17 +24,17 @@ import numpy as np
 from measuring import machine, plain, timed, write_result
 
 from comove.data import Splits, positions_of
-from comove.datasets import load_dataset
-from comove.evaluation.mislabels.detection import Detection, detect
-from comove.evaluation.mislabels.ranking import rank_labels
-from comove.evaluation.mislabels.signals import SIGNALS
-from comove.evaluation.mislabels.suggestions import mean_probabilities, other_class
-from comove.evaluation.mislabels.suspicion import Suspicion
-from comove.label_noise import known_flips
-from comove.report import save_figure
-from comove.report.mislabel_figures import detection_figure, suspicion_gallery
-from comove.sources import as_sources
+from comove.data.builtin import load_dataset
+from comove.data.label_noise import known_flips
+from comove.evaluation.label_errors.detection import Detection, detect
+from comove.evaluation.label_errors.ranking import rank_labels
+from comove.evaluation.label_errors.signals import SIGNALS
+from comove.evaluation.label_errors.suggestions import mean_probabilities, other_class
+from comove.evaluation.label_errors.suspicion import Suspicion
+from comove.plots import save_figure
+from comove.plots.label_errors import detection_figure, suspicion_gallery
 from comove.training import Run, as_recipe, train
+from comove.training.sources import as_sources
 
 RESULTS = Path(__file__).parent / "results"
 FLIPPED = 0.1

@@ -22,13 +22,13 @@ from measuring import machine, plain, write_result
 
 from comove.coreset import selectors
 from comove.data import Splits
-from comove.datasets import load_dataset
+from comove.data.builtin import load_dataset
+from comove.data.label_noise import known_flips
 from comove.evaluation import Curve, coreset_curve
+from comove.evaluation.coreset_curves.noise import noise_kept
+from comove.evaluation.coreset_curves.stability import early_epochs, stability
 from comove.evaluation.costs.measured import measured_cost
-from comove.evaluation.curves.noise import noise_kept
-from comove.evaluation.curves.stability import early_epochs, stability
-from comove.label_noise import known_flips
-from comove.report import curve_figure, save_figure
+from comove.plots import curve_figure, save_figure
 from comove.training import Recipe, Recording, Run, as_recipe, train
 
 RESULTS = Path(__file__).parent / "results"

@@ -32,7 +32,8 @@ from measuring import machine, write_result
 from comove.coreset import Selector, select, selectors
 from comove.data import ExampleSet, Normalization, Splits
 from comove.store import as_header, new_folder, write_arrays, write_manifest
-from comove.trace import FIELDS, FORMAT_VERSION, Row, Trace, write_row
+from comove.trace import FIELDS, Row, Trace
+from comove.trace.trace import FORMAT_VERSION, write_row
 from comove.training import Recipe, Recording, Run, train
 
 SEED = 0

@@ -38,7 +38,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from comove.data import Splits
-from comove.datasets import load_dataset
+from comove.data.builtin import load_dataset
 from comove.models import ModelSpec
 from comove.training import Engine, Member, Recipe, Resident, as_recipe, choose_engine, train_many
 from comove.training.loop import batch_bounds

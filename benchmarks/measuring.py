@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from comove.execution.local import processor
+from comove.jobs.local import processor
 from comove.store import versions
 
 RESULTS = Path(__file__).parent / "results"

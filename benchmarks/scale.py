@@ -32,8 +32,8 @@ from comove.attribution import CLD, Scores
 from comove.attribution.blocks import blocks_of, top_in_blocks, write_scores_in_blocks
 from comove.attribution.tiles import prepare, score_block
 from comove.coreset.cld import CLDCoreset
-from comove.execution import Local, Serial
-from comove.sources import Source
+from comove.jobs import Local, Serial
+from comove.training.sources import Source
 
 IMAGENET = (1_281_167, 12_812)
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import comove
-from comove.recording.distributed import DistributedRecorder
+from comove.trace.distributed import DistributedRecorder
 
 
 def main(folder: Path) -> comove.Trace | None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import comove
 from comove.attribution import CLD
-from comove.recording.lightning import CLDCallback
+from comove.trace.lightning import CLDCallback
 
 
 class Digits(LightningModule):

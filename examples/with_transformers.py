@@ -29,7 +29,7 @@ from transformers import (
 
 import comove
 from comove.attribution import CLD
-from comove.recording.transformers import CLDCallback
+from comove.trace.transformers import CLDCallback
 
 MODULES = ("logging", "pathlib", "statistics", "subprocess")
 LONGEST, WORDS = 16, 300

@@ -12,7 +12,7 @@ import torch
 
 import comove
 from comove.data import ExampleSet, Splits
-from comove.datasets import find_cifar10, load_dataset
+from comove.data.builtin import find_cifar10, load_dataset
 from comove.evaluation import RetrainingBank, subsets
 from comove.training import Recipe, Run, train
 

@@ -17,17 +17,16 @@ from comove.attribution import Scores as TypedScores
 from comove.checks import as_array, as_ids, as_labels, as_real, as_tensor, check_seed, real_number, whole_number
 from comove.coreset import select
 from comove.correlation import pairwise, per_class, top_k
+from comove.correlation.streaming import StreamingCLD
 from comove.data import ExampleSet, split
 from comove.errors import InputError, InputTypeError
 from comove.evaluation import linear_datamodeling_score, subsets
-from comove.evaluation.bank.files import planned
-from comove.evaluation.mislabels.suspicion import Suspicion
-from comove.evaluation.removals.models import check_models
-from comove.evaluation.removals.prediction import checked_ks
-from comove.evaluation.removals.removal import check_k
-from comove.recording import Recorder
-from comove.streaming import StreamingCLD
-from comove.trace import Trace
+from comove.evaluation.label_errors.suspicion import Suspicion
+from comove.evaluation.prediction_brittleness.benchmark import checked_ks
+from comove.evaluation.prediction_brittleness.models import check_models
+from comove.evaluation.prediction_brittleness.removal import check_k
+from comove.retraining.files import planned
+from comove.trace import Recorder, Trace
 
 Scores: Any = TypedScores  # called with what its types do not allow
 REFUSED = (InputError, InputTypeError)

@@ -22,8 +22,8 @@ from comove.data import ExampleSet, Splits
 from comove.display import counted, figure, html_facts, html_table
 from comove.errors import InputError
 from comove.evaluation import LDS, Curve, CurvePoint
-from comove.evaluation.mislabels.detection import detect
-from comove.evaluation.mislabels.suspicion import Suspicion
+from comove.evaluation.label_errors.detection import detect
+from comove.evaluation.label_errors.suspicion import Suspicion
 from comove.training import Run
 
 NASTY = "<script>alert('x')</script>&\"$1$"

@@ -17,7 +17,7 @@ from comove.attribution import attributors
 from comove.cli import app
 from comove.coreset import select, selectors
 from comove.data import Splits
-from comove.datasets import load_dataset, reload_splits
+from comove.data.builtin import load_dataset, reload_splits
 from comove.errors import CorruptFileError, InputError
 from comove.evaluation import RetrainingBank, brittleness, coreset_curve, lds_benchmark, subsets
 from comove.evaluation.alignment import diagnose
@@ -211,7 +211,7 @@ def test_a_data_set_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 STRANGERS = ("json", "random", "torch", "numpy", "secrets", "comove")
 DRIVER = """
 import sys
-from comove.execution import as_executor, run_jobs
+from comove.jobs import as_executor, run_jobs
 
 def set_up(payload):
     import json, random, secrets, numpy, torch

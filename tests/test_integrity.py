@@ -23,11 +23,12 @@ from comove.attribution import CLD, TRAK, Scores
 from comove.cli.app import app
 from comove.coreset import Coreset, select
 from comove.data import Splits
-from comove.datasets import load_dataset, reload_splits
+from comove.data.builtin import load_dataset, reload_splits
+from comove.data.tables import read_rows, write_rows
 from comove.errors import ComoveError, CorruptFileError, FingerprintError, InputError
 from comove.evaluation import RetrainingBank, subsets
-from comove.evaluation.mislabels.suspicion import Suspicion
-from comove.report.html.reading import read_curves, read_lds, read_suspects
+from comove.evaluation.label_errors.suspicion import Suspicion
+from comove.report.saved_results import read_curves, read_lds, read_suspects
 from comove.store import (
     claim_cache,
     claim_folder,
@@ -45,7 +46,6 @@ from comove.store.arrays import open_array
 from comove.store.checksums import BLANK, BLOCK, seal
 from comove.store.documents import entries, parse_json
 from comove.store.manifests import HEAD, _counted
-from comove.tables import read_rows, write_rows
 from comove.trace import Trace
 from comove.training import Recording, Run
 

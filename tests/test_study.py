@@ -19,8 +19,8 @@ from scipy.stats import rankdata
 from comove.attribution import Scores
 from comove.errors import FingerprintError
 from comove.evaluation import RetrainingBank, brittleness, linear_datamodeling_score, subsets
-from comove.execution import Serial
-from comove.report import lds_figure
+from comove.jobs import Serial
+from comove.plots import lds_figure
 from comove.store import write_json
 from comove.training import Run
 from comove.training.loop import one_thread

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from comove.evaluation import LDS, Brittleness, paired_difference
-from comove.evaluation.lds.result import alpha_name
-from comove.evaluation.lds.uncertainty import recentred_interval
-from comove.evaluation.removals.flips import Estimate
+from comove.evaluation.lds_benchmark.result import alpha_name
+from comove.evaluation.prediction_brittleness.flips import Estimate
+from comove.lds.uncertainty import recentred_interval
 
 __all__ = ["HOLDS", "PAPER_CLD", "Claim", "claims_of"]
 

@@ -24,7 +24,7 @@ from comove.attribution import (
     TracIn,
 )
 from comove.data import ExampleSet, Splits
-from comove.datasets import load_dataset
+from comove.data.builtin import load_dataset
 from comove.training import RECIPES, Recipe
 
 CLD_PAPER = CLD(rows="epochs")

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from comove.attribution import Scores
 from comove.errors import InputError
-from comove.evaluation.lds.truth import group_scores
-from comove.evaluation.subsets import SubsetPlan
+from comove.lds.truth import group_scores
+from comove.retraining.subsets import SubsetPlan
 from comove.store import digest, new_folder, read_checked, write_checked
 from comove.ties import highest
 

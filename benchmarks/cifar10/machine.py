@@ -13,7 +13,7 @@ __all__ = ["machine"]
 
 def machine(device: str) -> dict[str, Any]:
     """The processor, the number of cores that may be used, and the GPU if that is what computes."""
-    from comove.execution.local import processor, usable_cpus
+    from comove.jobs.local import processor, usable_cpus
     from comove.training import resolve_device
 
     where = resolve_device(device)

@@ -24,9 +24,9 @@ from scipy.stats import rankdata
 from steps import Sitting, truth_plans
 
 from comove.evaluation import LDS, Brittleness, GroundTruth, RetrainingBank
-from comove.evaluation.lds.from_bank import alpha_of
-from comove.evaluation.lds.score import spearman_columns
-from comove.evaluation.removals.flips import Estimate, mean_with_interval
+from comove.evaluation.prediction_brittleness.flips import Estimate, mean_with_interval
+from comove.lds.against_bank import alpha_of
+from comove.lds.score import spearman_columns
 from comove.store import new_folder, read_checked, read_json, write_checked, write_json
 
 __all__ = ["Published", "publish"]

@@ -14,9 +14,9 @@ from steps import Sitting, note_machine
 
 from comove.data import Ids
 from comove.evaluation import Brittleness, RetrainingBank
-from comove.evaluation.removals.prediction import measure_brittleness
-from comove.evaluation.removals.removal import Removal, plan_removal
-from comove.evaluation.subsets import everything, without
+from comove.evaluation.prediction_brittleness.benchmark import measure_brittleness
+from comove.evaluation.prediction_brittleness.removal import Removal, plan_removal
+from comove.retraining.subsets import everything, without
 
 __all__ = ["brittleness_of", "remove"]
 

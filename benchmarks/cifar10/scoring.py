@@ -18,14 +18,14 @@ from digests import Digest, digest_scores, file_of, joined
 from flops import counted_flops
 from steps import Sitting, fit_bank, note_machine, timed, train_bank, truth_plans
 
-from comove.attribution import CLD, TRAK, Arnoldi, Attributor, Scores, TracIn
-from comove.attribution.cld import chosen_rows
+from comove.attribution import TRAK, Arnoldi, Attributor, Scores, TracIn
+from comove.attribution.cld import CLD, chosen_rows
 from comove.data import Ids
 from comove.evaluation import RetrainingBank
 from comove.evaluation.costs.measured import measured_cost
-from comove.sources import BankSource
 from comove.store import new_folder
 from comove.training import Recording, Run, train
+from comove.training.sources import BankSource
 
 __all__ = ["MEANS", "do_runs", "fit_and_score", "score"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from comove.errors import CorruptFileError
-from comove.execution import Executor, as_executor
-from comove.execution.base import Results, Work
+from comove.jobs import Executor, as_executor
+from comove.jobs.base import Results, Work
 from comove.store import read_json, write_json
 
 __all__ = ["Book", "Clock", "SliceEndedError", "Until"]

@@ -14,7 +14,7 @@ from comove.evaluation.costs.measured import flops_of
 from comove.models import ModelSpec
 from comove.store import read_json, write_json
 from comove.training import Engine, Member, Resident, resolve_device, train_many
-from comove.training.captured import why_not_captured
+from comove.training.many.captured import why_not_captured
 
 __all__ = ["LIMIT", "measure_speed"]
 

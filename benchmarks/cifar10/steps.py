@@ -23,8 +23,8 @@ from slices import Book, Clock, SliceEndedError, Until
 from comove.data import Splits
 from comove.errors import CorruptFileError
 from comove.evaluation import RetrainingBank, coreset_curve, plans_of
-from comove.evaluation.subsets import RandomSubsets, SubsetPlan
-from comove.execution import Executor
+from comove.jobs import Executor
+from comove.retraining.subsets import RandomSubsets, SubsetPlan
 from comove.store import claim_folder, new_folder, read_json, versions, write_json
 from comove.training import Engine, Recording, resolve_device, train
 

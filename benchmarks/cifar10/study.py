@@ -29,7 +29,7 @@ from scoring import do_runs, fit_and_score, score
 from slices import Clock, SliceEndedError
 from steps import Sitting, coreset_curves, retrain
 
-from comove.execution import as_executor
+from comove.jobs import as_executor
 
 UNFINISHED = 75
 """The exit code that says: again."""

@@ -14,17 +14,16 @@ if TYPE_CHECKING:
     from comove.attribution import Scores
     from comove.coreset import Coreset, select
     from comove.data import ExampleSet, Splits, split
-    from comove.datasets import load_dataset
+    from comove.data.builtin import load_dataset
     from comove.evaluation import RetrainingBank, linear_datamodeling_score
-    from comove.recording import Recorder
-    from comove.trace import Trace
+    from comove.trace import Recorder, Trace
     from comove.training import Recipe, Recording, Run, train
 
 _HOME = {
     "Coreset": "comove.coreset",
     "ExampleSet": "comove.data",
     "Recipe": "comove.training",
-    "Recorder": "comove.recording",
+    "Recorder": "comove.trace",
     "Recording": "comove.training",
     "RetrainingBank": "comove.evaluation",
     "Run": "comove.training",
@@ -32,7 +31,7 @@ _HOME = {
     "Splits": "comove.data",
     "Trace": "comove.trace",
     "linear_datamodeling_score": "comove.evaluation",
-    "load_dataset": "comove.datasets",
+    "load_dataset": "comove.data.builtin",
     "select": "comove.coreset",
     "split": "comove.data",
     "train": "comove.training",

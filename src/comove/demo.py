@@ -13,21 +13,14 @@ import numpy as np
 from comove.attribution import CLD, RandomControl, SameClassControl, Scores
 from comove.coreset import Coreset, select
 from comove.data import Ids, Splits, positions_of
-from comove.datasets import load_dataset
-from comove.evaluation import LDS, Benchmark, Curve, coreset_curve, lds_benchmark, subsets
-from comove.report import (
-    Section,
-    coreset_gallery,
-    curve_figure,
-    influence_grid,
-    lds_bars,
-    save_figure,
-    trajectories,
-    write_page,
-)
-from comove.sources import BankSource
+from comove.data.builtin import load_dataset
+from comove.evaluation import LDS, Benchmark, Curve, coreset_curve, lds_benchmark
+from comove.plots import coreset_gallery, curve_figure, influence_grid, lds_bars, save_figure, trajectories
+from comove.report import Section, write_page
+from comove.retraining import subsets
 from comove.store import new_folder, versions
 from comove.trace import Trace
+from comove.training.sources import BankSource
 
 __all__ = ["Demo", "choose_queries", "run_demo"]
 

@@ -14,12 +14,12 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from comove.attribution.arnoldi import Arnoldi, arnoldi, dominant, hessian_resident
-from comove.attribution.gradients import PerExampleGradients
-from comove.attribution.hessian import Hessian, unflatten
 from comove.data import Splits
 from comove.errors import InputError
-from comove.sources import Source
+from comove.gradients.hessian import Hessian, unflatten
+from comove.gradients.per_example import PerExampleGradients
 from comove.training import Recipe, Resident, Run, predict, train
+from comove.training.sources import Source
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from comove.attribution.blocks import WIDEST, blocks_of, top_in_blocks, write_sc
 from comove.attribution.partial_scores import PartialScores, partial_folder
 from comove.attribution.tiles import TILE_Q
 from comove.errors import FingerprintError, InputError, LockedError
-from comove.execution import Local, Serial
-from comove.lock import driver_lock
+from comove.jobs import Local, Serial
+from comove.store.lock import driver_lock
 from comove.ties import tie_keys
 from comove.trace import Trace
 from comove.training import Run

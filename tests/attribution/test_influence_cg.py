@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from comove.attribution import influence_cg
 from comove.attribution.arnoldi import Arnoldi
 from comove.attribution.base import Attributor
-from comove.attribution.gradients import PerExampleGradients
-from comove.attribution.hessian import Hessian
 from comove.attribution.influence_cg import InfluenceCG, conjugate_gradients
 from comove.attribution.rand_select import RandSelect
 from comove.data import ExampleSet, Splits
 from comove.errors import InputError
+from comove.gradients.hessian import Hessian
+from comove.gradients.per_example import PerExampleGradients
 from comove.training import Recipe, Run, train
 
 DAMPING = 0.05

@@ -24,7 +24,7 @@ from comove.attribution import CLD
 from comove.attribution.blocks import top_in_blocks, write_scores_in_blocks
 from comove.coreset.cld import CLDCoreset
 from comove.correlation import pairwise, sizes
-from comove.sources import Source
+from comove.training.sources import Source
 from comove.trace import Trace
 
 folder = Path(sys.argv[1])

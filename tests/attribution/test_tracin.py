@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comove.attribution import attributor
-from comove.attribution.gradients import PerExampleGradients
 from comove.attribution.tracin import GradCos, GradDot, TracIn, projected, similarity, spread
 from comove.data import ExampleSet, Splits
 from comove.errors import CorruptFileError, InputError, NotFittedError
+from comove.gradients.per_example import PerExampleGradients
 from comove.models import build_model
 from comove.store import read_header
 from comove.training import Checkpoint, Recipe, Run, train

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from comove.attribution import TRAK
 from comove.attribution import trak_features as features_module
-from comove.attribution.gradients import PerExampleGradients
-from comove.attribution.projectors import Projection
 from comove.attribution.trak import cholesky_of, trak_scores
 from comove.attribution.trak_features import Featuriser
 from comove.data import ExampleSet, Splits
 from comove.errors import InputError, NonFiniteError, NotFittedError
+from comove.gradients.per_example import PerExampleGradients
+from comove.gradients.projections import Projection
 from comove.store import digest
 from comove.training import Checkpoint, Recipe, Resident, Run, train
 

@@ -21,11 +21,12 @@ from comove.coreset import Coreset, ScoreSelector, Selector, select, selector, s
 from comove.coreset.per_class import PerClass
 from comove.data import Ids, Splits
 from comove.errors import InputError, NonFiniteError
-from comove.sources import Source
 from comove.store import digest, new_folder, read_arrays, write_manifest
 from comove.ties import tie_keys, tie_order
-from comove.trace import FORMAT_VERSION, Trace, anchor_file, row_file, write_anchor, write_examples, write_row
+from comove.trace import Trace
+from comove.trace.trace import FORMAT_VERSION, anchor_file, row_file, write_anchor, write_examples, write_row
 from comove.training import Recipe, Recording, Run, train
+from comove.training.sources import Source
 
 METHODS = list(selectors().values())
 BALANCED = [method for method in METHODS if method.balanced]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from comove.store import new_folder, write_manifest
-from comove.trace import FORMAT_VERSION, Row, Trace, write_anchor, write_examples, write_row
+from comove.trace import Row, Trace
+from comove.trace.trace import FORMAT_VERSION, write_anchor, write_examples, write_row
 
 JUNK = 7.0
 """What the row before training holds: no score may read it."""

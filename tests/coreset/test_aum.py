@@ -11,9 +11,9 @@ import torch
 from comove.coreset import select
 from comove.coreset.aum import AUM, area_under_margin
 from comove.errors import InputError, NonFiniteError
-from comove.recording.statistics import statistics
 from comove.ties import tie_order
 from comove.trace import Trace
+from comove.trace.statistics import statistics
 
 MARGINS = np.array([(2.0, 3, 4), (-1, 0, 1), (-3, -2, -1)]).T
 Recorded = Callable[..., Trace]

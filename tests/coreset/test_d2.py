@@ -15,10 +15,10 @@ from comove.coreset.aum import AUM
 from comove.coreset.d2 import D2, Graph, d2_pruning, forward_messages, neighbour_graph
 from comove.coreset.neighbours import nearest_neighbours
 from comove.errors import InputError, InputTypeError
-from comove.sources import Source
 from comove.ties import tie_order
 from comove.trace import Trace
 from comove.training import Run
+from comove.training.sources import Source
 
 Anchored = Callable[..., Trace]
 

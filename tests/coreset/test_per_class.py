@@ -19,10 +19,10 @@ from comove.coreset.grand import GraNd
 from comove.coreset.per_class import PerClass
 from comove.coreset.random import RandomCoreset
 from comove.errors import InputError, InputTypeError
-from comove.sources import Source
 from comove.ties import tie_order
 from comove.trace import Trace
 from comove.training import Run
+from comove.training.sources import Source
 
 LABELS = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2]
 

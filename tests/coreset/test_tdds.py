@@ -14,8 +14,8 @@ import torch
 from comove.coreset import select, selector
 from comove.coreset.tdds import TDDS, tdds
 from comove.errors import InputError
-from comove.recording.statistics import kd
 from comove.trace import Trace
+from comove.trace.statistics import kd
 
 P = np.array([0.5, 0.6, 0.8, 0.9])
 Recorded = Callable[..., Trace]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from comove.correlation import constant, pairwise, per_class, sizes, top_k
-from comove.correlation.columns import Plan
 from comove.correlation.inputs import Side, sides
-from comove.correlation.keeping import Kept, descending, unpack
 from comove.correlation.product import panels
+from comove.correlation.standardise import Plan
+from comove.correlation.top_k_heap import Kept, descending, unpack
 from comove.correlation.workers import Workers
 from comove.errors import InputError, InputTypeError, NonFiniteError
 from comove.ties import tie_order

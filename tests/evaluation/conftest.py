@@ -15,7 +15,7 @@ SERVER = """
 import json, os, sys, traceback
 import torch
 torch.set_num_threads(1)
-from comove.datasets import load_dataset
+from comove.data.builtin import load_dataset
 load_dataset("digits", limit=200, queries=40)  # imports what reads it
 import comove.evaluation, filelock
 

@@ -14,7 +14,7 @@ from comove.data import Splits
 from comove.errors import InputError
 from comove.evaluation import diagnose
 from comove.evaluation.alignment import alignment, class_means
-from comove.report import diagnosis_figure, save_figure
+from comove.plots import diagnosis_figure, save_figure
 from comove.training import Resident, Run
 
 CPU = torch.device("cpu")

@@ -29,7 +29,7 @@ from comove.evaluation import (
     plans_of,
     subsets,
 )
-from comove.evaluation.lds.result import alpha_name
+from comove.evaluation.lds_benchmark.result import alpha_name
 from comove.training import Recipe, Run
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)

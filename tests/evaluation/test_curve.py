@@ -17,8 +17,8 @@ from comove.coreset.random import RandomCoreset
 from comove.data import ExampleSet, Splits
 from comove.errors import FingerprintError, InputError
 from comove.evaluation import Curve, CurvePoint, coreset_curve
-from comove.evaluation.bank.files import Key
-from comove.evaluation.bank.training import model_seed
+from comove.retraining.files import Key
+from comove.retraining.training import model_seed
 from comove.store import digest
 from comove.trace import Trace
 from comove.training import Recipe, Run, fit, predict, train

@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from comove.errors import InputError
-from comove.evaluation.mislabels.detection import average_precision, detect, expected_hits
-from comove.evaluation.mislabels.suspicion import Suspicion
+from comove.evaluation.label_errors.detection import average_precision, detect, expected_hits
+from comove.evaluation.label_errors.suspicion import Suspicion
 
 WRONG = np.arange(100, 140)
 """Ids of the wrong labels among 100 ... 499."""
@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_intervals_and_blocks_of_resamples_change_n
     assert first.bands("m").shape == (2, first.grid.size)
     assert (first.bands("m")[0] <= first.hits("m")[first.grid - 1] + 1e-9).all()
     assert (first.bands("m")[1] >= first.hits("m")[first.grid - 1] - 1e-9).all()
-    monkeypatch.setattr("comove.evaluation.mislabels.detection.BLOCK_VALUES", 400 * 7)
+    monkeypatch.setattr("comove.evaluation.label_errors.detection.BLOCK_VALUES", 400 * 7)
     in_blocks = detect(ranking, WRONG, bootstrap=41, seed=3)
     assert in_blocks.average_precision("m").value == first.average_precision("m").value
     assert in_blocks.average_precision("m").low == pytest.approx(first.average_precision("m").low, abs=0.05)

@@ -14,15 +14,15 @@ from comove.attribution import TracIn
 from comove.coreset.aum import AUM
 from comove.coreset.cld import CLDCoreset
 from comove.data import ExampleSet, Splits
+from comove.data.label_noise import flip_labels, known_flips
 from comove.errors import CorruptFileError, InputError, InputTypeError, NonFiniteError
-from comove.evaluation.mislabels.ranking import flips_of, rank_labels
-from comove.evaluation.mislabels.signals import SIGNALS, as_signals
-from comove.evaluation.mislabels.suggestions import mean_probabilities
-from comove.evaluation.mislabels.suspicion import Suspicion
-from comove.label_noise import flip_labels, known_flips
-from comove.sources import as_sources
+from comove.evaluation.label_errors.ranking import flips_of, rank_labels
+from comove.evaluation.label_errors.signals import SIGNALS, as_signals
+from comove.evaluation.label_errors.suggestions import mean_probabilities
+from comove.evaluation.label_errors.suspicion import Suspicion
 from comove.trace import Row, Trace
 from comove.training import Recipe, Run, predict, train
+from comove.training.sources import as_sources
 
 EPOCHS, N, CLASSES = 12, 40, 4
 
@@ -99,7 +99,7 @@ def test_every_method_but_chance_puts_flipped_labels_first(found: Suspicion, noi
 
 
 def _true_labels(noisy: Splits) -> np.ndarray:
-    from comove.datasets import load_dataset
+    from comove.data.builtin import load_dataset
 
     clean = load_dataset("digits", limit=200, queries=40).train
     return clean.labels[clean.positions(noisy.train.ids)]

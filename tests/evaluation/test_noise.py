@@ -7,9 +7,9 @@ import pytest
 
 from comove.coreset import Coreset, select
 from comove.data import Splits
+from comove.data.label_noise import flip_labels
 from comove.errors import InputError
-from comove.evaluation.curves.noise import noise_kept
-from comove.label_noise import flip_labels
+from comove.evaluation.coreset_curves.noise import noise_kept
 from comove.training import Recipe, train
 
 

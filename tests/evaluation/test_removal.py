@@ -11,9 +11,9 @@ import pytest
 from comove.attribution import Scores
 from comove.data import ExampleSet, Ids, Splits
 from comove.errors import CorruptFileError, InputError, InputTypeError
-from comove.evaluation.removals import models as removal_models
-from comove.evaluation.removals.models import BankRetraining, FullData
-from comove.evaluation.removals.removal import Removal, named_scores, plan_removal
+from comove.evaluation.prediction_brittleness import models as removal_models
+from comove.evaluation.prediction_brittleness.models import BankRetraining, FullData
+from comove.evaluation.prediction_brittleness.removal import Removal, named_scores, plan_removal
 from comove.ties import tie_order
 
 N, Q = 30, 6

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from comove.coreset import select
 from comove.coreset.cld import CLDCoreset
 from comove.errors import InputError
-from comove.evaluation.curves.stability import EarlyRows, agreement, early_epochs, stability
+from comove.evaluation.coreset_curves.stability import EarlyRows, agreement, early_epochs, stability
 from comove.training import Run
 
 

@@ -14,10 +14,10 @@ import pytest
 from comove.attribution import CLD, RandomControl, SameClassControl, Scores
 from comove.data import Splits
 from comove.evaluation import LDS, Curve
+from comove.plots.numbers import scored
 from comove.report import Suspects, write_report
-from comove.report.html.lists import top_lists
-from comove.report.html.thumbnails import pixels
-from comove.report.numbers import scored
+from comove.report.lists import top_lists
+from comove.report.thumbnails import pixels
 from comove.trace import Trace
 from comove.training import Run
 
@@ -466,7 +466,7 @@ def test_a_single_method_and_nothing_else_makes_a_page(visit: Open, tmp_path: Pa
 def test_a_thousand_queries_by_six_methods_stay_below_20_megabytes_and_show_themselves(
     visit: Open, cifar_folder: Path, tmp_path: Path
 ) -> None:
-    from comove.datasets import load_dataset
+    from comove.data.builtin import load_dataset
 
     splits = load_dataset("cifar10", data_dir=cifar_folder, limit=3000, queries=1000)
     page = visit(write_report(tmp_path / "r.html", *thousand(splits), dataset=splits))

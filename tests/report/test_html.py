@@ -22,15 +22,15 @@ from comove.data import ExampleSet, Splits
 from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError
 from comove.evaluation import LDS, Curve
 from comove.report import Evidence, Provenance, Suspects, write_report
-from comove.report.html.lists import NOBODY, top_lists
-from comove.report.html.packing import json_for_script, json_ids
-from comove.report.html.queries import query_facts, spread
-from comove.report.html.reading import read_curves, read_lds, read_suspects, read_texts
-from comove.report.html.thumbnails import PER_SHEET, pixels, sheets_of
-from comove.report.html.trajectories import trajectories_of
-from comove.sources import as_sources
+from comove.report.lists import NOBODY, top_lists
+from comove.report.packing import json_for_script, json_ids
+from comove.report.queries import query_facts, spread
+from comove.report.saved_results import read_curves, read_lds, read_suspects, read_texts
+from comove.report.thumbnails import PER_SHEET, pixels, sheets_of
+from comove.report.trajectories import trajectories_of
 from comove.trace import Trace
 from comove.training import Run
+from comove.training.sources import as_sources
 
 
 def payload(path: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 from comove.data import ExampleSet, Splits
 from comove.errors import InputError
 from comove.models import ModelSpec
-from comove.training import Engine, Member, Recipe, Resident, choice, choose_engine, fit, train_many
-from comove.training.captured import CapturedTrainer, scaled_update, trainer_for, why_not_captured
+from comove.training import Engine, Member, Recipe, Resident, choose_engine, fit, train_many
+from comove.training.many import choice
+from comove.training.many.captured import CapturedTrainer, scaled_update, trainer_for, why_not_captured
 from comove.training.sgd import sgd_update
 
 CPU = torch.device("cpu")

@@ -22,16 +22,15 @@ from comove.training import (
     Recipe,
     Resident,
     Trained,
-    choice,
     choose_engine,
     default_recipe,
-    engine,
     fit,
     predict,
     train_many,
 )
+from comove.training.many import choice, engine
+from comove.training.many.stacked import Stack, place_matters, why_not_stacked
 from comove.training.recipe import RECIPES
-from comove.training.stacked import Stack, place_matters, why_not_stacked
 
 CPU = torch.device("cpu")
 ALONE = Engine("one-by-one", 1, "")

@@ -22,8 +22,8 @@ import comove
 from comove.data import ExampleSet, Splits, split
 from comove.errors import CorruptFileError, FingerprintError, InputError, NonFiniteError
 from comove.models import build_model
-from comove.recording import statistics
 from comove.store import read_header
+from comove.trace import statistics
 from comove.training import RECIPES, Recipe, Recording, Run, default_recipe, evaluate, fit, loop, predict, train
 from comove.training.loop import OptimizerState, Resident
 from comove.training.run import read_weights
@@ -187,7 +187,7 @@ def test_an_anchor_after_the_last_epoch_is_refused(small_digits: Splits) -> None
 
 SCRIPT = """
 import sys, time
-from comove.datasets import load_dataset
+from comove.data.builtin import load_dataset
 from comove.training import Recipe, Recording, train
 from comove.training.train import _Session
 model, mode, out = sys.argv[1:]

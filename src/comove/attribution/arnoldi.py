@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from comove.attribution.base import Attributor, Queries, said_once
-from comove.attribution.gradients import PerExampleGradients
-from comove.attribution.hessian import Hessian, unflatten
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.attribution.tracin import run_gradients
 from comove.discovery import check_seed
 from comove.errors import InputError
-from comove.sources import Source
+from comove.gradients.hessian import Hessian, unflatten
+from comove.gradients.per_example import PerExampleGradients
 from comove.training import Resident, resolve_device
+from comove.training.sources import Source
 
 __all__ = ["Arnoldi", "SubspaceInfluence", "arnoldi", "check_number", "dominant", "hessian_resident"]
 

@@ -21,8 +21,8 @@ from comove.attribution.scores import Scores
 from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import label_of
 from comove.errors import InputError, NonFiniteError, NotFittedError, some
-from comove.sources import Bank, BankSource, Source, SourceLike, as_bank, as_sources
 from comove.store import command_line, versions
+from comove.training.sources import Bank, BankSource, Source, SourceLike, as_bank, as_sources
 
 __all__ = ["Attributor", "Queries", "said_once"]
 
@@ -209,7 +209,7 @@ class Attributor(ABC):
     def _fit(self, sources: tuple[Any, ...]) -> Any:
         """Compute what does not depend on the queries, and return it.
 
-        ``sources`` are :class:`comove.sources.Source`, or one :class:`comove.sources.BankSource`.
+        ``sources`` are :class:`comove.training.sources.Source`, or one :class:`comove.training.sources.BankSource`.
         """
 
     @abstractmethod

@@ -26,9 +26,9 @@ from comove.attribution.tiles import TILE_N, TILE_Q, Plan, prepare, score_block
 from comove.correlation import constant, top_k
 from comove.data import ExampleSet, IdIndex, Ids
 from comove.errors import InputError
-from comove.execution import Executor, run_jobs
-from comove.sources import SourceLike
+from comove.jobs import Executor, run_jobs
 from comove.store import digest, new_folder
+from comove.training.sources import SourceLike
 
 __all__ = ["BLOCK_BYTES", "blocks_of", "top_in_blocks", "write_scores_in_blocks"]
 
@@ -79,7 +79,7 @@ def write_scores_in_blocks(
         method: with its options.
         sources: a run or a trace, or several of the same training examples (their scores are averaged).
         queries: as of :meth:`comove.attribution.Attributor.attribute`.
-        executor: an :class:`comove.execution.Executor`, or ``"serial"``, ``"local"``, ``"ray"``.
+        executor: an :class:`comove.jobs.Executor`, or ``"serial"``, ``"local"``, ``"ray"``.
         block_bytes: size of a block's scores.
         progress: whether to show a bar.
 

@@ -20,10 +20,10 @@ from comove.correlation import constant, pairwise
 from comove.data import ExampleSet, positions_of
 from comove.discovery import check_choice
 from comove.errors import InputError
-from comove.recording import statistics
-from comove.sources import Source
-from comove.trace import Trace, check_losses
+from comove.trace import Trace, statistics
+from comove.trace.trace import check_losses
 from comove.training import Resident, Run, evaluate, resolve_device
+from comove.training.sources import Source
 
 __all__ = ["CLD", "chosen_rows", "replay_losses"]
 

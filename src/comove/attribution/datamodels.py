@@ -18,7 +18,7 @@ import numpy.typing as npt
 from comove.attribution.base import Attributor, Queries
 from comove.data import positions_of
 from comove.errors import InputError
-from comove.sources import BankSource
+from comove.training.sources import BankSource
 
 __all__ = ["Datamodels", "LassoPath", "choose_penalties", "largest_penalty", "lasso"]
 

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from comove.attribution.arnoldi import check_number, hessian_resident
 from comove.attribution.base import Attributor, Queries, said_once
-from comove.attribution.gradients import Batches, Part, PerExampleGradients
-from comove.attribution.hessian import Hessian, unflatten
-from comove.attribution.inner_products import flat_rows
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_seed
 from comove.errors import first_line
-from comove.sources import Source
+from comove.gradients.hessian import Hessian, unflatten
+from comove.gradients.inner_products import flat_rows
+from comove.gradients.per_example import Batches, Part, PerExampleGradients
 from comove.training import Resident, resolve_device
+from comove.training.sources import Source
 
 __all__ = ["InfluenceCG", "Solution", "conjugate_gradients"]
 

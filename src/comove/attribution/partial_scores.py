@@ -28,7 +28,6 @@ import numpy.typing as npt
 
 from comove.attribution.scores_file import VALUES, scores_layout, stored_width
 from comove.errors import CorruptFileError, InputError, StorageError
-from comove.lock import driver_lock
 from comove.store import (
     check_file,
     claim_cache,
@@ -42,6 +41,7 @@ from comove.store import (
 from comove.store.arrays import as_bytes
 from comove.store.checksums import BlockSums
 from comove.store.documents import fits
+from comove.store.lock import driver_lock
 
 __all__ = ["Block", "PartialScores"]
 

@@ -7,8 +7,8 @@ import torch
 from comove.attribution.base import Queries
 from comove.data import ExampleSet
 from comove.errors import InputError
-from comove.sources import Source
 from comove.training import Resident, Run
+from comove.training.sources import Source
 
 __all__ = ["query_resident", "run_of", "training_resident"]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from comove.attribution.base import Attributor, Queries
 from comove.data import Ids
 from comove.errors import InputError
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["SameClassControl"]
 

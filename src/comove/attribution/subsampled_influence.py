@@ -16,7 +16,7 @@ import numpy.typing as npt
 from comove.attribution.base import Attributor, Queries
 from comove.data import positions_of
 from comove.errors import InputError, some
-from comove.sources import BankSource
+from comove.training.sources import BankSource
 
 __all__ = ["SubsampledInfluence", "difference_of_means"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.correlation.columns import Plan, plan_for, ranges
 from comove.correlation.inputs import one_side, sides
 from comove.correlation.product import Panel, panels, score_tile
 from comove.correlation.sizes import TILE
+from comove.correlation.standardise import Plan, plan_for, ranges
 from comove.correlation.workers import plain_products, product_workers
 
 __all__ = ["TILE_N", "TILE_Q", "Plan", "prepare", "score_block"]

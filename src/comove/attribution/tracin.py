@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from comove.attribution.base import Attributor, Queries, said_once
-from comove.attribution.gradients import Batches, Part, PerExampleGradients, check_finite
-from comove.attribution.inner_products import flat_rows
-from comove.attribution.projectors import Sparse
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
+from comove.gradients.inner_products import flat_rows
+from comove.gradients.per_example import Batches, Part, PerExampleGradients, check_finite
+from comove.gradients.projections import Sparse
 from comove.models import last_linear, put_channels_last
-from comove.sources import Source
 from comove.training import Checkpoint, Resident, Run, resolve_device
+from comove.training.sources import Source
 
 __all__ = ["GradCos", "GradDot", "TracIn", "projected", "run_gradients", "similarity", "spread"]
 
@@ -57,7 +57,7 @@ def run_gradients(
         run: with checkpoints.
         checkpoint: one of them.
         device: where to compute.
-        last_layer: only the parameters of the linear layer that runs last (:func:`comove.models.last_linear`).
+        last_layer: only the parameters of the linear layer that runs last (:func:`comove.models.last_layer`).
         check_on: as of :class:`PerExampleGradients`; best the training examples.
 
     Raises:

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from comove.attribution.base import Attributor, Queries, said_once
-from comove.attribution.projectors import KINDS, Kind, Projection
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.attribution.tracin import spread
 from comove.attribution.trak_features import BATCH, BLOCK, Featuriser, feature_blocks, read_features
 from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
-from comove.sources import Source
+from comove.gradients.projections import KINDS, Kind, Projection
 from comove.store import new_folder
 from comove.training import Checkpoint, Resident, resolve_device
+from comove.training.sources import Source
 
 __all__ = ["TRAK", "cholesky_of", "trak_scores"]
 

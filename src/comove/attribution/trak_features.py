@@ -22,9 +22,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from comove.attribution.gradients import Part, PerExampleGradients, margin
-from comove.attribution.projectors import Layers, Projection, Projector
 from comove.errors import CorruptFileError, NonFiniteError, some
+from comove.gradients.per_example import Part, PerExampleGradients, margin
+from comove.gradients.projections import Layers, Projection, Projector
 from comove.models import logits_of, put_channels_last
 from comove.store import claim_cache, digest, new_folder, read_arrays, read_header, set_aside, versions, write_arrays
 from comove.training import Checkpoint, Resident, Run

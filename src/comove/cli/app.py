@@ -263,7 +263,7 @@ def draw(make: Callable[[], Figure] | None, path: Path) -> Path | None:
         make: draws it; ``None`` where there is nothing to draw.
         path: of the picture.
     """
-    from comove.report import save_figure
+    from comove.plots import save_figure
 
     try:
         if make is not None:

@@ -43,10 +43,10 @@ def attribute(
     from comove.data import positions_of
     from comove.demo import choose_queries
     from comove.discovery import parse_method
-    from comove.evaluation.lds.benchmark import file_name
-    from comove.execution import as_executor
-    from comove.sources import as_bank, as_sources
+    from comove.evaluation.lds_benchmark.benchmark import file_name
+    from comove.jobs import as_executor
     from comove.store import new_folder
+    from comove.training.sources import as_bank, as_sources
 
     chosen = parse_method(method, attributors(), "attribution method")
     if blocks is not None:
@@ -87,7 +87,7 @@ def _told(scores: Any) -> str:
 
 def _in_blocks(file: Path, method: Any, sources: Any, queries: list[int], executor: str) -> Any:
     from comove.attribution.blocks import write_scores_in_blocks
-    from comove.execution import as_executor
+    from comove.jobs import as_executor
 
     return write_scores_in_blocks(file, method, sources, queries, executor=as_executor(executor), progress=True)
 
@@ -110,7 +110,7 @@ def _write_top(scores: Any, k: int, path: Path) -> None:
 
 
 def _attribution_figure(source: object, scores: Any, path: Path) -> Path | None:
-    from comove.report import influence_grid
+    from comove.plots import influence_grid
     from comove.training import Run
 
     if not isinstance(source, Run):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from comove.attribution import Scores
     from comove.data import Splits
     from comove.evaluation import Brittleness, Counterfactual
-    from comove.evaluation.removals.flips import Estimate
+    from comove.evaluation.prediction_brittleness.flips import Estimate
 
 __all__ = ["brittleness"]
 
@@ -57,8 +57,8 @@ def brittleness(
     """
     from comove.evaluation import brittleness as measure
     from comove.evaluation import counterfactual_sizes
-    from comove.evaluation.removals.prediction import checked_ks
-    from comove.evaluation.removals.removal import check_k
+    from comove.evaluation.prediction_brittleness.benchmark import checked_ks
+    from comove.evaluation.prediction_brittleness.removal import check_k
 
     chosen = parse_methods(methods, ["cld"], controls=False)
     splits = task.splits()
@@ -103,8 +103,9 @@ def _scores(
 ) -> list[Scores]:
     """Train the runs (and the bank of random halves where a method needs one), and score the queries."""
     from comove.demo import choose_queries
-    from comove.evaluation import RetrainingBank, attribution_runs, score_methods, subsets
-    from comove.evaluation.lds.benchmark import needs_bank
+    from comove.evaluation import RetrainingBank, attribution_runs, score_methods
+    from comove.evaluation.lds_benchmark.benchmark import needs_bank
+    from comove.retraining import subsets
 
     if any(method.name == "leave-one-out" for method in methods):
         raise InputError("leave-one-out needs a bank of its own kind: see comove.evaluation.brittleness in Python.")
@@ -148,8 +149,8 @@ def _warnings_told() -> Iterator[None]:
 
 
 def _show(found: Brittleness, out: Path) -> None:
-    from comove.evaluation.removals.result import NOTHING
-    from comove.report import brittleness_figure, save_figure
+    from comove.evaluation.prediction_brittleness.result import NOTHING
+    from comove.plots import brittleness_figure, save_figure
 
     level = f"{found.confidence:.0%} intervals over queries"
     columns = ["method", *(f"k = {k:,}" for k in found.ks)]
@@ -165,7 +166,7 @@ def _show(found: Brittleness, out: Path) -> None:
 
 
 def _show_sizes(found: Counterfactual, out: Path) -> None:
-    from comove.report import counterfactual_figure, save_figure
+    from comove.plots import counterfactual_figure, save_figure
 
     largest = int(found.grid[-1])
     rows = [

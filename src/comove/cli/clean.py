@@ -12,8 +12,8 @@ from comove.cli.options import Device, open_runs
 from comove.errors import InputError
 
 if TYPE_CHECKING:
-    from comove.evaluation.mislabels.detection import Detection
-    from comove.evaluation.mislabels.suspicion import Suspicion
+    from comove.evaluation.label_errors.detection import Detection
+    from comove.evaluation.label_errors.suspicion import Suspicion
 
 __all__ = ["clean"]
 
@@ -39,9 +39,9 @@ def clean(
 
     Example: comove clean runs/a runs/b --methods aum cld --top 20 --out clean/
     """
-    from comove.evaluation.mislabels.ranking import rank_labels
+    from comove.data.tables import write_frame
+    from comove.evaluation.label_errors.ranking import rank_labels
     from comove.store import new_folder
-    from comove.tables import write_frame
     from comove.training import resolve_device
 
     resolve_device(device)  # refuses an unknown one, also where no method computes on it
@@ -81,7 +81,7 @@ def _print(found: Suspicion, top: int, order: str) -> None:
 
 def _flips(sources: list[Any]) -> Any:
     """The labels flipped on purpose; without the data nothing is known of them."""
-    from comove.evaluation.mislabels.ranking import flips_of
+    from comove.evaluation.label_errors.ranking import flips_of
 
     try:
         return flips_of(sources)
@@ -92,9 +92,9 @@ def _flips(sources: list[Any]) -> Any:
 
 def _hold_to(found: Suspicion, wrong: Any, out: Path) -> list[str]:
     """Say how many of the labels flipped on purpose each method finds."""
-    from comove.evaluation.mislabels.detection import detect
-    from comove.report import save_figure
-    from comove.report.mislabel_figures import detection_figure
+    from comove.evaluation.label_errors.detection import detect
+    from comove.plots import save_figure
+    from comove.plots.label_errors import detection_figure
     from comove.store import write_bytes
 
     detection = detect(found, wrong)
@@ -117,7 +117,7 @@ def _print_detection(detection: Detection) -> None:
 
 def _gallery(sources: list[Any], found: Suspicion, top: int, order: str, wrong: Any, out: Path) -> list[str]:
     """Pictures of the most suspicious examples, where the data is at hand and is images."""
-    from comove.report.mislabel_figures import suspicion_gallery
+    from comove.plots.label_errors import suspicion_gallery
     from comove.training import Run
 
     run = next((source for source in sources if isinstance(source, Run)), None)

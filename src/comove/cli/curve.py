@@ -112,7 +112,7 @@ def _proxy(run: Path | None, task: Task, out: Path) -> Run:
 
 def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
     from comove.demo import curve_rows
-    from comove.report import curve_figure, save_figure
+    from comove.plots import curve_figure, save_figure
 
     save_figure(curve_figure(curve), folder / "curve.png")
     table(
@@ -130,7 +130,7 @@ def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
 def _write(found: dict[str, Curve], out: Path) -> None:
     import pandas as pd
 
-    from comove.tables import write_frame
+    from comove.data.tables import write_frame
 
     parts = []
     for target, curve in found.items():
@@ -154,8 +154,8 @@ def _print_balance(found: dict[str, Curve]) -> None:
 
 def _print_noise(proxy: Run, found: dict[str, Curve]) -> None:
     """How many of the wrong labels that were put in on purpose each coreset keeps."""
-    from comove.evaluation.curves.noise import noise_kept
-    from comove.label_noise import known_flips
+    from comove.data.label_noise import known_flips
+    from comove.evaluation.coreset_curves.noise import noise_kept
 
     flipped = known_flips(proxy.data())
     if flipped is None:

@@ -34,7 +34,7 @@ def diagnose(
     Example: comove diagnose runs/a --methods cld random el2n --budget 0.1 --out diagnose/
     """
     from comove.evaluation.alignment import diagnose as measure
-    from comove.report import diagnosis_figure, save_figure
+    from comove.plots import diagnosis_figure, save_figure
     from comove.training import Run
 
     share = parse_share(budget, "--budget")

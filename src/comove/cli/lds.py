@@ -61,7 +61,7 @@ def lds(
     Example: comove lds --methods cld trak --alpha 0.3 0.5 0.7 0.9 loo --output margin correct --out lds/
     """
     from comove.evaluation import lds_benchmark
-    from comove.report import lds_figure, save_figure
+    from comove.plots import lds_figure, save_figure
 
     chosen, splits = parse_methods(methods, ["cld"], controls), task.splits()
     if bank is None:
@@ -122,7 +122,7 @@ def _known_truth(
 
 
 def _print_table(benchmark: Benchmark, output: str) -> None:
-    from comove.evaluation.lds.result import alpha_name
+    from comove.evaluation.lds_benchmark.result import alpha_name
 
     columns = [[result for result in benchmark.at(alpha) if result.output == output] for alpha in benchmark.alphas]
     first = columns[0][0]

@@ -17,7 +17,7 @@ from comove.errors import InputError, some
 
 if TYPE_CHECKING:
     from comove.data import Splits
-    from comove.execution import Executor
+    from comove.jobs import Executor
     from comove.training import Recipe
 
 __all__ = [
@@ -106,7 +106,7 @@ class Task:
 
     def splits(self) -> Splits:
         """The data, split."""
-        from comove.datasets import load_dataset
+        from comove.data.builtin import load_dataset
 
         return load_dataset(
             self.dataset,
@@ -153,7 +153,7 @@ class Machines:
 
     def executor_of(self) -> Executor:
         """The executor."""
-        from comove.execution import as_executor
+        from comove.jobs import as_executor
 
         return as_executor(self.executor, workers=self.workers, address=self.address, gpus=self.gpus)
 
@@ -252,8 +252,8 @@ def open_runs(paths: Sequence[Path], model: str | None = None) -> list[Any]:
         paths: their folders.
         model: the user's own ``package.module:factory``, for runs that were trained with one: no file is believed.
     """
-    from comove.sources import open_source
     from comove.training import Run
+    from comove.training.sources import open_source
 
     for path in paths:
         _check_folder(path, ("run", "trace"), "run or trace", "comove train --out RUN makes a run.")

@@ -45,7 +45,7 @@ def report(
     Example: comove report runs/a --scores a.safetensors b.safetensors --lds lds/ --brittleness brittleness/ --curve
     curve/ --clean clean/ --out report.html
     """
-    from comove.report import html
+    import comove.report as html
 
     results = [html.read_lds(path) for path in lds or ()]
     results += [one for path in brittleness or () for one in html.read_brittleness(path)]
@@ -73,7 +73,7 @@ def _cld(sources: Sequence[Any], queries: int) -> list[Scores]:
     """What the runs tell without anything else."""
     from comove.attribution import CLD
     from comove.demo import choose_queries
-    from comove.sources import as_sources
+    from comove.training.sources import as_sources
 
     first = as_sources(sources, frozenset(), "report")[0]
     return [CLD().fit(sources).attribute(choose_queries(first.trace, queries))]

@@ -12,7 +12,7 @@ from comove.cli.options import BudgetList, CoresetMethodList, coreset_methods, o
 from comove.errors import InputError
 
 if TYPE_CHECKING:
-    from comove.evaluation.curves.stability import EarlyRows, Stability
+    from comove.evaluation.coreset_curves.stability import EarlyRows, Stability
 
 __all__ = ["stability"]
 
@@ -32,9 +32,9 @@ def stability(
     Example: comove stability runs/a runs/b runs/c --methods cld forgetting --budgets 0.1 0.3
     """
     from comove.coreset import selector
-    from comove.evaluation.curves.stability import early_epochs
-    from comove.evaluation.curves.stability import stability as compare
-    from comove.sources import as_sources
+    from comove.evaluation.coreset_curves.stability import early_epochs
+    from comove.evaluation.coreset_curves.stability import stability as compare
+    from comove.training.sources import as_sources
 
     names, every = coreset_methods(methods, ["cld"])
     for name in names:

@@ -29,7 +29,7 @@ def methods(
     """
     from comove.attribution import attributors
     from comove.coreset import selectors
-    from comove.datasets import dataset_names
+    from comove.data.builtin import dataset_names
     from comove.models import model_names
     from comove.training import RECIPES
 
@@ -96,7 +96,7 @@ def doctor(data_dir: DataDir = None) -> None:
 
     import torch
 
-    from comove.datasets import data_folders, find_cifar10
+    from comove.data.builtin import data_folders, find_cifar10
     from comove.store import versions
 
     found = find_cifar10(data_dir)

@@ -13,8 +13,8 @@ from comove.coreset.base import Picks, Scored, ScoreSelector, Selector, selector
 from comove.coreset.budget import Budget, resolve_budget
 from comove.coreset.coreset import Coreset
 from comove.discovery import build
-from comove.sources import SourceLike
 from comove.ties import highest
+from comove.training.sources import SourceLike
 
 __all__ = [
     "Budget",

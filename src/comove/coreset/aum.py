@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import Scored, ScoreSelector
-from comove.coreset.reading import check_first, mean_over_epochs
+from comove.coreset.trace_values import check_first, mean_over_epochs
 from comove.discovery import check_choice
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["AUM", "area_under_margin"]
 

@@ -2,7 +2,7 @@
 
 A selector is a frozen dataclass: its fields are its options and it builds with no arguments. Most score examples and
 keep the highest (:class:`ScoreSelector`); others pick one by one (:class:`Selector`). What they read from a trace, and
-what is said when the trace lacks it, is in :mod:`comove.coreset.reading`.
+what is said when the trace lacks it, is in :mod:`comove.coreset.trace_values`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from comove.coreset.coreset import Coreset
 from comove.data import Ids
 from comove.discovery import discover, label_of, parse_method
 from comove.errors import InputError, InputTypeError, NonFiniteError, some
-from comove.sources import Source, SourceLike, as_sources
 from comove.ties import highest, tie_keys
+from comove.training.sources import Source, SourceLike, as_sources
 
 __all__ = [
     "Coreset",

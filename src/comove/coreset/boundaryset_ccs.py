@@ -25,9 +25,9 @@ from comove.coreset.input_gradients import BATCH, PixelSpace, margin_gradients, 
 from comove.coreset.strata import draw, random_keys
 from comove.data import Ids
 from comove.errors import InputError
-from comove.sources import Source
 from comove.ties import highest
 from comove.training import resolve_device
+from comove.training.sources import Source
 
 __all__ = ["BoundarySetCCS", "boundary_steps", "cover_bands"]
 

@@ -18,10 +18,10 @@ from comove.checks import whole_number
 from comove.coreset.base import ScoreSelector
 from comove.coreset.last_layer import check_features, in_tie_order
 from comove.coreset.neighbours import nearest_neighbours, unit_rows
-from comove.coreset.reading import needs_anchor
+from comove.coreset.trace_values import needs_anchor
 from comove.discovery import check_choice
 from comove.errors import InputError
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["PROBABILITY_FLOOR", "Cal", "contrast"]
 

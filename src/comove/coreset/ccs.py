@@ -21,8 +21,8 @@ from comove.coreset.base import Picks, Positions, ScoreSelector, Selector, adopt
 from comove.coreset.strata import draw, equal_width, random_keys
 from comove.data import Ids
 from comove.errors import InputError, InputTypeError
-from comove.sources import Source
 from comove.ties import highest
+from comove.training.sources import Source
 
 __all__ = ["CCS", "coverage_centric", "default_beta"]
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import ScoreSelector
-from comove.coreset.reading import check_first, check_validation_classes, needs_validation
+from comove.coreset.trace_values import check_first, check_validation_classes, needs_validation
 from comove.correlation import per_class
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["CLDCoreset"]
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.data import ExampleSet, Ids
+from comove.data.tables import read_rows, write_rows
 from comove.display import figure, html_table
 from comove.errors import InputError
 from comove.store import (
@@ -24,7 +25,6 @@ from comove.store import (
     understanding,
     write_arrays,
 )
-from comove.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.greedy import FacilityLocation, Rows, lazy_greedy
 from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, in_tie_order
 from comove.data import Ids
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["Craig", "craig", "facility_location"]
 

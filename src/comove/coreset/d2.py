@@ -22,11 +22,11 @@ from comove.coreset.forgetting import Forgetting
 from comove.coreset.greedy import check_count
 from comove.coreset.last_layer import check_features, in_tie_order
 from comove.coreset.neighbours import Neighbours, nearest_neighbours
-from comove.coreset.reading import needs_anchor
+from comove.coreset.trace_values import needs_anchor
 from comove.data import Ids
 from comove.errors import InputError, InputTypeError
-from comove.sources import Source
 from comove.ties import highest
+from comove.training.sources import Source
 
 __all__ = ["D2", "Graph", "d2_pruning", "forward_messages", "neighbour_graph"]
 

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from comove.checks import check_number, check_seed
 from comove.coreset.base import Picks, Positions, Selector, check_scores
 from comove.coreset.dyn_unc import windows
-from comove.coreset.reading import check_window, mean_over_epochs
 from comove.coreset.strata import random_keys
+from comove.coreset.trace_values import check_window, mean_over_epochs
 from comove.data import Ids
 from comove.discovery import check_choice
 from comove.errors import InputError
-from comove.sources import Source
 from comove.ties import highest
+from comove.training.sources import Source
 
 __all__ = ["DUAL", "beta_parameters", "dual", "log_weights"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import Scored, ScoreSelector
-from comove.coreset.reading import check_first, mean_over_epochs
-from comove.sources import Source
+from comove.coreset.trace_values import check_first, mean_over_epochs
+from comove.training.sources import Source
 
 __all__ = ["EL2N", "error_norms"]
 

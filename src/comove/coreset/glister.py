@@ -19,10 +19,10 @@ from comove.checks import check_number, whole_number
 from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.greedy import check_count
 from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, check_features, in_tie_order
-from comove.coreset.reading import needs_anchor, needs_validation
+from comove.coreset.trace_values import needs_anchor, needs_validation
 from comove.data import Ids
 from comove.errors import InputError, some
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["Glister", "Validation", "glister"]
 

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from comove.coreset.base import ScoreSelector
 from comove.coreset.last_layer import LastLayerGradients
-from comove.coreset.reading import needs_anchor
+from comove.coreset.trace_values import needs_anchor
 from comove.discovery import check_choice
 from comove.errors import InputError
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["GraNd", "grand_last"]
 

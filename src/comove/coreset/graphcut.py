@@ -20,7 +20,7 @@ from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.greedy import eager_greedy
 from comove.coreset.last_layer import LastLayerGradients, anchor_gradients, in_tie_order
 from comove.data import Ids
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["GraphCut", "gradient_graph_cut", "graph_cut"]
 

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from comove.coreset.base import Picks, Positions, Selector
 from comove.coreset.greedy import check_count
 from comove.coreset.last_layer import check_features, in_tie_order
-from comove.coreset.reading import needs_anchor
+from comove.coreset.trace_values import needs_anchor
 from comove.data import Ids
 from comove.discovery import check_choice
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["Herding", "herding"]
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from comove.data import ExampleSet
 from comove.errors import InputError
 from comove.models import logits_of, put_channels_last
-from comove.sources import Source
 from comove.training import resolve_device
+from comove.training.sources import Source
 
 __all__ = [
     "BATCH",

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.coreset.reading import needs_anchor
+from comove.coreset.trace_values import needs_anchor
 from comove.data import Ids
 from comove.errors import InputError, NonFiniteError
-from comove.sources import Source
 from comove.ties import tie_order
+from comove.training.sources import Source
 
 __all__ = ["LastLayerGradients", "anchor_gradients", "check_features", "in_tie_order"]
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import Picks, Positions, Selector, check_scores
-from comove.coreset.reading import check_first, needs_features
+from comove.coreset.trace_values import check_first, needs_features
 from comove.data import Ids
 from comove.discovery import check_choice
-from comove.sources import Source
 from comove.ties import highest, tie_keys
+from comove.training.sources import Source
 
 __all__ = ["Moderate", "central_band", "centre_distances"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from comove.coreset.base import Picks, Positions, Selector, adopt, as_selector
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["PerClass"]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from comove.checks import check_seed
 from comove.coreset.base import ScoreSelector
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["RandomCoreset"]
 

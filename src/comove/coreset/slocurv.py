@@ -20,8 +20,8 @@ from comove.checks import check_number, check_seed, whole_number
 from comove.coreset.base import ScoreSelector
 from comove.coreset.input_gradients import BATCH, loss_gradients, trained_network, training_examples
 from comove.errors import InputError
-from comove.sources import Source
 from comove.training import Resident, resolve_device
+from comove.training.sources import Source
 
 __all__ = ["SloCurv", "curvatures"]
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.coreset.base import Scored, ScoreSelector
-from comove.coreset.reading import check_window, epoch_rows, over_epochs
+from comove.coreset.trace_values import check_window, epoch_rows, over_epochs
 from comove.errors import InputError
-from comove.sources import Source
+from comove.training.sources import Source
 
 __all__ = ["TDDS", "tdds"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from comove.checks import whole_number
-from comove.correlation.columns import CommonMode, Correlation, RowScaling, namespace, plan_for, ranges
 from comove.correlation.inputs import ArrayLike, Side, sides
-from comove.correlation.keeping import Kept, descending, unpack
 from comove.correlation.product import Panel, panels, score_tile, tile_of
+from comove.correlation.standardise import CommonMode, Correlation, RowScaling, namespace, plan_for, ranges
+from comove.correlation.top_k_heap import Kept, descending, unpack
 from comove.correlation.workers import plain_products, workers
 from comove.ties import tie_order
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from comove.correlation.columns import Plan, column_blocks, standardise
+from comove.correlation.class_means import per_class_cpu
 from comove.correlation.inputs import ArrayLike, Side, integers, sides
-from comove.correlation.quick import per_class_cpu
+from comove.correlation.standardise import Plan, column_blocks, standardise
 from comove.errors import InputError, some
 
 __all__ = ["per_class"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from comove.correlation.columns import Plan, center, column_blocks
 from comove.correlation.inputs import ArrayLike, one_side
+from comove.correlation.standardise import Plan, center, column_blocks
 
 __all__ = ["constant"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from comove.correlation.columns import CommonMode, Correlation, Plan, RowScaling, plan_for, ranges
 from comove.correlation.inputs import ArrayLike, Side, output, sides
 from comove.correlation.product import Panel, panels, score_tile, tile_of
+from comove.correlation.standardise import CommonMode, Correlation, Plan, RowScaling, plan_for, ranges
 from comove.correlation.workers import Workers, plain_products, workers
 from comove.errors import InputError, InputTypeError
 

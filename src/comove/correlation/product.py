@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from comove.correlation import sizes
-from comove.correlation.columns import Plan, namespace, ranges, spans, standardise
 from comove.correlation.inputs import Side
+from comove.correlation.standardise import Plan, namespace, ranges, spans, standardise
 from comove.correlation.workers import Workers, plain_products
 from comove.errors import InputError
 

@@ -1,12 +1,12 @@
 """Holding methods to real retraining: banks, the linear datamodeling score, coreset curves."""
 
-from comove.evaluation import subsets
 from comove.evaluation.alignment import Diagnosis, diagnose
-from comove.evaluation.bank.retraining import RetrainingBank
-from comove.evaluation.bank.status import BankStatus
+from comove.evaluation.coreset_curves.curve import Curve, CurvePoint, coreset_curve
 from comove.evaluation.costs.formulas import PAPER, Cost, Scenario, cost, storage
-from comove.evaluation.curves.curve import Curve, CurvePoint, coreset_curve
-from comove.evaluation.lds.benchmark import (
+from comove.evaluation.label_errors.detection import Detection, detect
+from comove.evaluation.label_errors.ranking import rank_labels
+from comove.evaluation.label_errors.suspicion import Suspicion
+from comove.evaluation.lds_benchmark.benchmark import (
     Benchmark,
     at_alphas,
     attribution_runs,
@@ -14,17 +14,17 @@ from comove.evaluation.lds.benchmark import (
     plans_of,
     score_methods,
 )
-from comove.evaluation.lds.difference import Difference, paired_difference
-from comove.evaluation.lds.from_bank import bank_lds
-from comove.evaluation.lds.score import LDS, GroundTruth, linear_datamodeling_score, spearman_columns
-from comove.evaluation.mislabels.detection import Detection, detect
-from comove.evaluation.mislabels.ranking import rank_labels
-from comove.evaluation.mislabels.suspicion import Suspicion
-from comove.evaluation.outputs import OUTPUTS, output_of
-from comove.evaluation.removals.counterfactual import counterfactual_sizes
-from comove.evaluation.removals.counterfactual_result import Counterfactual
-from comove.evaluation.removals.prediction import brittleness
-from comove.evaluation.removals.result import Brittleness
+from comove.evaluation.prediction_brittleness.benchmark import brittleness
+from comove.evaluation.prediction_brittleness.counterfactual import counterfactual_sizes
+from comove.evaluation.prediction_brittleness.counterfactual_result import Counterfactual
+from comove.evaluation.prediction_brittleness.result import Brittleness
+from comove.lds.against_bank import bank_lds
+from comove.lds.difference import Difference, paired_difference
+from comove.lds.score import LDS, GroundTruth, linear_datamodeling_score, spearman_columns
+from comove.models.measured_outputs import OUTPUTS, output_of
+from comove.retraining import subsets
+from comove.retraining.bank import RetrainingBank
+from comove.retraining.status import BankStatus
 
 __all__ = [
     "LDS",

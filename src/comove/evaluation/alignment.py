@@ -22,12 +22,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from comove.attribution.gradients import Batches, PerExampleGradients
-from comove.attribution.inner_products import flat_rows
 from comove.attribution.tracin import run_gradients, spread
 from comove.coreset import Coreset, Selector, selector
 from comove.data import Splits
 from comove.errors import InputError
+from comove.gradients.inner_products import flat_rows
+from comove.gradients.per_example import Batches, PerExampleGradients
 from comove.store import new_folder, write_json
 from comove.training import Recording, Resident, Run, resolve_device, train
 from comove.training.run import read_weights

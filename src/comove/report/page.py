@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from comove.report.numbers import MINUS
+from comove.plots.numbers import MINUS
 from comove.store import write_bytes
 
 __all__ = ["Section", "write_page"]

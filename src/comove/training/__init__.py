@@ -1,11 +1,11 @@
 """The training loop, recipes, recorded runs, and engines that train many models with its results."""
 
-from comove.training.choice import choose_engine, engines_for
-from comove.training.engine import Engine, Engines, Trained, train_many
 from comove.training.loop import Resident, evaluate, fit, predict, resolve_device
+from comove.training.many.choice import choose_engine, engines_for
+from comove.training.many.engine import Engine, Engines, Trained, train_many
+from comove.training.many.stacked import Member
 from comove.training.recipe import RECIPES, Recipe, as_recipe, default_recipe
 from comove.training.run import Checkpoint, Run
-from comove.training.stacked import Member
 from comove.training.train import Recording, default_model, train
 
 __all__ = [

@@ -16,9 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from comove.data import ExampleSet
 from comove.errors import ComoveError, InputError, NonFiniteError, first_line, some
-from comove.last_linear import untouched
 from comove.models import last_linear, logits_of, without_fast_path
-from comove.outputs import described
+from comove.models.last_layer import untouched
+from comove.models.outputs import described
 
 __all__ = ["check_inputs", "dry_run", "features_layer"]
 

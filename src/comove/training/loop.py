@@ -1,9 +1,9 @@
 """The training loop, and evaluation passes.
 
 Recorded runs are trained by :func:`fit`, and so are the models of banks and coreset curves one by one. For many models
-there are two faster loops of the same steps: side by side (:mod:`comove.training.stacked`) and from a captured graph
-(:mod:`comove.training.captured`). They draw weights, order and augmentation as :func:`fit` does and are tested against
-it, to rounding: not to the bit.
+there are two faster loops of the same steps: side by side (:mod:`comove.training.many.stacked`) and from a captured
+graph (:mod:`comove.training.many.captured`). They draw weights, order and augmentation as :func:`fit` does and are
+tested against it, to rounding: not to the bit.
 """
 
 from __future__ import annotations

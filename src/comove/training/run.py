@@ -18,11 +18,11 @@ from safetensors.torch import save as _weights_to_bytes
 from torch import nn
 
 from comove.data import ExampleSet, MapDataset, Splits
-from comove.datasets import as_splits, reload_splits
+from comove.data.builtin import as_splits, reload_splits
+from comove.data.preparation import Picture, Preprocessing, prepared
 from comove.display import html_facts
 from comove.errors import CorruptFileError, InputError
 from comove.models import Factory, ModelSpec
-from comove.preparation import Picture, Preprocessing, prepared
 from comove.store import (
     MANIFEST,
     check_file,
@@ -35,7 +35,8 @@ from comove.store import (
     understanding,
     write_sealed,
 )
-from comove.trace import Trace, read_trace_manifest, trace_damage
+from comove.trace import Trace
+from comove.trace.trace import read_trace_manifest, trace_damage
 from comove.training.loop import predict
 from comove.training.recipe import Recipe
 
@@ -345,7 +346,7 @@ class Run:
         Where the run's examples are images: PIL images and paths are brought to its colours and size (the shorter side
         resized, the centre cut out); arrays and tensors of 8-bit numbers, or of real numbers in [0, 1], are one image
         (C, H, W) or (H, W, C), or N of them, with the run's channels; another size is resized. Elsewhere: arrays of the
-        run's shape, or ``(N, *shape)``, taken as they are. See :func:`comove.preparation.prepared`.
+        run's shape, or ``(N, *shape)``, taken as they are. See :func:`comove.data.preparation.prepared`.
 
         Args:
             examples: one of these, or several.

@@ -20,15 +20,14 @@ import torch
 from torch import nn
 
 from comove.data import ExampleSet, MapDataset, Splits
-from comove.datasets import as_splits
+from comove.data.builtin import as_splits
+from comove.data.preparation import Preprocessing
 from comove.errors import CorruptFileError, InputError, some
-from comove.lock import driver_lock
+from comove.jobs.progress import Advance, progress_bar
 from comove.models import Factory, ModelSpec, penultimate
-from comove.preparation import Preprocessing
-from comove.progress import Advance, progress_bar
-from comove.recording import Recorder
 from comove.store import DAMAGED, claim_folder, digest, new_folder, set_aside, write_json
-from comove.trace import FIELDS
+from comove.store.lock import driver_lock
+from comove.trace import FIELDS, Recorder
 from comove.training.dry_run import check_inputs, dry_run, features_layer
 from comove.training.loop import OptimizerState, Resident, batch_bounds, evaluate, fit, resolve_device
 from comove.training.recipe import Recipe, as_recipe

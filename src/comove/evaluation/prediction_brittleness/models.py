@@ -1,0 +1,179 @@
+"""The models that brittleness asks: trained without what is removed, or on everything.
+
+Shape suffixes: C removed sets, Q queries, R models a set, B voting models, c classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from comove.checks import whole_number
+from comove.data import Ids, Splits
+from comove.errors import CorruptFileError
+from comove.evaluation.prediction_brittleness.flips import majority
+from comove.jobs import Executor
+from comove.models import Factory
+from comove.models.measured_outputs import output_of
+from comove.retraining import subsets
+from comove.retraining.bank import RetrainingBank
+from comove.training import Recipe
+
+__all__ = ["BANK_FOLDER", "BankRetraining", "FullData", "Retraining", "check_models", "predicted_and_margins"]
+
+Logits = npt.NDArray[np.float32]
+BANK_FOLDER = "removal-bank"
+SETS_AT_ONCE = 256
+"""Removed sets whose logits are held at a time: only those of a set's own query are kept."""
+
+
+class Retraining(Protocol):
+    """Where retrained models' logits come from."""
+
+    def full(self, models: int) -> Logits:
+        """Logits (models, Q, classes) of models of all training examples."""
+
+    def without(self, removed: Sequence[Ids], queries: Sequence[int], models: int) -> Logits:
+        """Logits (C, models, classes) of models without each removed set, on its own query (a position 0 ... Q-1)."""
+
+
+@dataclass(frozen=True)
+class BankRetraining:
+    """Retraining through a bank: models of equal removed sets, of whatever method or k, are trained once.
+
+    Attributes:
+        plan: makes (or opens) the bank with these subsets and this number of models a subset.
+        run: trains what is pending.
+    """
+
+    plan: Callable[[subsets.SubsetPlan, int], RetrainingBank]
+    run: Callable[[RetrainingBank], RetrainingBank]
+
+    @classmethod
+    def at(
+        cls,
+        path: Path,
+        splits: Splits,
+        model: str | Factory | None,
+        recipe: Recipe | str | Mapping[str, Any] | None,
+        *,
+        queries: Ids,
+        seed: int,
+        model_options: Mapping[str, Any] | None,
+        executor: Executor | str,
+        device: str | torch.device,
+        progress: bool,
+    ) -> BankRetraining:
+        """Retraining in a bank at ``path``; see :meth:`RetrainingBank.create`."""
+
+        def plan(chosen: subsets.SubsetPlan, models: int) -> RetrainingBank:
+            return RetrainingBank.create(
+                path,
+                splits,
+                model,
+                recipe,
+                subsets=chosen,
+                seeds=models,
+                queries=queries,
+                seed=seed,
+                model_options=model_options,
+            )
+
+        return cls(plan, lambda bank: bank.run(executor=executor, device=device, progress=progress))
+
+    def full(self, models: int) -> Logits:
+        """Logits (models, Q, classes) of models of all training examples."""
+        return _complete(self.run(self.plan(subsets.everything(), models)).logits()[0, :models])
+
+    def without(self, removed: Sequence[Ids], queries: Sequence[int], models: int) -> Logits:
+        """Logits (C, models, classes) of models without each removed set, on its own query (a position 0 ... Q-1)."""
+        place: dict[bytes, int] = {}
+        rows = [place.setdefault(np.sort(ids).tobytes(), len(place)) for ids in removed]
+        distinct = [np.frombuffer(key, np.int64) for key in place]
+        bank = self.run(self.plan(subsets.without(distinct), models))
+        users: dict[int, list[int]] = {}
+        for user, row in enumerate(rows):
+            users.setdefault(row, []).append(user)
+        found: list[Logits] = [np.empty(0, np.float32)] * len(removed)
+        for start in range(0, len(distinct), SETS_AT_ONCE):
+            chosen = range(start, min(start + SETS_AT_ONCE, len(distinct)))
+            for row, logits_RQc in zip(chosen, bank.part(chosen).logits(), strict=True):
+                for user in users[row]:
+                    found[user] = logits_RQc[:models, queries[user]]
+        return _complete(np.stack(found))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result says of the bank that it was read from: data, model, recipe, seed and fingerprint."""
+        manifest = self.plan(subsets.everything(), 1).manifest
+        return {name: manifest[name] for name in ("dataset", "model", "recipe", "seed", "fingerprint")}
+
+
+def _complete(logits: Logits) -> Logits:
+    if np.isnan(logits).any():  # the class it would predict means nothing
+        raise CorruptFileError("Results of the bank were lost while they were read: run the same call again.")
+    return logits
+
+
+@dataclass(frozen=True)
+class FullData:
+    """What models of all training examples predict: some vote, others tell how much mere retraining changes.
+
+    Attributes:
+        voting: (B, Q) classes predicted by the models whose majority is the prediction.
+        voting_margins: (B, Q) their margins.
+        again: (R0, Q) classes predicted by other such models; they have no vote, or they would agree with it too well.
+        again_margins: (R0, Q) their margins.
+    """
+
+    voting: npt.NDArray[np.int32]
+    voting_margins: npt.NDArray[np.float32]
+    again: npt.NDArray[np.int32]
+    again_margins: npt.NDArray[np.float32]
+
+    @classmethod
+    def train(cls, retraining: Retraining, labels: Ids, *, voting: int, seeds: int) -> FullData:
+        """Train ``voting`` models that vote, and as many others (``seeds`` if that is more).
+
+        Raises:
+            InputError: no model.
+        """
+        check_models(seeds, voting)
+        predicted, margins = predicted_and_margins(retraining.full(voting + max(voting, seeds)), labels)
+        return cls(predicted[:voting], margins[:voting], predicted[voting:], margins[voting:])
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> FullData:
+        """Make it from :meth:`to_arrays` (of a file in which other arrays may stand beside it)."""
+        return cls(**{field.name: arrays[f"full.{field.name}"] for field in fields(cls)})
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return its arrays by the names that they have in files."""
+        return {f"full.{field.name}": getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def prediction(self) -> Ids:
+        """(Q,) the majority's class, ties to the smallest."""
+        return majority(self.voting)
+
+
+def check_models(seeds: int, base_seeds: int) -> None:
+    """Check the numbers of models.
+
+    Raises:
+        InputError: one is below 1.
+        InputTypeError: one is no whole number.
+    """
+    whole_number(seeds, "seeds", 1)
+    whole_number(base_seeds, "base_seeds", 1)
+
+
+def predicted_and_margins(logits: Logits, labels: Ids) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Predicted classes and margins (..., Q) of logits (..., Q, classes)."""
+    return logits.argmax(-1).astype(np.int32), output_of(logits, labels, "margin").astype(np.float32)

@@ -1,0 +1,236 @@
+"""The result of a brittleness measurement.
+
+Shape suffixes: M methods and controls, Q queries, K numbers removed, R models a removed set, B voting models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comove.data import Ids, positions_of
+from comove.display import counted, figure, html_table
+from comove.errors import InputError, did_you_mean
+from comove.evaluation.prediction_brittleness.flips import Estimate, flip_rate, mean_with_interval
+from comove.evaluation.prediction_brittleness.models import FullData
+from comove.store import (
+    check_kind,
+    entries,
+    new_folder,
+    read_arrays,
+    read_header,
+    understanding,
+    write_arrays,
+    write_bytes,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["NOTHING", "Brittleness"]
+
+FORMAT_VERSION = 2
+ARRAYS = ("predicted", "margins", "class_emptied", "query_ids", "query_labels")
+NOTHING = "nothing removed"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Brittleness:
+    """What models predict when examples have been removed; made by :func:`brittleness`.
+
+    Attributes:
+        methods: names of the methods, then of the controls.
+        controls: those of them that are controls.
+        ks: numbers of examples removed, ascending.
+        predicted: (M, Q, K, R) classes predicted for each query by the models trained for it.
+        margins: (M, Q, K, R) margins of the query's label by the same models.
+        full: models of all training examples: the voting ones, and those of k = 0.
+        class_emptied: (M, Q, K) whether every example of the query's class was removed.
+        query_ids: (Q,) int64.
+        query_labels: (Q,) int64.
+        confidence: level of the intervals.
+        info: data, model, recipe and seed (JSON values).
+    """
+
+    methods: tuple[str, ...]
+    controls: tuple[str, ...]
+    ks: tuple[int, ...]
+    predicted: npt.NDArray[np.int32]
+    margins: npt.NDArray[np.float32]
+    full: FullData
+    class_emptied: npt.NDArray[np.bool_]
+    query_ids: Ids
+    query_labels: Ids
+    confidence: float = 0.95
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ARRAYS:
+            own = getattr(self, name).view()
+            own.flags.writeable = False
+            object.__setattr__(self, name, own)
+
+    @property
+    def prediction(self) -> Ids:
+        """(Q,) the class that most of the voting models predict; ties to the smallest."""
+        return self.full.prediction
+
+    @property
+    def wrong(self) -> npt.NDArray[np.bool_]:
+        """(Q,) whether the prediction is wrong before anything is removed; such queries count like all others."""
+        return np.asarray(self.prediction != self.query_labels)
+
+    @property
+    def flips(self) -> npt.NDArray[np.bool_]:
+        """(M, Q, K, R) whether the predicted class is another than the prediction."""
+        return np.asarray(self.predicted != self.prediction[:, None, None])
+
+    @property
+    def noise(self) -> Estimate:
+        """The flip rate at k = 0: of models of all training examples that have no vote."""
+        flips_QR = (self.full.again != self.prediction).T
+        return flip_rate(flips_QR, shared_models=True, confidence=self.confidence)
+
+    @property
+    def noise_margin_drop(self) -> Estimate:
+        """The margin drop at k = 0."""
+        drops_QR = (self.full.voting_margins.mean(0) - self.full.again_margins).T
+        return mean_with_interval(drops_QR, shared_models=True, confidence=self.confidence)
+
+    def rate(self, method: str, k: int) -> Estimate:
+        """The flip rate over queries and models; its interval resamples queries (as ``removals.flips.flip_rate`` does).
+
+        Raises:
+            InputError: an unknown method or k.
+        """
+        return flip_rate(self._cell(self.flips, method, k), confidence=self.confidence)
+
+    def margin_drop(self, method: str, k: int) -> Estimate:
+        """How far the label's margin falls on average: that of the voting models, less that after removal.
+
+        A continuous measure, so less noisy than flips.
+        """
+        drops_QR = self.full.voting_margins.mean(0)[:, None] - self._cell(self.margins, method, k)
+        return mean_with_interval(drops_QR, confidence=self.confidence)
+
+    def difference(self, method: str, other: str, k: int) -> Estimate:
+        """The flip rate of ``method`` less that of ``other``, query by query; the interval is that of pairs."""
+        rates = [self._cell(self.flips, name, k).mean(1, keepdims=True) for name in (method, other)]
+        return mean_with_interval(rates[0] - rates[1], confidence=self.confidence)
+
+    def only(self, query_ids: object) -> Brittleness:
+        """The same for some of the queries, such as ``result.query_ids[~result.wrong]``."""
+        q = positions_of(query_ids, self.query_ids, "query ids")
+        full = FullData(**{f.name: getattr(self.full, f.name)[:, q] for f in fields(FullData)})
+        parts = {name: getattr(self, name)[:, q] for name in ("predicted", "margins", "class_emptied")}
+        return replace(self, **parts, full=full, query_ids=self.query_ids[q], query_labels=self.query_labels[q])
+
+    def _cell(self, values_MQKR: npt.NDArray[Any], method: str, k: int) -> npt.NDArray[Any]:
+        for name, value, known in (("method", method, self.methods), ("k", k, self.ks)):
+            if value not in known:
+                hint = did_you_mean(value, self.methods) if isinstance(value, str) else ""
+                raise InputError(f"No {name} {value!r} here, only {', '.join(map(str, known))}.{hint}")
+        return np.asarray(values_MQKR[self.methods.index(method), :, self.ks.index(k)])
+
+    # --- telling ---
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a method and k, after one for k = 0: rates and margin drops with their bounds (NaN if unknown)."""
+        rows = [_row(NOTHING, 0, self.noise, self.noise_margin_drop, 0)]
+        for m, method in enumerate(self.methods):
+            for i, k in enumerate(self.ks):
+                emptied = int(self.class_emptied[m, :, i].sum())
+                rows.append(_row(method, k, self.rate(method, k), self.margin_drop(method, k), emptied))
+        return rows
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame of :meth:`rows`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write :meth:`rows` as a table, atomically."""
+        write_bytes(Path(path), self.to_pandas().to_csv(index=False).encode())
+        return Path(path)
+
+    def notes(self) -> list[str]:
+        """What a reader of the rates should know, a sentence each."""
+        number, seeds = len(self.query_ids), self.predicted.shape[-1]
+        voting, again = len(self.full.voting), len(self.full.again)
+        models = (
+            f"{counted(seeds, 'model')} a removed set; of all examples {counted(voting, 'model')} for the prediction, "
+            f"{again:,} for the noise of retraining."
+        )
+        wrong = f"{int(self.wrong.sum()):,} predicted wrongly before anything is removed"
+        said = [f"{counted(number, 'query')}, {wrong}; {models}"]
+        emptied_MK = self.class_emptied.sum(1)
+        for m, method in enumerate(self.methods):
+            found = [(k, int(n)) for k, n in zip(self.ks, emptied_MK[m], strict=True) if n]
+            cells = [f"k = {k:,} for {counted(n, 'query')}" for k, n in found]
+            if cells:
+                said.append(f"{method} removes every example of the query's class at {', '.join(cells)}.")
+        return said
+
+    def plot(self) -> Figure:
+        """Draw the share of flipped predictions against the number removed, a line a method."""
+        return figure("brittleness_figure", self)
+
+    def _repr_html_(self) -> str:
+        names = ("method", "k", "flipped", "flipped_low", "flipped_high", "margin_drop")
+        rows = [[row[name] for name in names] for row in self.rows()]
+        title = f"Predictions of {counted(len(self.query_ids), 'query')} flipped by removals"
+        return html_table(title, names, rows, most=40)
+
+    def __repr__(self) -> str:
+        noise = f"{NOTHING}: {self.noise.value:.1%} flipped"
+        width = max(map(len, self.methods))
+        head = " ".join([f"{'k =':<{width}}", *(f"{k:>6}" for k in self.ks)])
+        lines = [
+            " ".join([f"{name:<{width}}", *(f"{self.rate(name, k).value:>6.1%}" for k in self.ks)])
+            for name in self.methods
+        ]
+        return "\n".join([f"Brittleness({counted(len(self.query_ids), 'query')}; {noise})", head, *lines])
+
+    # --- keeping ---
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one safetensors file, atomically.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        arrays = {name: getattr(self, name) for name in ARRAYS} | self.full.to_arrays()
+        head = {"kind": "comove/brittleness", "format_version": FORMAT_VERSION, "confidence": self.confidence}
+        lists = {"methods": self.methods, "controls": self.controls, "ks": self.ks, "info": dict(self.info)}
+        new_folder(Path(path).parent)
+        write_arrays(Path(path), arrays, {**head, **lists})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Brittleness:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            CorruptFileError: the file is missing, truncated or something else.
+        """
+        _, header = read_header(Path(path))
+        check_kind(header, "brittleness", FORMAT_VERSION, path)
+        lists = {"methods": list[str], "controls": list[str], "ks": list[int]}
+        own = entries(header, path, {**lists, "confidence": float, "info": dict})
+        arrays = read_arrays(Path(path))
+        with understanding(path):
+            own |= {name: tuple(own[name]) for name in lists} | {name: arrays[name] for name in ARRAYS}
+            return cls(**own, full=FullData.from_arrays(arrays))
+
+
+def _row(method: str, k: int, rate: Estimate, drop: Estimate, emptied: int) -> dict[str, Any]:
+    flipped = {"flipped": rate.value, "flipped_low": rate.low, "flipped_high": rate.high}
+    margin = {"margin_drop": drop.value, "margin_drop_low": drop.low, "margin_drop_high": drop.high}
+    return {"method": method, "k": k, **flipped, **margin, "class_emptied": emptied}

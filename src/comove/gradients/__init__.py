@@ -1,0 +1,1 @@
+"""Per-example gradients of any model, products with its Hessian, and projections."""

@@ -1,0 +1,348 @@
+"""G[b] = d s(f(x_b), y_b) / d theta for one chunk: closed forms behind hooks, ``torch.func``, one example at a time.
+
+*Closed forms*: one batched forward and one backward that asks for nothing but the gradients g of the layers' outputs;
+each layer's per-example gradient then follows from g and the layer's input. Batch norm is folded into the layer before
+it where that is possible, so that two sets of coordinates exist: those of the parameters, and those of the folded
+weights W' and b', in which inner products are cheaper: <M g', d> = <g', M' d>, with M' applied to the directions once.
+
+Shape legend: B examples of a chunk, Q directions, C output channels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from comove.errors import InputError, first_line
+from comove.gradients.batch_norm_folding import Pair, folded
+from comove.gradients.forward_checks import Uses
+from comove.gradients.per_sample_rules import BATCH_NORMS, RULES
+from comove.gradients.scalars import Function
+from comove.models import logits_of, without_fast_path
+
+__all__ = ["ClosedForms", "RefusedPathError", "by_vmap", "one_at_a_time"]
+
+
+class RefusedPathError(Exception):
+    """A way of computing gradients does not hold for the model; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    module: nn.Module
+    x: Tensor
+    version: int
+    edge: GradientEdge
+
+
+_Seen: TypeAlias = dict[int, list[tuple[_Call, Tensor]]]
+"""Each module's calls with the gradients of their outputs, by the module's identity."""
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A pair whose parameters are asked for under these names, by what they are to the pair ("layer_weight", ...)."""
+
+    pair: Pair
+    names: Mapping[str, str]
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """What W' and b' are called; no parameter's name holds a prime."""
+        first = next(iter(self.names.values()))
+        return f"{first}' weight", f"{first}' bias"
+
+    def raw(self, seen: _Seen, batch: int) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of W' (B, ...) and of b' (B, C), each where a parameter that is asked for depends on it."""
+        layer, calls = self.pair.layer, seen.get(id(self.pair.layer))
+        weight: Tensor = layer.weight.detach()
+
+        def gradient(kind: str, shape: torch.Size) -> Tensor:
+            if not calls:
+                return weight.new_zeros(batch, *shape)
+            ((call, g),) = calls
+            return RULES[type(layer)][kind](layer, call.x, g)
+
+        dweight = gradient("weight", weight.shape) if "layer_weight" in self.names else None
+        dbias = gradient("bias", weight.shape[:1]) if set(self.names) != {"layer_weight"} else None
+        return dweight, dbias
+
+    def whole(self, dweight: Tensor | None, dbias: Tensor | None) -> dict[str, Tensor]:
+        """The gradients of the parameters by name; that of W' is overwritten."""
+        found = {}
+        if dbias is not None:
+            if dweight is not None and "norm_weight" in self.names:
+                found["norm_weight"] = self.pair.norm_weight(dweight, dbias)
+            found["layer_bias"], found["norm_bias"] = self.pair.layer_bias(dbias), self.pair.norm_bias(dbias)
+        if dweight is not None:
+            found["layer_weight"] = self.pair.layer_weight(dweight, out=dweight)
+        return {name: found[what] for what, name in self.names.items()}
+
+    def directions(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters' directions (Q, ...) by name, as directions of W' and b'."""
+        weight, bias = self.pair.directions(**{what: whole[name] for what, name in self.names.items()})
+        return {key: part for key, part in zip(self.keys, (weight, bias), strict=True) if part is not None}
+
+
+def _fold(pair: Pair, uses: Uses) -> _Fold | None:
+    """How a pair's parameters are asked for; nothing where folding would not help: shared ones, gamma without W."""
+    names: dict[str, str] = {}
+    for name, places in uses.items():
+        for _, module, kind in places:
+            if module is pair.layer or module is pair.norm:
+                if len(places) > 1:
+                    return None
+                names[f"{'layer' if module is pair.layer else 'norm'}_{kind}"] = name
+    return None if "norm_weight" in names and "layer_weight" not in names else _Fold(pair, names)
+
+
+class ClosedForms:
+    """Per-example gradients of chunks, of a model whose parameters all have closed forms.
+
+    Args:
+        model: in evaluation mode.
+        parameters: name -> parameter.
+        uses: where they are held.
+        pairs: what may be folded.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], uses: Uses, pairs: Collection[Pair] = ()
+    ) -> None:
+        self._model, self._parameters, self._uses = model, parameters, uses
+        self._folds = [fold for pair in pairs if (fold := _fold(pair, uses)) is not None]
+        self._of = {name: fold for fold in self._folds for name in fold.names.values()}
+        self.check_rows = False
+        """Whether each chunk is checked for layers that see the examples in another order than the batch's."""
+
+    def raw(self, inputs: Tensor, labels: Tensor, scalar: Function) -> Iterator[tuple[str, Tensor]]:
+        """Yield (key, (B, ...)): gradients of the folded weights, and of the parameters that are not folded.
+
+        Raises:
+            RefusedPathError: a layer is used in a way that hooks cannot see.
+        """
+        seen = self._backward(inputs, labels, scalar)
+        for fold in self._folds:
+            if fold.names:
+                with torch.no_grad():
+                    parts = fold.raw(seen, len(inputs))
+                yield from ((key, part) for key, part in zip(fold.keys, parts, strict=True) if part is not None)
+                del parts
+        for name in self._uses:
+            if name not in self._of:
+                yield name, self._plain(name, seen, len(inputs))
+
+    def whole(self, inputs: Tensor, labels: Tensor, scalar: Function) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, (B, *parameter.shape)) in the parameters' order.
+
+        Raises:
+            RefusedPathError: as :meth:`raw`.
+        """
+        seen = self._backward(inputs, labels, scalar)
+        waiting: dict[str, Tensor] = {}
+        for name in self._uses:
+            fold = self._of.get(name)
+            if fold is None:
+                yield name, self._plain(name, seen, len(inputs))
+                continue
+            if name not in waiting:
+                with torch.no_grad():
+                    waiting |= fold.whole(*fold.raw(seen, len(inputs)))
+            yield name, waiting.pop(name)
+
+    def directions(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return directions (Q, ...) in the coordinates of :meth:`raw`, whose inner products are the same."""
+        found = {name: matrix for name, matrix in whole.items() if name not in self._of}
+        with torch.no_grad():
+            for fold in self._folds:
+                found |= fold.directions(whole) if fold.names else {}
+        return found
+
+    def _plain(self, name: str, seen: _Seen, batch: int) -> Tensor:
+        summed: Tensor | None = None
+        for _, module, kind in self._uses[name]:
+            for call, g in seen.get(id(module), ()):
+                with torch.no_grad():
+                    term = RULES[type(module)][kind](module, call.x, g)
+                    summed = term if summed is None else summed + term
+        parameter = self._parameters[name]
+        return parameter.new_zeros(batch, *parameter.shape).detach() if summed is None else summed
+
+    def _modules(self) -> dict[int, nn.Module]:
+        found = [
+            self._of[name].pair.layer if name in self._of else module
+            for name, places in self._uses.items()
+            for _, module, _ in places
+        ]
+        return {id(module): module for module in found}
+
+    def _backward(self, inputs: Tensor, labels: Tensor, scalar: Function) -> _Seen:
+        calls: list[_Call] = []
+        with ExitStack() as stack, torch.enable_grad(), without_fast_path():
+            for module in self._modules().values():
+                handle = module.register_forward_hook(partial(_record, calls), with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.enter_context(folded([fold.pair for fold in self._folds]))
+            stack.enter_context(_affine_batch_norms(self._model))
+            values_B = scalar(logits_of(self._model(inputs)), labels)
+            seen_calls = tuple(calls)  # gradient checkpointing calls the layers again, on the way back
+            edges = [call.edge for call in seen_calls]
+            differentiable = bool(edges) and values_B.requires_grad
+            gradients = _gradients(values_B, edges, retain_graph=self.check_rows) if differentiable else ()
+            if self.check_rows and differentiable:
+                weights_B = _distinct_weights(values_B)
+                _check_rows(gradients, _gradients(values_B * weights_B, edges), weights_B)
+        seen: _Seen = {}
+        for call, g in zip(seen_calls, gradients, strict=bool(gradients)):
+            if len(call.x) != len(inputs) or call.x._version != call.version:
+                what = "changed in place" if len(call.x) == len(inputs) else f"{tuple(call.x.shape)}, not (B, ...)"
+                raise RefusedPathError(f"the input of a {type(call.module).__name__} is {what}")
+            if g is not None:
+                seen.setdefault(id(call.module), []).append((call, g))
+        return seen
+
+
+def _gradients(
+    values_B: Tensor, edges: Sequence[GradientEdge], *, retain_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(values_B.sum(), edges, allow_unused=True, retain_graph=retain_graph)
+
+
+def _distinct_weights(values_B: Tensor) -> Tensor:
+    """A weight from 1 to 2 for each example, in an order of no meaning."""
+    order = torch.randperm(len(values_B), generator=torch.Generator().manual_seed(0))
+    return (1 + order / max(1, len(order) - 1)).to(values_B)
+
+
+def _check_rows(gradients: Sequence[Tensor | None], weighted: Sequence[Tensor | None], weights_B: Tensor) -> None:
+    """Refuse layers whose row b is not example b's: with a weight on each example, row b must have its weight.
+
+    Raises:
+        RefusedPathError: another row has it, or several.
+    """
+    tolerance = 1e-6 if weights_B.dtype == torch.float64 else 1e-3 / max(1, len(weights_B) / 100)
+    for g, weighted_g in zip(gradients, weighted, strict=True):
+        if g is None or weighted_g is None or len(g) != len(weights_B):
+            continue
+        expected = g.flatten(1) * weights_B[:, None]
+        difference_B = torch.linalg.vector_norm(weighted_g.flatten(1) - expected, dim=1)
+        if bool((difference_B > tolerance * torch.linalg.vector_norm(expected, dim=1)).any()):
+            raise RefusedPathError("a layer sees the examples in another order than the batch's")
+
+
+def _record(
+    calls: list[_Call], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+) -> Tensor | None:
+    x = args[0] if args else next(iter(kwargs.values()))
+    x = x.detach()
+    # The edge is that of the output as the layer made it, whatever is done to the tensor in place afterwards.
+    if output.requires_grad:
+        calls.append(_Call(module, x, x._version, get_gradient_edge(output)))
+        return None
+    output.requires_grad_()  # nothing before it is trainable
+    calls.append(_Call(module, x, x._version, get_gradient_edge(output)))
+    return output.clone()  # a leaf may not be written to in place, its copy may
+
+
+@contextmanager
+def _affine_batch_norms(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode batch norm is x * scale + shift, whose backward is four times faster than batch norm's."""
+    changed = [module for module in model.modules() if type(module) in BATCH_NORMS and "forward" not in vars(module)]
+    try:
+        for module in changed:
+            vars(module)["forward"] = partial(_affine, module)
+        yield
+    finally:
+        for module in changed:
+            del vars(module)["forward"]
+
+
+def _affine(layer: Any, x: Tensor) -> Tensor:
+    scale = torch.rsqrt(layer.running_var + layer.eps)
+    if layer.weight is not None:
+        scale = scale * layer.weight.detach()
+    shift = -layer.running_mean * scale if layer.bias is None else layer.bias.detach() - layer.running_mean * scale
+    shape = (-1, *(1,) * (x.ndim - 2))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+@contextmanager
+def _collecting(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Only these parameters collect gradients within the block; afterwards all is as before."""
+    chosen = {id(parameter) for parameter in parameters.values()}
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, *_ in before:
+            parameter.requires_grad_(id(parameter) in chosen)
+        yield
+    finally:
+        for parameter, required, collected in before:
+            parameter.requires_grad_(required)
+            parameter.grad = collected
+
+
+def one_at_a_time(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, labels: Tensor, scalar: Function
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return gradients, name -> (B, *parameter.shape), and outputs (B, C), by plain autograd on batches of one.
+
+    It asks nothing of the model but that its backward pass runs; by ``backward``, since reentrant checkpointing has
+    no other way.
+    """
+    found = {name: p.detach().new_zeros(len(inputs), *p.shape) for name, p in parameters.items()}
+    outputs: list[Tensor] = []
+    with _collecting(model, parameters), torch.enable_grad(), without_fast_path():
+        for row in range(len(inputs)):
+            for parameter in model.parameters():
+                parameter.grad = None
+            output = logits_of(model(inputs[row : row + 1]))
+            if output.ndim != 2 or len(output) != 1:
+                raise InputError(
+                    f"For one example a model must return logits (1, C); it returned {tuple(output.shape)}. A "
+                    "squeeze() that names no dimension also removes the batch's: name it, squeeze(1)."
+                )
+            value = scalar(output, labels[row : row + 1]).sum()
+            if value.requires_grad:
+                torch.autograd.backward(value)
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:
+                    found[name][row] = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            outputs.append(output.detach())
+    return found, torch.cat(outputs)
+
+
+def by_vmap(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, labels: Tensor, scalar: Function
+) -> dict[str, Tensor]:
+    """Return gradients, name -> (B, *parameter.shape), by ``torch.func``.
+
+    Raises:
+        RefusedPathError: it cannot follow the model.
+    """
+    fixed = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+    def single(chosen: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        outputs = logits_of(functional_call(model, {**fixed, **chosen}, (x[None],)))
+        return scalar(outputs, y[None])[0]
+
+    chosen = {name: parameter.detach() for name, parameter in parameters.items()}
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused attention kernels have no batching rule
+            stack.enter_context(without_fast_path())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "There is a performance drop")  # true, and nothing to do about
+            found: dict[str, Tensor] = vmap(grad(single), (None, 0, 0))(chosen, inputs, labels)
+    except Exception as error:  # whatever a model's own code meets when it is traced
+        raise RefusedPathError(f"torch.func says: {first_line(error)}") from error
+    return found

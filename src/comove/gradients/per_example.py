@@ -1,0 +1,583 @@
+r"""G[b] = d s(f(x_b), y_b) / d theta: per-example gradients of a scalar of the model's output, chunk by chunk.
+
+Three ways. *Closed forms*: one batched forward and one backward that asks for nothing but the gradients g of the
+layers' outputs; each layer's per-example gradient then follows from g and the layer's input x (for a linear layer
+sum_t g_t x_t', for a convolution one weight-gradient call with groups = batch). *torch.func*: ``vmap(grad)``. *One
+example at a time*: plain autograd, which always holds. Which one is taken is checked, not assumed: several examples,
+in another order and batch size than the run's, go through a faster way and through plain autograd, and where that
+differs, or is refused in a later chunk, the next way takes over and :class:`Paths` says why.
+
+Shape legend: B examples of a chunk, N examples, Q directions, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from comove.errors import ComoveError, InputError, NonFiniteError, first_line, some
+from comove.gradients.batch_norm_folding import foldable
+from comove.gradients.forward_checks import (
+    ForwardPass,
+    check_deterministic,
+    check_evaluating,
+    chosen_parameters,
+    parameter_uses,
+    unsupported,
+)
+from comove.gradients.inner_products import InnerProducts, flat_rows
+from comove.gradients.paths import ClosedForms, RefusedPathError, by_vmap, one_at_a_time
+from comove.gradients.scalars import SCALARS, Scalar, cross_entropy, margin
+from comove.models import logits_of, without_fast_path
+
+__all__ = [
+    "Batches",
+    "Part",
+    "Paths",
+    "PerExampleGradients",
+    "Scalar",
+    "check_finite",
+    "cross_entropy",
+    "ids_of",
+    "margin",
+]
+
+MEMORY, MEMORY_ON_GPU = 256 << 20, 2 << 30
+"""Bytes that a chunk's gradients may take."""
+BATCH = 100
+"""Larger chunks gain nothing, smaller ones read the directions of inner products too often."""
+CHECKED = 8
+"""Examples on which a faster way is compared with plain autograd, where their gradients fit into memory."""
+
+Way: TypeAlias = Literal["closed forms", "torch.func", "one example at a time"]
+WAYS: tuple[Way, ...] = ("closed forms", "torch.func", "one example at a time")
+_Chunk: TypeAlias = Iterator[tuple[str, Tensor]]
+
+
+class Batches(Protocol):
+    """Where examples come from; :class:`comove.training.Resident` is one."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Their labels (N,)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def inputs(self, positions: slice) -> Tensor:
+        """The model's inputs at these positions."""
+
+
+def ids_of(data: Batches, rows: Sequence[int]) -> list[int]:
+    """Return the ids of the examples at ``rows`` where the source knows them, else the rows."""
+    if isinstance(data, Part):
+        return ids_of(data.whole, [data.start + row for row in rows])
+    examples = getattr(data, "examples", None)
+    return list(rows) if examples is None else examples.ids[list(rows)].tolist()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples ``start`` to ``stop`` of a source, floating-point inputs cast to ``dtype`` where one is given."""
+
+    whole: Batches
+    start: int
+    stop: int
+    dtype: torch.dtype | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """Their labels."""
+        return self.whole.labels[self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def inputs(self, positions: slice) -> Tensor:
+        """The model's inputs at these positions of the part."""
+        inputs = self.whole.inputs(slice(self.start + positions.start, self.start + positions.stop))
+        return inputs.to(self.dtype) if self.dtype is not None and inputs.is_floating_point() else inputs
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A chunk that was handed over as it is."""
+
+    x: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, positions: slice) -> Tensor:
+        return self.x[positions]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """How gradients are computed.
+
+    Attributes:
+        way: ``"closed forms"``, ``"torch.func"``, or ``"one example at a time"`` (plain autograd).
+        modules: names of the modules that hold the parameters.
+        refused: the faster ways that do not hold for this model, and why.
+    """
+
+    way: Way
+    modules: tuple[str, ...]
+    refused: tuple[tuple[Way, str], ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why the faster ways were not taken (empty when there are none)."""
+        return "; ".join(f"not by {way}: {why}" for way, why in self.refused)
+
+    def __str__(self) -> str:
+        name = "autograd, one example at a time," if self.way == WAYS[-1] else self.way
+        reason = f" ({self.reason})" if self.refused else ""
+        return f"{name} for {len(self.modules)} modules{reason}"
+
+
+class PerExampleGradients:
+    """Streams per-example gradients of a scalar of the model's output over chosen parameters.
+
+    Args:
+        model: any module that maps inputs (B, ...) to outputs (B, C), examples independent of each other, in evaluation
+            mode. It is left as it was, also when something fails.
+        scalar: ``"loss"`` (cross-entropy), ``"margin"`` (z_y - logsumexp of the others), or a function of
+            (outputs (B, C), labels (B,)) that returns (B,).
+        parameters: names as in ``model.named_parameters()``; by default every trainable one.
+        memory: bytes that a chunk's gradients may take; by default 256 MiB, 2 GiB on a GPU.
+        batch: the largest chunk.
+        check_on: the examples among which those are that the faster ways are checked on, best the training examples;
+            by default those of the first call.
+
+    Attributes:
+        parameters: name -> parameter, in the model's order.
+
+    Raises:
+        InputError: a module in training mode or normalising over the batch; unknown or no parameters; a limit below 1.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2).eval()
+        >>> stream = PerExampleGradients(model, "margin")
+        >>> gradients = stream(torch.ones(4, 3), torch.tensor([0, 1, 1, 0]))
+        >>> gradients["weight"].shape, str(stream.paths)
+        (torch.Size([4, 2, 3]), 'closed forms for 1 modules')
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scalar: Scalar = "loss",
+        *,
+        parameters: Collection[str] | None = None,
+        memory: int | None = None,
+        batch: int = BATCH,
+        check_on: Batches | None = None,
+    ) -> None:
+        if isinstance(scalar, str) and scalar not in SCALARS:
+            raise InputError(f"scalar must be 'loss', 'margin' or a function, got {scalar!r}.")
+        self.parameters = chosen_parameters(model, parameters)
+        on_gpu = any(parameter.is_cuda for parameter in self.parameters.values())
+        memory = (MEMORY_ON_GPU if on_gpu else MEMORY) if memory is None else memory
+        if memory < 1 or batch < 1:
+            raise InputError(f"memory and batch must be at least 1, got {memory} and {batch}.")
+        check_evaluating(model)
+        self.model, self.memory, self.batch = model, memory, batch
+        self.scalar = SCALARS[scalar] if isinstance(scalar, str) else scalar
+        self._built_in = isinstance(scalar, str)
+        self._check_on = check_on
+        self._uses = parameter_uses(model, self.parameters)
+        modules = tuple(dict.fromkeys(name for places in self._uses.values() for name, _, _ in places))
+        self._paths = Paths(WAYS[0], modules)
+        self._closed = ClosedForms(model, self.parameters, self._uses)
+        self._classes = 0
+        self._checked = False
+        self.batches_matter = False
+        """Whether an example's outputs depend on the batch it is in; known once the first chunk has been computed."""
+        self.reads_values = False
+        """Whether the forward pass reads values of its inputs, so that other batches may be treated otherwise."""
+        problems = [problem for places in self._uses.values() for place in places if (problem := unsupported(*place))]
+        if problems:
+            self._refuse(f"no closed form for {some(dict.fromkeys(problems))}")
+
+    @property
+    def paths(self) -> Paths:
+        """How gradients are computed; known once the first chunk has been, and said anew where a later one differs."""
+        return self._paths
+
+    @property
+    def size(self) -> int:
+        """The number of entries of one example's gradient."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the gradients of one chunk, name -> (B, parameter shape).
+
+        Raises:
+            InputError: labels outside the classes, outputs or scalars of another shape; a model that draws random
+                numbers, or has no backward pass.
+            NonFiniteError: a gradient is NaN or infinite.
+        """
+        found = dict(self.one_by_one(inputs, labels))
+        check_finite(found, _Given(inputs, labels))
+        return found
+
+    def one_by_one(self, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, (B, parameter shape)) one parameter after another, so that one is held at a time.
+
+        Raises:
+            InputError: as calling it.
+        """
+        self.check(_Given(inputs, labels))
+        yield from self._chunk(inputs, labels)
+
+    def stream(self, data: Batches) -> Iterator[tuple[slice, Iterator[tuple[str, Tensor]]]]:
+        """Yield (positions, gradients) chunk by chunk; gradients yields (name, (B, parameter shape)).
+
+        Nothing but one chunk is ever held; ``dict(gradients)`` has a whole chunk at once.
+
+        Raises:
+            InputError: as calling it.
+        """
+        for part in self._slices(data):
+            yield part, self._chunk(data.inputs(part), data.labels[part])
+
+    @property
+    def chunk_size(self) -> int:
+        """Examples a chunk, by the memory limit (at least 1)."""
+        return max(1, min(self.batch, self.memory // max(1, self._bytes)))
+
+    def collect(self, data: Batches) -> dict[str, Tensor]:
+        """Return all gradients, name -> (N, parameter shape): N x parameters in memory, meant for queries.
+
+        Raises:
+            InputError: as calling it.
+            NonFiniteError: a gradient is NaN or infinite; its example's id is named.
+        """
+        whole = {name: p.new_empty(len(data), *p.shape).detach() for name, p in self.parameters.items()}
+        for part, gradients in self.stream(data):
+            for name, gradient in gradients:
+                whole[name][part] = gradient
+        check_finite(whole, data)
+        return whole
+
+    def inner_products(
+        self, data: Batches, directions: Mapping[str, Tensor], *, squared_norms: Tensor | None = None
+    ) -> Tensor:
+        """Return <gradient_n, direction_q>.
+
+        Args:
+            data: N examples.
+            directions: name -> (Q, parameter shape) for every parameter.
+            squared_norms: (N,), to which the squared norms of the gradients are added in the same pass.
+
+        Returns:
+            (N, Q) in the parameters' precision.
+
+        Raises:
+            InputError: directions of other parameters or shapes; as calling it.
+            NonFiniteError: a gradient is NaN or infinite; its example's id is named.
+        """
+        for name, matrix in directions.items():
+            if not bool(torch.isfinite(flat_rows(matrix).sum(1)).all()):
+                raise NonFiniteError(f"Directions must be finite; one has a NaN or an infinity in {name!r}.")
+        shapes = {name: tuple(matrix.shape[1:]) for name, matrix in directions.items()}
+        if shapes != {name: tuple(p.shape) for name, p in self.parameters.items()}:
+            raise InputError(f"directions must hold (Q, *shape) for each of {some(self.parameters)}; got {shapes}.")
+        parts = self._slices(data)
+        products_NQ = None
+        # In the folded weights' coordinates fewer gradients are to be computed; norms are those of the parameters' own.
+        if squared_norms is None and self._paths.way == WAYS[0]:
+            try:
+                products_NQ = self._raw_products(data, parts, directions)
+            except RefusedPathError as refusal:
+                self._refuse(str(refusal))
+        if products_NQ is None:
+            products_NQ = next(iter(directions.values())).new_zeros(len(data), len(next(iter(directions.values()))))
+            sums = InnerProducts(directions)
+            for part in parts:
+                gradients = self._chunk(data.inputs(part), data.labels[part])
+                noted = gradients if squared_norms is None else _noted(gradients, squared_norms[part])
+                sums.add(products_NQ[part], noted)
+        check_finite({"gradient": products_NQ}, data)
+        return products_NQ
+
+    def squared_norms(self, data: Batches) -> Tensor:
+        """Return the squared norm of each example's gradient, (N,).
+
+        Raises:
+            InputError: as calling it.
+            NonFiniteError: a gradient is NaN or infinite; its example's id is named.
+        """
+        norms_N = next(iter(self.parameters.values())).detach().new_zeros(len(data))
+        for part, gradients in self.stream(data):
+            for _, gradient in gradients:
+                norms_N[part] += _squares(gradient)
+        check_finite({"gradient": norms_N}, data)
+        return norms_N
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Return the model's outputs (B, C), detached, as the gradients are of."""
+        rows = [inputs[row : row + 1] for row in range(len(inputs))] if self.batches_matter else [inputs]
+        with torch.no_grad(), without_fast_path():
+            return torch.cat([logits_of(self.model(row)) for row in rows])
+
+    # --- the three ways ---
+
+    @property
+    def _bytes(self) -> int:
+        return self.size * next(iter(self.parameters.values())).element_size()
+
+    def _slices(self, data: Batches) -> list[slice]:
+        self.check(data)
+        chunk = self.chunk_size
+        return [slice(start, min(start + chunk, len(data))) for start in range(0, len(data), chunk)]
+
+    def _raw_products(self, data: Batches, parts: list[slice], directions: Mapping[str, Tensor]) -> Tensor:
+        first = next(iter(directions.values()))
+        products_NQ = first.new_zeros(len(data), len(first))
+        sums = InnerProducts(self._closed.directions(directions))
+        for part in parts:
+            labels = data.labels[part]
+            self._check_labels(labels)
+            with _as_refusal():
+                sums.add(products_NQ[part], self._closed.raw(data.inputs(part), labels, self._checked_scalar))
+        return products_NQ
+
+    def _chunk(self, inputs: Tensor, labels: Tensor) -> _Chunk:
+        """The gradients of a chunk; where a way is refused on the way, the next one gives what is missing."""
+        self._check_labels(labels)
+        given: set[str] = set()
+        while True:
+            try:
+                for name, gradient in self._by(self._paths.way, inputs, labels, self._checked_scalar):
+                    if name not in given:
+                        given.add(name)
+                        yield name, gradient
+                return
+            except RefusedPathError as refusal:
+                self._refuse(str(refusal))
+
+    def _by(self, way: Way, inputs: Tensor, labels: Tensor, scalar: Callable[[Tensor, Tensor], Tensor]) -> _Chunk:
+        """The gradients of a chunk by one of the ways.
+
+        Raises:
+            RefusedPathError: it does not hold; of the last way an :class:`InputError` says so.
+        """
+        if way == WAYS[0]:
+            with _as_refusal():
+                yield from self._closed.whole(inputs, labels, scalar)
+        elif way == WAYS[1]:
+            yield from by_vmap(self.model, self.parameters, inputs, labels, scalar).items()
+        else:
+            yield from self._one_at_a_time(inputs, labels, scalar)[0].items()
+
+    def _one_at_a_time(
+        self, inputs: Tensor, labels: Tensor, scalar: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        try:
+            return one_at_a_time(self.model, self.parameters, inputs, labels, scalar)
+        except ComoveError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"The model has no gradient, not even of one example by plain autograd. {type(error).__name__}: "
+                f"{first_line(error)} Check that loss.backward() runs on a batch of one in evaluation mode."
+            ) from error
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if self._built_in and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
+            raise InputError(
+                f"Labels must be in 0 ... {self._classes - 1} (the model has {self._classes} outputs), found "
+                f"{int(labels.min())} ... {int(labels.max())}."
+            )
+
+    def _checked_scalar(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        values = self.scalar(outputs, labels)
+        if values.shape != labels.shape:
+            raise InputError(f"scalar must return one value an example, {tuple(labels.shape)}; got {values.shape}.")
+        return values
+
+    def _refuse(self, reason: str) -> None:
+        """Go on with the next way."""
+        refused = self._paths.way
+        following = WAYS[WAYS.index(refused) + 1]
+        self._paths = replace(self._paths, way=following, refused=(*self._paths.refused, (refused, reason)))
+
+    # --- the check ---
+
+    def check(self, data: Batches) -> None:
+        """Find the fastest way that gives what plain autograd gives, unless that is done; the first call does it.
+
+        Raises:
+            InputError: as calling it.
+            NonFiniteError: a gradient is NaN or infinite.
+        """
+        if self._checked:
+            return
+        data = data if self._check_on is None else self._check_on
+        rows = self._rows_to_check(len(data))
+        inputs = torch.cat([data.inputs(slice(row, row + 1)) for row in rows])
+        labels = data.labels[rows]
+        with without_fast_path():
+            watch = self._check_outputs(inputs)
+        truth, outputs = self._one_at_a_time(inputs, labels, _probe)
+        check_finite(truth, data, rows)
+        self.reads_values = bool(watch.reads)
+        self.batches_matter = not _close(self.outputs(inputs), outputs) or self._mixes(data)
+        self._closed.check_rows = bool(watch.reorders)
+        why = ""
+        if watch.reads:
+            why = f"the forward pass reads values that depend on its inputs ({some(sorted(watch.reads))})"
+        elif self.batches_matter:
+            why = "an example's outputs depend on the batch it is in"
+        while self._paths.way != WAYS[-1]:
+            problem = why or self._problem(self._paths.way, inputs, labels, truth)
+            if not problem:
+                break
+            self._refuse(problem)
+        self._checked = True
+
+    def _rows_to_check(self, size: int) -> list[int]:
+        """Positions spread over the data, in an order of their own; at least two, one of them twice if need be."""
+        if size < 1:
+            raise InputError("There are no examples to take gradients of.")
+        count = max(2, min(CHECKED, self.memory // (4 * self._bytes)))
+        rows = torch.linspace(0, size - 1, min(count, max(2, size))).round().long()
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))].tolist()
+
+    def _mixes(self, data: Batches) -> bool:
+        """Whether outputs of a full chunk differ from those of its parts: what happens in large batches alone."""
+        count = min(self.chunk_size, len(data))
+        if count <= CHECKED:
+            return False
+        inputs = data.inputs(slice(0, count)).flip(0)
+        whole, parts = self.outputs(inputs), torch.cat([self.outputs(part) for part in torch.split(inputs, CHECKED)])
+        return not _close(whole, parts)
+
+    def same_alone(self, inputs: Tensor) -> bool:
+        """Whether a batch's outputs are those of its examples one by one."""
+        alone = torch.cat([self.outputs(inputs[row : row + 1]) for row in range(len(inputs))])
+        return _close(self.outputs(inputs), alone)
+
+    def _check_outputs(self, inputs: Tensor) -> ForwardPass:
+        """Check the outputs' shape and that they are not drawn at random; tell what the forward pass does."""
+        outputs = check_deterministic(self.model, lambda: logits_of(self.model(inputs)))
+        if outputs.ndim != 2 or len(outputs) != len(inputs):
+            found = tuple(outputs.shape)
+            raise InputError(f"The model must map ({len(inputs)}, ...) inputs to outputs (B, C), got {found}.")
+        self._classes = outputs.shape[1]
+        watch = ForwardPass(inputs)
+        with torch.no_grad(), watch:
+            self.model(inputs)
+        return watch
+
+    def _problem(self, way: Way, inputs: Tensor, labels: Tensor, truth: Mapping[str, Tensor]) -> str:
+        """Why a way does not hold for this model; nothing where it gives what plain autograd gave."""
+        if way == WAYS[1]:
+            return self._difference(way, inputs, labels, truth)
+        with without_fast_path():
+            pairs = foldable(self.model, inputs)
+        check_rows, problem = self._closed.check_rows, ""
+        for kept in (pairs, ()) if pairs else ((),):  # what detection missed is computed unfolded
+            self._closed = ClosedForms(self.model, self.parameters, self._uses, kept)
+            self._closed.check_rows = check_rows
+            # All of them, and a part of them the other way round: what holds must not depend on the batch.
+            some_rows = torch.arange(len(inputs) - 1, -1, -2, device=inputs.device)
+            part = {name: true[some_rows] for name, true in truth.items()}
+            problem = self._difference(way, inputs, labels, truth) or self._difference(
+                way, inputs[some_rows], labels[some_rows.to(labels.device)], part
+            )
+            if not problem:
+                break
+        return problem
+
+    def _difference(self, way: Way, inputs: Tensor, labels: Tensor, truth: Mapping[str, Tensor]) -> str:
+        try:
+            ours = dict(self._by(way, inputs, labels, _probe))
+        except RefusedPathError as refusal:
+            return str(refusal)
+        tolerance = _tolerance(next(iter(truth.values())))
+        whole_B = sum(_squares(true) for true in truth.values())
+        assert isinstance(whole_B, Tensor)
+        # Of a parameter whose gradient vanishes, such as a bias of attention's keys, only rounding is left.
+        least_B = 1e-2 * whole_B.sqrt() + 1e-30
+        wrong = [
+            name
+            for name, true in truth.items()
+            if not bool(
+                (_squares(ours[name] - true).sqrt() <= tolerance * torch.maximum(_squares(true).sqrt(), least_B)).all()
+            )
+        ]
+        return f"other gradients of {some(wrong)} than one example at a time gives" if wrong else ""
+
+
+def _probe(outputs: Tensor, labels: Tensor) -> Tensor:
+    """A well-conditioned scalar that sees every output, (B,)."""
+    return outputs @ torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+
+
+def _tolerance(values: Tensor) -> float:
+    """How far two ways may be apart by rounding alone; a GPU's float32 may be TensorFloat-32."""
+    single = 1e-3 if values.device.type == "cpu" else 1e-2
+    return {torch.float64: 1e-6, torch.float32: single}.get(values.dtype, 1e-1)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether outputs of two batches are the same; they differ by less rounding than gradients do."""
+    tolerance = _tolerance(one) / 10
+    scale = torch.maximum(one.abs().amax(), other.abs().amax()) + 1e-30
+    return bool(((one - other).abs() <= tolerance * scale).all())
+
+
+@contextmanager
+def _as_refusal() -> Iterator[None]:
+    """Turn what goes wrong within the block into a refusal, but for what users are to be told."""
+    try:
+        yield
+    except (ComoveError, RefusedPathError):
+        raise
+    except Exception as error:  # whatever a layer's hooks or rules meet in a model that they were not made for
+        raise RefusedPathError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def check_finite(found: Mapping[str, Tensor], data: Batches, rows: Sequence[int] | None = None) -> None:
+    """Refuse gradients that are NaN or infinite.
+
+    Args:
+        found: what -> (N, ...) of each example.
+        data: the examples.
+        rows: where the N stand among them, if they are not all.
+
+    Raises:
+        NonFiniteError: naming the examples' ids.
+    """
+    for name, gradient_N in found.items():
+        bad = (~torch.isfinite(flat_rows(gradient_N).sum(1))).nonzero()[:, 0]
+        if len(bad):
+            places = [int(row) if rows is None else rows[int(row)] for row in bad]
+            raise NonFiniteError(
+                f"The gradients of {len(places)} examples are NaN or infinite ({name}), of ids "
+                f"{some(ids_of(data, places))}. Look at these inputs; else the run diverged (use an earlier "
+                "checkpoint, or a smaller learning rate), or the model has no derivative there (a square root at 0)."
+            )
+
+
+def _noted(gradients: _Chunk, norms_B: Tensor) -> _Chunk:
+    """The same gradients, whose squared norms are added to ``norms_B`` as they pass."""
+    for name, gradient in gradients:
+        norms_B += _squares(gradient)
+        yield name, gradient
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(flat_rows(gradient), dim=1)
+    return norms.square_()

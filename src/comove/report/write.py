@@ -1,0 +1,309 @@
+"""One self-contained HTML file: what every prediction depends on, and how far that can be trusted.
+
+The page opens from disk, asks the network for nothing, and holds everything it shows: JSON, arrays as base64, sprites.
+Labels and texts are data: they reach the page as JSON and are only ever set as text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from comove.attribution import Scores
+from comove.data import ExampleSet, Ids, Splits, positions_of
+from comove.errors import InputError
+from comove.evaluation.prediction_brittleness.removal import SomeScores, named_scores
+from comove.report.charts import PAGES, figures_of
+from comove.report.compatibility import check_data, check_ids, check_provenance, check_scores
+from comove.report.evidence import Evidence, Suspects, as_evidence, by_page
+from comove.report.lists import TopLists, top_lists
+from comove.report.packing import json_ids, packed
+from comove.report.provenance import Provenance, of_run
+from comove.report.queries import QueryFacts, query_facts, spread
+from comove.report.render import render
+from comove.report.thumbnails import Sheets, is_image, sheets_of
+from comove.report.trajectories import Trajectories, trajectories_of
+from comove.store import new_folder, versions, write_bytes
+from comove.training.sources import Source, SourceLike, as_sources
+
+__all__ = ["write_report"]
+
+LIMIT = 20_000_000
+RESERVE = 200_000
+"""Bytes for the page's own code and what little is not counted."""
+LOSS_SHARE = 0.2
+MOST_SUSPECTS = 60
+LETTERS = (1200, 500)
+"""How much of a query's and of a training example's text is shown at most."""
+FEWEST_LETTERS = 80
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    runs: SourceLike | Sequence[SourceLike],
+    scores: SomeScores,
+    results: Sequence[Any] = (),
+    *,
+    dataset: Splits | None = None,
+    texts: Mapping[int, str] | None = None,
+    top: int = 8,
+    most: int = 1000,
+    title: str = "",
+    command: str | None = None,
+    sources: Mapping[str, str] | None = None,
+    limit: int = LIMIT,
+) -> Path:
+    """Write a report: one HTML file with everything in it.
+
+    Args:
+        path: of the file.
+        runs: what the scores were computed from; losses are drawn of the first, predictions averaged over all.
+        scores: of one or more methods; a mapping names them.
+        results: what else was measured: LDS (or a Benchmark), Brittleness, Counterfactual, Curve, Suspects, or
+            :class:`Evidence` of one of them; each kind has a tab, and those not given have none.
+        dataset: where the images are, when the runs' data cannot be loaded by name.
+        texts: id -> text, for examples that are texts.
+        top: how many training examples each method shows at either end.
+        most: queries in the report; of more, as many of each class are shown.
+        title: by default the name of the data.
+        command: the command line that made the report, told in it.
+        sources: name of a method -> file its scores were read from, told in the report.
+        limit: bytes the file should not exceed; images lose quality before it does.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no runs, no scores, no place for a query.
+        FingerprintError: scores or results of other data than the runs'.
+        StorageError: the file cannot be written.
+    """
+    if top < 1 or most < 1:
+        raise InputError(f"top and most must be at least 1, got {top} and {most}.")
+    given = as_sources(runs, frozenset({"trace"}), "A report")
+    named, evidence = named_scores(scores), as_evidence(results)
+    top = min(top, max(one.train_ids.size for one in named.values()))
+    fingerprint = check_data(given, dataset)
+    for name, one in named.items():
+        check_scores(name, one, given[0], fingerprint)
+    for measured in evidence:
+        check_provenance("A measured result", measured.provenance, fingerprint)
+    content = _Content(given, dataset, named, evidence, texts, top, most, limit)
+    made = Provenance("", command, None, content.name, fingerprint, versions())
+    payload = content.payload(title or f"{content.name}: what predictions depend on", made, sources or {})
+    target = Path(path)
+    new_folder(target.parent)
+    sheets = () if content.sheets is None else content.sheets.encoded
+    write_bytes(target, render(payload, content.blocks(), sheets).encode("utf-8"))
+    return target
+
+
+class _Content:
+    """Everything on the page, gathered once."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        dataset: Splits | None,
+        named: Mapping[str, Scores],
+        evidence: Sequence[Evidence],
+        texts: Mapping[int, str] | None,
+        top: int,
+        most: int,
+        limit: int,
+    ) -> None:
+        self.sources, self.named, self.texts = sources, named, texts
+        self.first = sources[0]
+        self.splits = dataset if dataset is not None else _data_of(self.first)
+        self.pages = by_page(evidence)
+        every = np.unique(np.concatenate([one.query_ids for one in named.values()]))
+        if not every.size:
+            raise InputError("A report needs scores of at least one query; these have none.")
+        labels = self.first.query_labels
+        if labels is not None:
+            labels = labels[positions_of(every, self.first.query_ids, "query ids")]
+        self.scored = int(every.size)
+        self.facts: QueryFacts = query_facts(sources, spread(every, labels, most)).in_order()
+        self.suspects = self._suspects()
+        self.lists: TopLists = top_lists(named, self.facts.ids, top, others=[one.ids for one in self.suspects])
+        room = limit - RESERVE - 4 * (self.lists.members.nbytes + self.lists.scores.nbytes) // 3
+        losses = int(LOSS_SHARE * room * 3 / 4)
+        self.losses: Trajectories = trajectories_of(
+            self.first.trace, self.facts.ids, self.lists.train_ids, max(losses, 0)
+        )
+        self.sheets, self.shown = self._pictures(room - 4 * self.losses.stored.nbytes // 3)
+
+    @property
+    def name(self) -> str:
+        """Of the data."""
+        if self.first.run is not None:
+            return str(self.first.run.manifest["dataset"]["name"])
+        return "examples" if self.splits is None else self.splits.name
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; numbers where there are none."""
+        for names in (self.splits.classes if self.splits is not None else None, self.first.classes):
+            if names is not None:
+                return list(names)
+        named = next((one.classes for one in self.named.values() if one.classes is not None), None)
+        labels = [part for part in (self.first.train_labels, self.first.query_labels) if part is not None]
+        return list(named) if named else [str(i) for i in range(1 + max((int(p.max()) for p in labels), default=-1))]
+
+    def _suspects(self) -> list[Suspects]:
+        lists: list[Suspects] = []
+        for one in self.pages["suspects"]:
+            assert isinstance(one.result, Sequence)
+            for suspects in one.result:
+                assert isinstance(suspects, Suspects)
+                shown = suspects.first(MOST_SUSPECTS)
+                check_ids(f"The suspects of {suspects.method}", "training", shown.ids, self.first.train_ids)
+                lists.append(shown)
+        return lists
+
+    def _pictures(self, room: int) -> tuple[Sheets | None, dict[str, list[str]]]:
+        """Sprites of images, or shortened texts; neither where the inputs are something else."""
+        ids = {"query": self.facts.ids, "train": self.lists.train_ids}
+        if self.texts is not None:
+            return None, _shortened(self.texts, ids, room)
+        if self.splits is None or not is_image(self.splits.train):
+            return None, {}
+        held_out = [part for part in (self.splits.query, self.splits.validation) if part is not None]
+        queries = _joined(held_out, ids["query"])
+        return sheets_of([(queries, ids["query"]), (self.splits.train, ids["train"])], room), {}
+
+    def payload(self, title: str, made: Provenance, files: Mapping[str, str]) -> dict[str, Any]:
+        """Everything but the arrays, as a JSON object."""
+        members = self.lists.members
+        labels = self.first.train_labels
+        places = positions_of(self.lists.train_ids, self.first.train_ids, "train ids")
+        return {
+            "title": title,
+            "data": self.name,
+            "trained": int(self.first.train_ids.size),
+            "scored": self.scored,
+            "classes": self.classes,
+            "methods": [_method(name, one) for name, one in self.named.items()],
+            "shape": list(members.shape),
+            "query": {"ids": json_ids(self.facts.ids), **self.facts.to_json()},
+            "train": {
+                "ids": json_ids(self.lists.train_ids),
+                "labels": [-1] * places.size if labels is None else labels[places].tolist(),
+            },
+            "texts": self.shown or None,
+            "sheets": None if self.sheets is None else self.sheets.to_json(),
+            "losses": {**self.losses.to_json(), "run": _run_name(self.first, len(self.sources))},
+            "pages": self._pages(),
+            "suspects": self._suspect_lists(),
+            "made": self._made(made, files),
+        }
+
+    def _pages(self) -> list[dict[str, Any]]:
+        pages = []
+        for key, (tab, heading, about) in PAGES.items():
+            figures = [
+                {**figure, "made": one.provenance.to_json()}
+                for one in self.pages[key]
+                for figure in figures_of(one.result, one.name)
+            ]
+            if figures:
+                pages.append({"id": key, "tab": tab, "heading": heading, "about": about, "figures": figures})
+        return pages
+
+    def _suspect_lists(self) -> dict[str, Any] | None:
+        if not self.suspects:
+            return None
+        lists = [
+            {
+                "method": one.method,
+                "note": one.note,
+                "members": positions_of(one.ids, self.lists.train_ids, "train ids").tolist(),
+                "scores": [float(f"{value:.5g}") for value in one.scores.tolist()],
+                "suggested": None if one.suggested is None else one.suggested.tolist(),
+                "known": None if one.known is None else one.known.tolist(),
+            }
+            for one in self.suspects
+        ]
+        return {"lists": lists, "made": [one.provenance.to_json() for one in self.pages["suspects"]]}
+
+    def _made(self, report: Provenance, files: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Where each part of the query page comes from."""
+        first = of_run(self.first)
+        entries = [{"what": "This report", **report.to_json()}]
+        count = len(self.sources)
+        for number, source in enumerate(self.sources):
+            what = "Run" if count == 1 else f"Run {number + 1} of {count}"
+            drawn = ": predictions, loss trajectories" if number == 0 else ": predictions"
+            entries.append({"what": what + drawn, **of_run(source).to_json()})
+        for name, scores in self.named.items():
+            info = dict(scores.info)
+            noted = {key: info.pop(key, None) for key in ("command", "versions", "data_fingerprint")}
+            seed = info.get("seed")
+            fingerprint = noted["data_fingerprint"] or report.fingerprint
+            made = Provenance(
+                files.get(name, "scores in memory"),
+                noted["command"],
+                seed if isinstance(seed, int) else None,
+                first.data,
+                fingerprint,
+                noted["versions"] or {},
+                info,
+            )
+            entries.append({"what": f"Scores of {name}", **made.to_json()})
+        return entries
+
+    def blocks(self) -> dict[str, str]:
+        """The arrays, as base64 by name."""
+        return {
+            "members": packed(self.lists.members, "<i4"),
+            "scores": packed(self.lists.scores, "<f4"),
+            "losses": packed(self.losses.stored, "<u2"),
+        }
+
+
+def _data_of(source: Source) -> Splits | None:
+    """The run's data; ``None`` where it came from memory and was not passed again: the page then shows no images."""
+    run = source.run
+    if run is None or (run.dataset is None and not run.manifest["dataset"]["source"]):
+        return None
+    return run.data()
+
+
+def _joined(parts: Sequence[ExampleSet], ids: Ids) -> ExampleSet:
+    """The set that holds all of these ids; of queries from several sets, a new one."""
+    whole = next((part for part in parts if np.isin(ids, part.ids).all()), None)
+    if whole is not None:
+        return whole
+    held = [part.subset(ids[np.isin(ids, part.ids)]) for part in parts]
+    raw = torch.cat([part.raw(np.arange(len(part))) for part in held])
+    labels, own = (np.concatenate([getattr(part, name) for part in held]) for name in ("labels", "ids"))
+    return ExampleSet.from_arrays(raw, labels, ids=own, classes=parts[0].classes)
+
+
+def _shortened(texts: Mapping[int, str], ids: Mapping[str, Ids], room: int) -> dict[str, list[str]]:
+    """Texts cut to what fits: first to what one would read, then further as far as it takes."""
+    share = room // max(1, 2 * sum(array.size for array in ids.values()))  # two bytes a letter, about
+    limits = [max(FEWEST_LETTERS, min(letters, share)) for letters in LETTERS]
+    return {
+        side: [_cut(str(texts.get(id_, "")), letters) for id_ in ids[side].tolist()]
+        for side, letters in zip(("query", "train"), limits, strict=True)
+    }
+
+
+def _cut(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1].rstrip() + "\u2026"
+
+
+def _method(name: str, scores: Scores) -> dict[str, Any]:
+    short, opened, options = name.removesuffix(")").partition("(") if name.endswith(")") else (name, "", "")
+    return {"name": name, "short": short, "options": options if opened else "", "queries": int(scores.query_ids.size)}
+
+
+def _run_name(source: Source, count: int) -> str:
+    seed = "" if source.run is None else f", seed {source.run.seed}"
+    return f"run 1 of {count}{seed}" if count > 1 else f"the run{seed}"

@@ -1,0 +1,506 @@
+"""The retraining bank: the ground truth that attribution is held to.
+
+For each of C subsets of the training data and each of R seeds a model is trained from scratch, and its logits on the
+queries are kept. On disk::
+
+    manifest.json                 data, model, recipe, seed, queries, engine; fingerprint
+    examples.safetensors          train_ids, train_labels, query_ids, query_labels
+    plans/random-0.5-0.safetensors    masks (C, N) as bits, and how many seeds each subset was asked for
+    results/<subset>-000.safetensors  logits (Q, classes): one small file a model, named by what it was trained on
+    weights/<the same name>       the model's weights, where they are kept
+
+The renamed result files are the truth; there is no second book that could disagree with them. One process at a time
+drives a bank (:mod:`comove.store.lock`); any number may read it.
+
+On one machine's processor a model's bits depend on its subset, its seed and the bank, whose engine is decided when it
+is made: not on how many subsets were asked for at once, the order of work, the number of workers or of threads, nor on
+which of several shards trained it.
+
+Shape legend: C subsets, R seeds, N train, Q queries, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from comove.attribution import Scores
+from comove.checks import check_seed
+from comove.data import ExampleSet, Ids, MapDataset, Splits
+from comove.data.builtin import as_splits, reload_splits
+from comove.display import counted
+from comove.errors import CorruptFileError, InputError, some
+from comove.jobs import Executor, as_executor
+from comove.lds.against_bank import bank_lds
+from comove.lds.score import LDS
+from comove.models import Factory, ModelSpec
+from comove.retraining.compact import read_compact, write_compact
+from comove.retraining.engines import check_same_but_engine, join_engines, planned_engines, settle_engines
+from comove.retraining.files import (
+    BANK_FORMAT,
+    PLANS,
+    RESULTS,
+    WEIGHTS,
+    ResultFiles,
+    Results,
+    complete_examples,
+    keep_plan,
+    open_bank,
+    plan_files,
+    planned,
+    read_examples,
+    read_plan,
+)
+from comove.retraining.measured import all_logits, all_outputs
+from comove.retraining.merge import merge_folders
+from comove.retraining.model_index import Rows
+from comove.retraining.status import BankStatus, bank_status
+from comove.retraining.subsets import SubsetPlan
+from comove.retraining.training import Material, device_type, train_wanted, wanted_models
+from comove.store import check_fingerprint, claim_folder, new_folder
+from comove.store.lock import driver_lock
+from comove.training import Engine, Recipe, as_recipe, default_model, engines_for
+from comove.training.dry_run import dry_run
+from comove.training.run import read_weights
+
+__all__ = ["RetrainingBank"]
+
+
+class RetrainingBank:
+    """C subsets x R seeds of retrained models' logits on Q queries, on disk; resumable model by model.
+
+    Make one with :meth:`create`, open one with :meth:`load`.
+
+    Attributes:
+        path: the folder (or the compact file).
+        train_ids: (N,) int64.
+        train_labels: (N,) int64.
+        query_ids: (Q,) int64.
+        query_labels: (Q,) int64.
+        classes: class names.
+        masks: (C, N) bool: which training examples each subset holds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: dict[str, Any],
+        examples: Mapping[str, npt.NDArray[Any]],
+        rows: Rows,
+        results: Results,
+        dataset: Splits | None = None,
+        factory: str | Factory | None = None,
+    ) -> None:
+        self.path, self._identity, self._examples = path, identity, examples
+        self._rows, self._results = rows, results
+        self._dataset, self._factory = dataset, factory
+        self._n_classes = int(identity["model"]["num_classes"])
+        self.train_ids: Ids = examples["train_ids"]
+        self.train_labels: Ids | None = examples["train_labels"]
+        self.query_ids: Ids = examples["query_ids"]
+        self.query_labels: Ids = examples["query_labels"]
+        self.classes: tuple[str, ...] | None = tuple(identity["classes"])
+        self.masks: npt.NDArray[np.bool_] = rows.masks
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        dataset: str | Splits | ExampleSet | MapDataset,
+        model: str | Factory | None = None,
+        recipe: Recipe | str | Mapping[str, Any] | None = None,
+        *,
+        subsets: SubsetPlan | Sequence[SubsetPlan],
+        seeds: int = 1,
+        queries: Sequence[int] | Ids | None = None,
+        seed: int = 0,
+        model_options: Mapping[str, Any] | None = None,
+        keep_weights: bool = False,
+        engine: Engine | None = None,
+    ) -> RetrainingBank:
+        """Plan a bank in a new folder, or open the one that is there and add to it what it lacks.
+
+        Data, model, recipe, queries, ``seed`` and ``engine`` make a bank; which subsets and how many seeds is a
+        question of what it holds. So asking for more subsets, seeds or plans extends it, nothing is ever taken away,
+        and what is trained already is used. The bank that is returned has what was asked for here; :meth:`load` gives
+        everything.
+
+        Args:
+            path: the folder.
+            dataset: as for :func:`comove.train`.
+            model: a name, ``"package.module:factory"`` or a factory.
+            recipe: as for :func:`comove.train`.
+            subsets: which training examples each retraining uses, e.g. ``subsets.random(0.5, 100)``,
+                ``subsets.leave_one_out()``, ``subsets.removals(scores, [10, 50])``; or several such plans.
+            seeds: R, models trained a subset.
+            queries: ids of the query split to keep logits of; by default all.
+            seed: from which every model's seed is derived, together with its subset and number.
+            model_options: options of the model.
+            keep_weights: also keep the weights of the models of these plans.
+            engine: how models are trained, many at a time or one by one, on which bits depend. By default that of the
+                bank which is there; of a new one what :func:`comove.training.engines_for` says, the same everywhere.
+
+        Raises:
+            InputError: bad arguments.
+            FingerprintError: the folder holds another bank; the message shows what differs.
+            CorruptFileError: it holds a bank of an older comove.
+        """
+        check_seed(int(seed) if isinstance(seed, np.integer) else seed, "bank")
+        splits = as_splits(dataset)
+        model = default_model(splits) if model is None else model
+        shape = splits.train.input_shape
+        spec = ModelSpec.of(model, num_classes=len(splits.classes), input_shape=shape, **dict(model_options or {}))
+        recipe = as_recipe(recipe, model=spec.name, n_train=len(splits.train))
+        if not (Path(path) / "manifest.json").exists():  # a model that is refused leaves nothing behind
+            dry_run(spec.build(0), splits.train)
+        query = splits.query if queries is None else splits.query.subset(queries)
+        plans = planned(subsets, splits.train.ids, seeds, keep_weights)
+        identity = {
+            "dataset": splits.describe(),
+            "model": spec.to_json(),
+            "recipe": recipe.to_json(),
+            "seed": int(seed),
+            "query_ids": query.ids.tolist(),
+            "classes": list(splits.classes),
+        }
+        factory = model if callable(model) or ":" in model else None
+        identity |= planned_engines(Path(path), engine, lambda: engines_for(spec, splits.train, recipe, factory))
+        folder = new_folder(path)
+        identity = claim_folder(folder, "bank", BANK_FORMAT, identity)
+        train = {"train_ids": splits.train.ids, "train_labels": splits.train.labels}
+        examples = {**train, "query_ids": query.ids, "query_labels": query.labels}
+        data = str(identity["dataset"]["fingerprint"])
+        complete_examples(folder, examples, data)
+        for name in (PLANS, RESULTS, WEIGHTS) if keep_weights else (PLANS, RESULTS):
+            new_folder(folder / name)
+        for plan in plans:
+            keep_plan(folder, plan, data)
+        rows, results = Rows.of(plans, splits.train.ids), ResultFiles.of(folder, identity)
+        return cls(folder, identity, examples, rows, results, splits, factory)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: str | Factory | None = None
+    ) -> RetrainingBank:
+        """Open a bank with all its plans.
+
+        Args:
+            path: the folder, or a file made by :meth:`compact` (which can be read, not trained).
+            dataset: the splits it was made with; needed to go on training when they were the user's own.
+            model: the user's own factory (or its ``"package.module:factory"``), likewise.
+
+        Raises:
+            CorruptFileError: not a bank, or a damaged file of one.
+            FingerprintError: ``dataset`` is not what it was made with.
+        """
+        folder = Path(path)
+        compact = read_compact(folder) if folder.is_file() else None
+        identity = open_bank(folder) if compact is None else compact.identity
+        if dataset is not None:
+            found = identity["dataset"]["fingerprint"]
+            check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
+        if compact is not None:
+            return cls(folder, identity, compact.examples, compact.rows, compact.results, dataset, model)
+        examples, data = read_examples(folder, identity), str(identity["dataset"]["fingerprint"])
+        plans = [read_plan(file, examples["train_ids"].size, data) for file in plan_files(folder)]
+        if not plans:
+            raise CorruptFileError(
+                f"{folder} is a bank without plans: it was interrupted while it was made; make the same call again."
+            )
+        rows, results = Rows.of(plans, examples["train_ids"]), ResultFiles.of(folder, identity)
+        _warn_of_lost_plans(rows, results)
+        return cls(folder, identity, examples, rows, results, dataset, model)
+
+    # --- what it is about ---
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Data, model, recipe, seed, queries, and the plans: one JSON object, or a list where there are several."""
+        plans = [dict(notes.plan) for notes in self._rows.named.values()]
+        return {**self._identity, "subsets": plans[0] if len(plans) == 1 else plans, "seeds": self.seeds}
+
+    @property
+    def seeds(self) -> int:
+        """R, the most models that any subset was asked for."""
+        return self._rows.n_seeds
+
+    @property
+    def data_fingerprint(self) -> str:
+        """The fingerprint of the data that subsets are drawn from."""
+        return str(self._identity["dataset"]["fingerprint"])
+
+    @property
+    def digests(self) -> list[str]:
+        """A fingerprint of each subset: of the ids it holds."""
+        return list(self._rows.subsets)
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """The names of the plans that the subsets come from, such as ``"random-0.5-0"``."""
+        return tuple(self._rows.named)
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The sampling ratios of the random plans."""
+        return tuple(dict.fromkeys(map(float, (p.plan["alpha"] for p in self._random()))))
+
+    def _random(self) -> list[Any]:
+        return [notes for notes in self._rows.named.values() if notes.plan.get("kind") == "random"]
+
+    @property
+    def jobs(self) -> list[tuple[int, int]]:
+        """All (subset, seed) pairs, seed by seed; subsets are numbered 0 ... C-1, as in ``masks``."""
+        return self._rows.models()
+
+    @property
+    def pending(self) -> list[tuple[int, int]]:
+        """The (subset, seed) pairs whose model is not there, or damaged (or without weights that are to be kept)."""
+        done = self._results.done()
+        keep = [self._rows.plans[plan].keep_weights for plan in self._rows.plan_of]
+        return [
+            (row, seed)
+            for (row, seed), key in self._rows.keys().items()
+            if key not in done or (keep[row] and not self._results.has_weights(key))
+        ]
+
+    # --- training ---
+
+    def run(
+        self,
+        *,
+        executor: Executor | str = "local",
+        device: str | torch.device = "auto",
+        progress: bool = False,
+        engine: Engine | None = None,
+    ) -> RetrainingBank:
+        """Train every pending model, and return the bank; what was interrupted goes on where it stopped.
+
+        Args:
+            executor: where: an executor of :mod:`comove.jobs`, or ``"serial"``, ``"local"``, ``"ray"``.
+            device: ``"auto"``, ``"cpu"``, ``"cuda"``; of the workers.
+            progress: show a bar.
+            engine: how models are trained; by default as was decided when the bank was made. Another one can be named
+                until the first model is trained.
+
+        Raises:
+            InputError: data or a model factory of the user's own must be passed to :meth:`load` again; another engine
+                than the bank's.
+            LockedError: another process is running this bank.
+            NonFiniteError: a model diverged; the finished ones are kept.
+            StorageError: a result cannot be written; the finished ones are kept.
+        """
+        files = self._writable()
+        if not self.pending and not files.damaged_weights():
+            return self
+        splits = self._dataset or reload_splits(self._identity["dataset"], self.path)
+        material = Material(
+            splits.train,
+            splits.query.subset(self.query_ids),
+            ModelSpec.from_json(self._identity["model"]),
+            Recipe.from_json(self._identity["recipe"]),
+            int(self._identity["seed"]),
+            self._factory,
+            device,
+        )
+        dry_run(material.spec.build(0, self._factory), splits.train)  # bank and factory may come from elsewhere
+        with driver_lock(self.path):
+            self._refresh(files)
+            files.clean()
+            if damaged := files.set_aside_damaged():
+                warnings.warn(
+                    f"{len(damaged)} results in {files.folder / RESULTS} were damaged ({some(damaged, 3)}): they are "
+                    "set aside as *.damaged and trained again.",
+                    stacklevel=2,
+                )
+            where = as_executor(executor) if isinstance(executor, str) else executor
+            engines = settle_engines(
+                files,
+                self._identity,
+                engine,
+                lambda: device_type(material, where),
+                lambda: engines_for(material.spec, material.train, material.recipe, material.factory),
+            )
+            wanted = wanted_models(self._rows, self.pending)
+            if wanted.models:
+                name_of = self._rows.name_of
+                train_wanted(
+                    files, material, wanted, name_of=name_of, executor=where, engines=engines, progress=progress
+                )
+        return self
+
+    def _refresh(self, files: ResultFiles) -> None:
+        """See an engine that another process has named since this bank was opened; refuse any other change."""
+        found = open_bank(self.path)
+        if found["fingerprint"] != files.fingerprint:
+            check_same_but_engine(self._identity, found, self.path)
+            self._identity.update(found)
+            files.renew(str(found["fingerprint"]))
+
+    def _writable(self) -> ResultFiles:
+        if not isinstance(self._results, ResultFiles):
+            raise InputError(f"{self.path} is a compact bank, to be read only; train in the folder it was made from.")
+        return self._results
+
+    def merge(self, other: str | os.PathLike[str] | RetrainingBank) -> int:
+        """Copy what a bank made elsewhere has trained into this one's folder, and the plans it has.
+
+        Both must be of the same data, model, recipe, seed, queries and engine (a bank that has trained nothing takes
+        over the other's engine). A model that is in both stays as it is here.
+        Plans that were not here are seen by :meth:`load`, not by this object.
+
+        Args:
+            other: its folder, or the bank.
+
+        Returns:
+            The number of results copied.
+
+        Raises:
+            FingerprintError: another bank; the message shows both fingerprints.
+            LockedError: another process is running this bank.
+            InputError: one of the two is a compact file.
+        """
+        found = other if isinstance(other, RetrainingBank) else RetrainingBank.load(other)
+        ours, theirs = self._writable(), found._writable()
+        with driver_lock(self.path):
+            self._refresh(ours)
+            join_engines(ours, self._identity, found._identity, found.path)
+            return merge_folders(ours, theirs, self.train_ids.size, self.data_fingerprint)
+
+    # --- parts ---
+
+    def part(self, subsets: Sequence[int] | npt.NDArray[np.int64]) -> RetrainingBank:
+        """Return the bank restricted to these subsets (indices 0 ... C-1); the files are shared.
+
+        Methods fitted to a bank (FZ influence, datamodels) must be evaluated on other subsets than they were fitted
+        to: fit on one part, call :meth:`lds` of another. :meth:`halves` makes two.
+
+        Raises:
+            InputError: no subset, an unknown or repeated one.
+        """
+        chosen = np.asarray(subsets, dtype=np.int64)
+        if chosen.ndim != 1 or chosen.size == 0 or np.unique(chosen).size != chosen.size:
+            raise InputError("A part of a bank needs at least one subset, each named once.")
+        if chosen.min() < 0 or chosen.max() >= len(self.masks):
+            raise InputError(
+                f"Subsets are numbered 0 ... {len(self.masks) - 1}, got {chosen.min()} ... {chosen.max()}."
+            )
+        rows = self._rows.take(chosen)
+        return RetrainingBank(
+            self.path, self._identity, self._examples, rows, self._results, self._dataset, self._factory
+        )
+
+    def halves(self, share: float = 0.5) -> tuple[RetrainingBank, RetrainingBank]:
+        """Return two disjoint parts: the first ``share`` of the subsets (to fit on), and the rest (to evaluate on)."""
+        cut = round(share * len(self.masks))
+        return self.part(range(cut)), self.part(range(cut, len(self.masks)))
+
+    def plan(self, plan: str | SubsetPlan) -> RetrainingBank:
+        """Return the part whose subsets come from one plan, given by its name or itself.
+
+        Raises:
+            InputError: no such plan here.
+        """
+        name = plan if isinstance(plan, str) else plan.name
+        places = self._rows.places(name)
+        if not places.size:
+            raise InputError(f"This bank has no plan {name!r}; it has {', '.join(self.plans)}.")
+        return self.part(places)
+
+    def at(self, alpha: float) -> RetrainingBank:
+        """Return the part of the random subsets with this sampling ratio.
+
+        Raises:
+            InputError: there are none.
+        """
+        names = {notes.name for notes in self._random() if np.isclose(notes.plan["alpha"], alpha, rtol=0, atol=1e-12)}
+        if not names:
+            known = ", ".join(map(str, self.alphas)) or "no random subsets"
+            raise InputError(f"This bank has no random subsets with alpha {alpha}; it has {known}.")
+        return self.part(np.concatenate([self._rows.places(name) for name in self.plans if name in names]))
+
+    # --- reading ---
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """(C, R, Q, K) float32; NaN where pending."""
+        return all_logits(self._rows, self._results, (self.query_ids.size, self._n_classes), self.path)
+
+    def outputs(self, kind: str = "margin") -> npt.NDArray[np.float64]:
+        """(C, R, Q) of one of :data:`comove.evaluation.OUTPUTS`; NaN where pending."""
+        return all_outputs(self._rows, self._results, self.query_labels, kind, self.path)
+
+    def weights(self, subset: int, seed: int) -> dict[str, torch.Tensor]:
+        """The weights of one model of a bank made with ``keep_weights=True``.
+
+        Raises:
+            InputError: no such model, or its weights were not kept.
+        """
+        key = self._rows.keys().get((subset, seed))
+        if key is None or not self._results.has_weights(key):
+            raise InputError(
+                f"There are no weights of subset {subset}, seed {seed}: create the bank with keep_weights=True and run "
+                "it (what has been trained without them is trained again)."
+            )
+        file = self._writable().weights_file(key)
+        try:
+            return read_weights(file)
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{error} Here that is bank.run().") from error
+
+    def status(self) -> BankStatus:
+        """How far it is, how fast it goes, and who is working on it; prints well."""
+        return bank_status(self.path, self._rows, self._results)
+
+    def compact(self, file: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32") -> Path:
+        """Write this bank (or part) to one file, to publish; :meth:`load` opens it to be read, not trained.
+
+        Args:
+            file: a name ending in ``.safetensors``, so that :meth:`load` and people know what it is.
+            dtype: of the logits; ``"float16"`` halves the file and keeps three digits.
+
+        Raises:
+            InputError: another ending; logits too large for float16.
+            StorageError: it cannot be written.
+        """
+        target = Path(file)
+        if target.suffix != ".safetensors":
+            raise InputError(f"A compact bank is a .safetensors file, got {target.name!r}.")
+        write_compact(target, self._identity, self._examples, self._rows, self._results, dtype)
+        return target
+
+    def lds(self, scores: Scores, output: str = "margin", **options: Any) -> LDS:
+        """The linear datamodeling score of ``scores`` against this bank, matched by ids.
+
+        Args:
+            scores: of the bank's training examples, for all its queries.
+            output: what to measure on the queries; the sign of ``"loss"`` is turned, so that helping is positive.
+            options: of :func:`linear_datamodeling_score`.
+
+        Raises:
+            InputError: scores without some of the ids, scores fitted on some of the bank's own subsets, models still
+            pending, an output without better and worse.
+        """
+        return bank_lds([self], [scores], [output], **options)[0]
+
+    def __repr__(self) -> str:
+        total = len(self.jobs)
+        size = f"{counted(len(self.masks), 'subset')} x {counted(self.seeds, 'seed')}"
+        trained = f"{total - len(self.pending):,} of {counted(total, 'model')} trained"
+        return f"RetrainingBank({self.path}: {size}, {counted(self.query_ids.size, 'query')}, {trained})"
+
+
+def _warn_of_lost_plans(rows: Rows, results: ResultFiles) -> None:
+    """Say so where models lie in a bank that none of its plans asked for: then the file of a plan is gone."""
+    if lost := sorted(results.subsets() - set(rows.subsets)):
+        warnings.warn(
+            f"{results.folder} holds models of {counted(len(lost), 'subset')} that none of its plans names: a file in "
+            f"{results.folder / PLANS} is gone or was cut back. Make the call that planned them again (or restore the "
+            "file from a copy); until then they do not count.",
+            stacklevel=3,
+        )

@@ -1,0 +1,1 @@
+"""Many models of one recipe trained together on one device."""
