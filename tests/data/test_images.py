@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comove import datasets
+from comove.data import builtin
 from comove.data.builtin import load_dataset
 from comove.errors import InputError
 
@@ -121,7 +121,7 @@ def test_a_file_that_became_something_else_since_is_refused_too(tmp_path: Path, 
     else:
         odd.symlink_to("/dev/zero")
     with pytest.raises(InputError, match=r"99\.png cannot be read as an image \(not a regular file\)"):
-        datasets._ImageFiles([odd], 8)[0]
+        builtin._ImageFiles([odd], 8)[0]
 
 
 SIXTEEN = EIGHT.astype(np.uint16) * 257  # the same brightness in 16 bits
