@@ -29,7 +29,7 @@ from comove.evaluation.coreset_curves.noise import noise_kept
 from comove.evaluation.coreset_curves.stability import early_epochs, stability
 from comove.evaluation.costs.measured import measured_cost
 from comove.plots import curve_figure, save_figure
-from comove.training import Recipe, Recording, Run, as_recipe, train
+from comove.training import Recipe, Recording, Run, Training, as_recipe, train
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = tuple(name for name in selectors() if name != "per_class")
@@ -117,11 +117,10 @@ def study_of(name: str, study: Study, folder: Path, data_dir: str | None) -> dic
         METHODS,
         study.budgets,
         seeds=study.seeds,
-        target_model=study.other,
-        recipe=recipe_of(study, splits).to_json(),
         out=folder / "transfer",
         coresets=folder / "own" / "coresets",
         skip=True,
+        training=Training(study.other, recipe_of(study, splits).to_json()),
     )
     save_figure(curve_figure(other), RESULTS / f"coreset-transfer-{name}.png")
     print(other, flush=True)

@@ -30,7 +30,7 @@ from comove.correlation import pairwise, per_class, top_k
 
 OF_TIME = re.compile(r"second|time|spent|duration|wall", re.I)
 COMMANDS = {
-    "lds": "lds --dataset digits --limit 400 --epochs 8 --subsets 10 --seeds 2 --fit-subsets 4 --held-out 30 "
+    "lds": "lds --dataset digits --limit 400 --epochs 8 --subsets 10 --seeds 2 --fit-subsets 16 --held-out 30 "
     "--methods cld trak tracin datamodels fz --output margin --output correct",
     "brittleness": "brittleness --dataset digits --limit 400 --epochs 8 --methods cld trak --k 5 20 --queries 6 "
     "--seeds 2 --base-seeds 2 --counterfactual --max-k 40",

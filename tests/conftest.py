@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.fork_server import Warm
 
 import comove
 from comove.data import ExampleSet, Splits
 from comove.data.builtin import find_cifar10, load_dataset
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Recipe, Run, train
+from comove.training import Recipe, Run, Training, train
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -59,7 +61,7 @@ def small_bank(small_digits: Splits, short_recipe: Recipe, tmp_path_factory: pyt
     """A finished bank on small digits: 16 halves x 2 seeds; read only."""
     folder = tmp_path_factory.mktemp("small-bank")
     plan = subsets.random(0.5, 16)
-    return RetrainingBank.create(folder, small_digits, "mlp", short_recipe, subsets=plan, seeds=2).run()
+    return RetrainingBank.create(folder, small_digits, Training("mlp", short_recipe), subsets=plan, seeds=2).run()
 
 
 @pytest.fixture(scope="session")
@@ -89,3 +91,11 @@ def cifar_folder() -> Path:
         if folder and find_cifar10(folder):
             return Path(folder)
     pytest.skip("CIFAR-10 was not found: set COMOVE_DATA to its folder")
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """A process that forks children which run code; see :class:`Warm`."""
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.stop()

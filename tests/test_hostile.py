@@ -21,7 +21,7 @@ from comove.data.builtin import load_dataset, reload_splits
 from comove.errors import CorruptFileError, InputError
 from comove.evaluation import RetrainingBank, brittleness, coreset_curve, lds_benchmark, subsets
 from comove.evaluation.alignment import diagnose
-from comove.training import Recipe, Run, train
+from comove.training import Recipe, Run, Training, train
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 MODULE = """
@@ -46,9 +46,9 @@ class Planted:
         sys.path.insert(0, str(root))
         train(self.splits, self.name, RECIPE, 0, root / "run")
         plan = subsets.random(0.5, 4)
-        bank = RetrainingBank.create(root / "bank", self.splits, self.name, RECIPE, subsets=plan).run()
+        bank = RetrainingBank.create(root / "bank", self.splits, Training(self.name, RECIPE), subsets=plan).run()
         for name in ("open", "merged"):
-            RetrainingBank.create(root / name, self.splits, self.name, RECIPE, subsets=plan)
+            RetrainingBank.create(root / name, self.splits, Training(self.name, RECIPE), subsets=plan)
         bank.compact(root / "bank.safetensors")
 
     def forget(self) -> None:
@@ -144,7 +144,9 @@ def test_a_factory_that_the_user_names_again_works(planted: Planted, tmp_path: P
     named = ["--model", planted.name, "--out", tmp_path / "diagnose"]
     result = call(planted, "diagnose", *words[:3], "--budget", 0.5, *named)
     assert result.exit_code == 0, result.output
-    RetrainingBank.create(tmp_path / "b", planted.splits, planted.name, RECIPE, subsets=subsets.random(0.5, 4))
+    RetrainingBank.create(
+        tmp_path / "b", planted.splits, Training(planted.name, RECIPE), subsets=subsets.random(0.5, 4)
+    )
     result = call(planted, "bank", "work", tmp_path / "b", "--workers", 2, "--model", planted.name)
     assert result.exit_code == 0, result.output
 
@@ -157,7 +159,7 @@ def _functions(planted: Planted, out: Path) -> dict[str, Callable[[], object]]:
         "load_model": run.load_model,
         "bank.run": lambda: RetrainingBank.load(planted.root / "open").run(),
         "lds_benchmark": lambda: lds_benchmark(
-            planted.splits, [attributors()["cld"]()], bank=bank, runs=1, out=out / "lds"
+            planted.splits, [attributors()["cld"]()], subsets=bank, runs=1, out=out / "lds"
         ),
         "cost": lambda: __import__("comove.evaluation.costs.measured", fromlist=["measured_cost"]).measured_cost(run),
     }
@@ -248,7 +250,7 @@ def test_the_command_line_finds_a_factory_in_the_current_folder_and_nothing_else
     (here / "mine.py").write_text(MODULE.format(marker=str(tmp_path / "used")))
     sys.path.insert(0, str(here))
     try:
-        RetrainingBank.create(tmp_path / "b", splits, "mine:factory", RECIPE, subsets=subsets.random(0.5, 6))
+        RetrainingBank.create(tmp_path / "b", splits, Training("mine:factory", RECIPE), subsets=subsets.random(0.5, 6))
     finally:
         sys.path.remove(str(here))
     (tmp_path / "used").unlink()
@@ -268,6 +270,6 @@ def test_brittleness_takes_the_factory_from_its_caller_alone(planted: Planted, t
     found = attributors()["cld"]().fit(run).attribute(planted.splits.query.ids[:2])
     assert not planted.marker.exists()
     told = brittleness(
-        found, [3], dataset=planted.splits, out=tmp_path, model=planted.name, recipe=RECIPE, seeds=1, base_seeds=1
+        found, [3], dataset=planted.splits, out=tmp_path, seeds=1, base_seeds=1, training=Training(planted.name, RECIPE)
     )
     assert told.query_ids.size == 2

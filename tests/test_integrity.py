@@ -47,7 +47,7 @@ from comove.store.checksums import BLANK, BLOCK, seal
 from comove.store.documents import entries, parse_json
 from comove.store.manifests import HEAD, _counted
 from comove.trace import Trace
-from comove.training import Recording, Run
+from comove.training import Recording, Run, Training
 
 RECIPE = {"epochs": 2, "batch_size": 16}
 RECORDING = Recording(anchors=(0, 1, 2))
@@ -268,7 +268,7 @@ def test_an_edited_manifest_is_refused_with_both_fingerprints(made: Path, sealed
 
 @pytest.mark.parametrize("name", ["fingerprint", "query_ids", "classes", "dataset", "model", "seed"])
 def test_a_bank_without_an_entry_is_refused(splits: Splits, tmp_path: Path, name: str) -> None:
-    RetrainingBank.create(tmp_path, splits, "mlp", RECIPE, subsets=subsets.random(0.5, 2))
+    RetrainingBank.create(tmp_path, splits, Training("mlp", RECIPE), subsets=subsets.random(0.5, 2))
     content = {key: value for key, value in read_json(tmp_path / "manifest.json").items() if key != name}
     if name != "fingerprint":
         content["fingerprint"] = digest(_counted(content))

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from comove.attribution import Scores
 from comove.errors import FingerprintError
 from comove.evaluation import RetrainingBank, brittleness, linear_datamodeling_score, subsets
-from comove.jobs import Serial
+from comove.jobs import Compute, Serial
 from comove.plots import lds_figure
 from comove.store import write_json
 from comove.training import Run
@@ -373,13 +373,11 @@ def test_brittleness_query_by_query_is_that_of_the_library(parts: _Parts, finish
         study.ks,
         dataset=at.splits,
         out=tmp_path,
-        model="resnet9",
         seeds=study.seeds,
         base_seeds=study.base_seeds,
         queries=found.query_ids,
-        executor="serial",
-        device="cpu",
-        **at.training,
+        training=at.training,
+        compute=Compute("serial", device="cpu"),
     )
     assert found.methods == wanted.methods
     np.testing.assert_allclose(found.margins, wanted.margins, rtol=1e-3, atol=1e-4)

@@ -54,7 +54,9 @@ def _run(at: Sitting, number: int) -> Run:
 
     def trained() -> Run:
         recording = Recording(every=at.study.every)
-        return train(at.splits, "resnet9", seed=number, out=path, recording=recording, device=at.device, **at.training)
+        how = at.training
+        options = {"recording": recording, "device": at.device, "model_options": how.options}
+        return train(at.splits, how.model, how.recipe, number, path, **options)
 
     if (path / "result.json").exists():
         return trained()  # opens it

@@ -23,10 +23,10 @@ from slices import Book, Clock, SliceEndedError, Until
 from comove.data import Splits
 from comove.errors import CorruptFileError
 from comove.evaluation import RetrainingBank, coreset_curve, plans_of
-from comove.jobs import Executor
+from comove.jobs import Compute, Executor
 from comove.retraining.subsets import RandomSubsets, SubsetPlan
 from comove.store import claim_folder, new_folder, read_json, versions, write_json
-from comove.training import Engine, Recording, resolve_device, train
+from comove.training import Engine, Recording, Training, resolve_device, train
 
 __all__ = ["Sitting", "coreset_curves", "fit_bank", "note_machine", "retrain", "timed", "train_bank", "truth_plans"]
 
@@ -98,9 +98,7 @@ class Sitting:
 
     def bank(self, name: str, plan: SubsetPlan, seeds: int) -> RetrainingBank:
         """Make, or open, a bank of this study in ``folder``."""
-        return RetrainingBank.create(
-            self.folder / name, self.splits, "resnet9", subsets=plan, seeds=seeds, **self.training
-        )
+        return RetrainingBank.create(self.folder / name, self.splits, self.training, subsets=plan, seeds=seeds)
 
     def train(self, bank: RetrainingBank) -> None:
         """Train what is pending of a bank, until the slice ends.
@@ -114,9 +112,9 @@ class Sitting:
         bank.run(executor=self.executor, device=self.device, engine=None if begun else self.engine)
 
     @property
-    def training(self) -> dict[str, Any]:
+    def training(self) -> Training:
         """How every model is trained."""
-        return {"recipe": self.study.recipe, "model_options": {"width": self.study.width}}
+        return Training("resnet9", self.study.recipe, {"width": self.study.width})
 
 
 def truth_plans(study: Study, splits: Splits) -> list[tuple[SubsetPlan, int]]:
@@ -196,12 +194,12 @@ def coreset_curves(at: Sitting) -> None:
     with at.unit("proxy"):
         proxy = train(
             splits,
-            "resnet9",
-            seed=0,
+            at.training.model,
+            at.training.recipe,
             out=at.scratch / "proxy",
             recording=Recording(anchors=tuple(sorted({min(epochs, 10), epochs}))),
             device=at.device,
-            **at.training,
+            model_options=at.training.options,
         )
     at.clock.check()
     seconds, curve = timed(
@@ -212,8 +210,7 @@ def coreset_curves(at: Sitting) -> None:
             seeds=study.seeds,
             dataset=splits,
             out=new_folder(at.folder / "curves"),
-            executor=at.executor,
-            device=at.device,
+            compute=Compute(at.executor, device=at.device),
         )
     )
     at.book.add("curves", seconds=seconds)

@@ -15,11 +15,13 @@ from comove.coreset import Coreset, select
 from comove.data import Ids, Splits, positions_of
 from comove.data.builtin import load_dataset
 from comove.evaluation import LDS, Benchmark, Curve, coreset_curve, lds_benchmark
+from comove.jobs import Compute
 from comove.plots import coreset_gallery, curve_figure, influence_grid, lds_bars, save_figure, trajectories
 from comove.report import Section, write_page
 from comove.retraining import subsets
 from comove.store import new_folder, versions
 from comove.trace import Trace
+from comove.training import Training
 from comove.training.sources import BankSource
 
 __all__ = ["Demo", "choose_queries", "run_demo"]
@@ -76,6 +78,7 @@ def run_demo(
     splits = load_dataset("digits", seed=seed)
     say(f"1/4  {splits}: training {runs} recorded runs, then {subset_count} × {retrain_seeds} models for the truth")
     methods = [CLD(), CLD(correlation="covariance", common_mode="remove"), SameClassControl(), RandomControl()]
+    training = Training("mlp", "digits-mlp", seed=seed)
     benchmark = lds_benchmark(
         splits,
         methods,
@@ -83,10 +86,8 @@ def run_demo(
         seeds=retrain_seeds,
         out=folder / "lds",
         runs=runs,
-        model="mlp",
-        recipe="digits-mlp",
-        seed=seed,
-        progress=progress,
+        training=training,
+        compute=Compute(progress=progress),
     )
     say("2/4  attributing 20 queries")
     scores = methods[0].fit(benchmark.runs).attribute(choose_queries(benchmark.runs[0].trace, 20))
@@ -99,9 +100,9 @@ def run_demo(
         ["cld", "random"],
         [0.05, 0.1, 0.3],
         seeds=3,
-        seed=seed,
+        training=Training(seed=seed),
         out=folder / "curve",
-        progress=progress,
+        compute=Compute(progress=progress),
     )
     say("4/4  drawing the page")
     page = _page(folder, splits, scores, coreset, curve, benchmark)

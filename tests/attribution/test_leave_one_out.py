@@ -11,7 +11,7 @@ from comove.attribution.leave_one_out import LeaveOneOut, leave_one_out_effects
 from comove.data import Splits
 from comove.errors import InputError
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Recipe
+from comove.training import Recipe, Training
 
 
 def test_effects_of_a_linear_model_are_its_weights() -> None:
@@ -34,7 +34,7 @@ def test_a_model_trained_on_everything_counts_as_having_every_example() -> None:
 def test_only_the_ids_left_out_are_scored_and_the_others_counted(small_digits: Splits, tmp_path: Path) -> None:
     chosen = small_digits.train.ids[[3, 40, 7]]
     plan = subsets.leave_one_out(chosen)
-    bank = RetrainingBank.create(tmp_path, small_digits, "mlp", Recipe(epochs=2), subsets=plan, seeds=2).run()
+    bank = RetrainingBank.create(tmp_path, small_digits, Training("mlp", Recipe(epochs=2)), subsets=plan, seeds=2).run()
     np.testing.assert_array_equal((~bank.masks).sum(1), 1)
     scores = LeaveOneOut().fit(bank).attribute()
     assert set(scores.train_ids.tolist()) == set(chosen.tolist())

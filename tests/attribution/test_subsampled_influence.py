@@ -11,7 +11,7 @@ from comove.attribution.subsampled_influence import SubsampledInfluence, differe
 from comove.data import ExampleSet, Splits
 from comove.errors import InputError, InputTypeError
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Recipe, Run
+from comove.training import Recipe, Run, Training
 
 
 def test_difference_of_means_equals_a_literal_loop() -> None:
@@ -36,7 +36,7 @@ def test_an_example_always_in_is_nan_in_the_function_and_an_error_naming_its_id_
     masks = np.array([[True, True], [False, True]])
     assert np.isnan(difference_of_means(masks, np.ones((2, 1)))[1]).all()
     plan = subsets.leave_one_out(small_digits.train.ids[:2])  # every other example is in all subsets
-    bank = RetrainingBank.create(tmp_path, small_digits, "mlp", Recipe(epochs=1), subsets=plan).run()
+    bank = RetrainingBank.create(tmp_path, small_digits, Training("mlp", Recipe(epochs=1)), subsets=plan).run()
     with pytest.raises(InputError, match=rf"198 are not, ids {small_digits.train.ids[2]}"):
         SubsampledInfluence().fit(bank)
 
@@ -59,7 +59,9 @@ def test_runs_unfinished_banks_and_new_queries_are_refused(
 ) -> None:
     with pytest.raises(InputTypeError, match="fz is computed from a retraining bank"):
         SubsampledInfluence().fit(run)
-    fresh = RetrainingBank.create(tmp_path, small_digits, "mlp", Recipe(epochs=1), subsets=subsets.random(0.5, 4))
+    fresh = RetrainingBank.create(
+        tmp_path, small_digits, Training("mlp", Recipe(epochs=1)), subsets=subsets.random(0.5, 4)
+    )
     with pytest.raises(InputError, match=r"4 of the bank's 4 models are not trained yet; call bank\.run"):
         SubsampledInfluence().fit(fresh)
     with pytest.raises(InputError, match="better and worse"):

@@ -14,7 +14,7 @@ from comove import cli
 from comove.attribution import Scores
 from comove.data import Splits
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Run
+from comove.training import Run, Training
 
 
 def comove_(*words: object) -> Any:
@@ -55,7 +55,7 @@ def test_it_ends_with_a_summary_for_people_and_the_files_keep_how_scores_were_ma
 
 def test_one_run_is_no_mean_and_examples_without_a_score_are_counted(small_digits: Splits, tmp_path: Path) -> None:
     plan = subsets.leave_one_out(small_digits.train.ids[[3, 40, 7]])
-    RetrainingBank.create(tmp_path / "bank", small_digits, "mlp", {"epochs": 1}, subsets=plan, seeds=1).run()
+    RetrainingBank.create(tmp_path / "bank", small_digits, Training("mlp", {"epochs": 1}), subsets=plan, seeds=1).run()
     words = ("attribute", tmp_path / "bank", "--method", "leave-one-out", "--queries", 2)
     result = comove_(*words, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr

@@ -13,7 +13,7 @@ from comove import cli
 from comove.data import Splits
 from comove.evaluation import RetrainingBank, subsets
 from comove.store.lock import driver_lock
-from comove.training import Engine, Recipe
+from comove.training import Engine, Recipe, Training
 
 
 def comove(*words: object) -> Result:
@@ -29,8 +29,8 @@ def planned(small_digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> R
     folder = tmp_path_factory.mktemp("planned") / "bank"
     halves, recipe = subsets.random(0.5, 3), Recipe(epochs=1)
     both: list[subsets.SubsetPlan] = [halves, subsets.everything()]
-    bank = RetrainingBank.create(folder, small_digits, "mlp", recipe, subsets=both, seeds=2)
-    first = RetrainingBank.create(folder, small_digits, "mlp", recipe, subsets=halves)
+    bank = RetrainingBank.create(folder, small_digits, Training("mlp", recipe), subsets=both, seeds=2)
+    first = RetrainingBank.create(folder, small_digits, Training("mlp", recipe), subsets=halves)
     first.run(engine=Engine("one-by-one", 1, "for a test"))
     return bank
 

@@ -117,7 +117,7 @@ def test_a_method_named_that_a_trace_has_nothing_for_ends_with_2(noisy: Path, tm
 
 
 def test_the_snippets_of_the_page_run(tmp_path: Path) -> None:
-    page = Path(__file__).parents[1] / "docs/cleaning.md"
+    page = Path(__file__).parents[2] / "docs/cleaning.md"
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
     program = [sys.executable, "-W", "error", "-c", code]
     made = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -752,7 +752,7 @@ def test_an_lds_without_an_interval_or_a_sign_is_shown_plainly() -> None:
 def test_the_entry_point_is_the_function_the_package_declares() -> None:
     import tomllib
 
-    with (Path(__file__).parents[1] / "pyproject.toml").open("rb") as file:
+    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["scripts"] == {"comove": "comove.cli:run"}
     assert isinstance(cli.app, typer.Typer)
     assert os.environ.get("COMOVE_DEBUG") is None

@@ -11,7 +11,7 @@ from comove.attribution import Attributor, Scores, attributors
 from comove.data import Splits
 from comove.errors import InputError, InputTypeError
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Recipe, Run
+from comove.training import Recipe, Run, Training
 
 METHODS = [method for method in attributors().values() if "bank" in method.requires]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -22,7 +22,7 @@ def leave_one_out_bank(small_digits: Splits, tmp_path_factory: pytest.TempPathFa
     """Three models that each lack one example, and one seed more of each; read only."""
     plan = subsets.leave_one_out(small_digits.train.ids[:3])
     folder = tmp_path_factory.mktemp("loo")
-    return RetrainingBank.create(folder, small_digits, "mlp", Recipe(epochs=2), subsets=plan, seeds=2).run()
+    return RetrainingBank.create(folder, small_digits, Training("mlp", Recipe(epochs=2)), subsets=plan, seeds=2).run()
 
 
 @pytest.fixture

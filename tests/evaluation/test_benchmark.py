@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.calls import grouped
 
 from comove.attribution import Attributor, Scores
 from comove.attribution.cld import CLD
@@ -30,7 +31,8 @@ from comove.evaluation import (
     subsets,
 )
 from comove.evaluation.lds_benchmark.result import alpha_name
-from comove.training import Recipe, Run
+from comove.jobs import Compute
+from comove.training import Recipe, Run, Training
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 METHODS: list[Attributor] = [
@@ -43,7 +45,8 @@ METHODS: list[Attributor] = [
 
 def benchmark_in(folder: Path, data: Splits, methods: Sequence[Attributor] = METHODS, **changes: Any) -> Benchmark:
     plain: dict[str, Any] = {"subsets": subsets.random(0.5, 8), "seeds": 2, "runs": 2, "model": "mlp"}
-    return lds_benchmark(data, methods, out=folder, executor="serial", **{**plain, "recipe": RECIPE, **changes})
+    options = grouped({"executor": "serial", **plain, "recipe": RECIPE, **changes})
+    return lds_benchmark(data, methods, out=folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -297,20 +300,22 @@ def test_an_existing_bank_or_part_or_compact_file_serves_as_ground_truth(
     compact = RetrainingBank.load(bank.compact(tmp_path / "bank.safetensors"))
     outputs = ("margin", "loss")
     for source in (bank, compact):
-        found = lds_benchmark(small_digits, [CLD()], out=tmp_path / "out", bank=source, runs=2, output=outputs)
+        found = lds_benchmark(small_digits, [CLD()], subsets=source, out=tmp_path / "out", runs=2, output=outputs)
         for result in found.results:
             same = wide.of("cld", alpha=result.alpha, output=result.output)
             assert result.to_json() == same.to_json()
         assert (found.retrained, found.reused) == (0, 36)
-    part = lds_benchmark(small_digits, [CLD()], out=tmp_path / "out", bank=at_alphas(bank, [0.7, "loo"]), runs=2)
+    part = lds_benchmark(small_digits, [CLD()], subsets=at_alphas(bank, [0.7, "loo"]), out=tmp_path / "out", runs=2)
     assert part.alphas == (0.7, 199 / 200)
     assert part.runs[0].manifest["recipe"] == bank.manifest["recipe"]
 
 
 def test_only_the_asked_part_of_a_bank_is_finished(small_digits: Splits, tmp_path: Path) -> None:
     plans = plans_of([0.4, 0.6], 4, small_digits.train.ids)
-    bank = RetrainingBank.create(tmp_path / "bank", small_digits, "mlp", RECIPE, subsets=plans)
-    found = lds_benchmark(small_digits, [CLD()], out=tmp_path / "out", bank=bank.at(0.6), runs=1, executor="serial")
+    bank = RetrainingBank.create(tmp_path / "bank", small_digits, Training("mlp", RECIPE), subsets=plans)
+    found = lds_benchmark(
+        small_digits, [CLD()], subsets=bank.at(0.6), out=tmp_path / "out", runs=1, compute=Compute("serial")
+    )
     assert found.retrained == 4
     assert bank.at(0.6).pending == []
     assert len(bank.at(0.4).pending) == 4
@@ -319,7 +324,9 @@ def test_only_the_asked_part_of_a_bank_is_finished(small_digits: Splits, tmp_pat
 def test_seeds_that_some_subsets_lack_are_left_out_for_all(small_digits: Splits, tmp_path: Path) -> None:
     def bank_of(count: int, seeds: int) -> RetrainingBank:
         plan = subsets.random(0.5, count)
-        return RetrainingBank.create(tmp_path / "bank", small_digits, "mlp", RECIPE, subsets=plan, seeds=seeds)
+        return RetrainingBank.create(
+            tmp_path / "bank", small_digits, Training("mlp", RECIPE), subsets=plan, seeds=seeds
+        )
 
     bank_of(4, 3).run(executor="serial")
     bank_of(6, 2).run(executor="serial")
@@ -339,7 +346,6 @@ def ragged_source(data: Splits, folder: Path) -> Run:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"subsets": subsets.random(0.5, 4)}, InputError, "either subsets or a bank"),
         ({"model": "cnn-small"}, InputError, r"model\.name 'mlp', not 'cnn-small'"),
         ({"model_options": {"hidden": [8]}}, InputError, r"model\.options .*8.* leave that out"),
         ({"recipe": RECIPE.with_changes(epochs=9)}, InputError, r"recipe\.epochs 3, not 9"),
@@ -349,21 +355,21 @@ def test_a_bank_and_what_contradicts_it_are_refused(
     wide: Benchmark, changes: dict[str, Any], error: type[Exception], message: str, small_digits: Splits, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        lds_benchmark(small_digits, [CLD()], out=tmp_path / "out", bank=wide.bank, runs=1, **changes)
+        lds_benchmark(small_digits, [CLD()], subsets=wide.bank, out=tmp_path / "out", runs=1, **grouped(changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_bank_of_other_data_is_refused(wide: Benchmark, digits: Splits, tmp_path: Path) -> None:
     with pytest.raises(FingerprintError, match="another data set"):
-        lds_benchmark(digits, [CLD()], out=tmp_path / "out", bank=wide.bank)
+        lds_benchmark(digits, [CLD()], subsets=wide.bank, out=tmp_path / "out")
 
 
 def test_a_bank_without_subsets_that_an_lds_could_use_is_refused(small_digits: Splits, tmp_path: Path) -> None:
     ids = small_digits.train.ids.tolist()
     plan = subsets.without([ids[:2], ids[2:5], ids[5:9]])
-    bank = RetrainingBank.create(tmp_path / "bank", small_digits, "mlp", RECIPE, subsets=plan)
+    bank = RetrainingBank.create(tmp_path / "bank", small_digits, Training("mlp", RECIPE), subsets=plan)
     with pytest.raises(InputError, match="neither random nor leave-one-out subsets: without-"):
-        lds_benchmark(small_digits, [CLD()], out=tmp_path / "out", bank=bank)
+        lds_benchmark(small_digits, [CLD()], subsets=bank, out=tmp_path / "out")
     with pytest.raises(InputError, match="no leave-one-out subsets, only without-"):
         at_alphas(bank, ["loo"])
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tests.calls import grouped
 from torch import nn
 
 from comove.attribution import Scores
@@ -252,7 +253,7 @@ def test_a_trained_network_flips_when_the_votes_removed_exceed_the_lead(tmp_path
         "out": tmp_path,
         "executor": "serial",
     }
-    found = brittleness(scores, [2, 4, 6, 8], seeds=2, base_seeds=1, controls=False, **options)
+    found = brittleness(scores, [2, 4, 6, 8], seeds=2, base_seeds=1, controls=False, **grouped(options))
     assert found.prediction.tolist() == [1, 1, 1, 1]
     expected_QK = np.array([2, 4, 6, 8]) > LEADS[:, None]
     np.testing.assert_array_equal(found.flips[0], np.repeat(expected_QK[..., None], 2, axis=2))
@@ -277,7 +278,7 @@ def test_digits_end_to_end(
     queries = small_digits.query.ids[:4]
     options: dict[str, Any] = {"dataset": small_digits, "model": "mlp", "recipe": short_recipe, "queries": queries}
     options |= {"out": tmp_path, "seeds": 2, "base_seeds": 2, "executor": "serial"}
-    found = brittleness(digits_scores, [0, 10, 3], **options)
+    found = brittleness(digits_scores, [0, 10, 3], **grouped(options))
     assert found.ks == (3, 10)
     assert found.methods == ("a", "twin", "b", "random removal", "same-class removal")
     np.testing.assert_array_equal(found.predicted[0], found.predicted[1])
@@ -292,7 +293,7 @@ def test_digits_end_to_end(
         np.testing.assert_array_equal(found.predicted[2, q, found.ks.index(k)], own)
 
     kept = {file: file.stat().st_mtime_ns for file in models}
-    more = brittleness({**digits_scores, "c": digits_scores["b"]}, [3, 10, 15], **options)
+    more = brittleness({**digits_scores, "c": digits_scores["b"]}, [3, 10, 15], **grouped(options))
     np.testing.assert_array_equal(more.predicted[:3, :, :2], found.predicted[:3])
     np.testing.assert_array_equal(more.predicted[-2:, :, :2], found.predicted[-2:])
     assert all(file.stat().st_mtime_ns == kept[file] for file in models)
@@ -300,7 +301,7 @@ def test_digits_end_to_end(
     assert len(pd.read_csv(tmp_path / "brittleness.csv")) == 1 + 6 * 3
 
     with pytest.raises(FingerprintError, match=r"recipe\.lr"):
-        brittleness(digits_scores, 3, **{**options, "recipe": short_recipe.with_changes(lr=0.1)})
+        brittleness(digits_scores, 3, **grouped({**options, "recipe": short_recipe.with_changes(lr=0.1)}))
 
 
 @pytest.mark.parametrize(
@@ -319,5 +320,5 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
 ) -> None:
     options: dict[str, Any] = {"ks": 3, "dataset": small_digits, "out": tmp_path / "out", "model": "mlp", **changes}
     with pytest.raises(InputError, match=message):
-        brittleness(digits_scores, **options)
+        brittleness(digits_scores, **grouped(options))
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.calls import grouped
 
 from comove.attribution import Scores
 from comove.data import ExampleSet, Ids, Splits
@@ -159,9 +160,9 @@ def test_digits_end_to_end_share_their_models_with_brittleness(
     options: dict[str, Any] = {"dataset": small_digits, "model": "mlp", "recipe": short_recipe, "executor": "serial"}
     options |= {"queries": small_digits.query.ids[:3], "out": tmp_path, "seeds": 2, "base_seeds": 2}
     with pytest.warns(UserWarning, match="no training example"):
-        at_30 = brittleness(scores, [30], **options)
+        at_30 = brittleness(scores, [30], **grouped(options))
     before = len(list((tmp_path / "removal-bank" / "results").iterdir()))
-    found = counterfactual_sizes(scores, 30, points=5, **options)
+    found = counterfactual_sizes(scores, [30, 1, 5, 2, 13], **grouped(options))
     assert found.grid.tolist() == [1, 2, 5, 13, 30]
     trained = len(list((tmp_path / "removal-bank" / "results").iterdir())) - before
     assert trained == 2 * ((found.tried[..., :-1] != -1).sum() + (found.audited[..., :-1] != -1).sum())
@@ -175,8 +176,8 @@ def test_digits_end_to_end_share_their_models_with_brittleness(
 def test_what_cannot_work_is_refused(small_digits: Splits, tmp_path: Path) -> None:
     same = (small_digits.train.labels[:, None] == small_digits.query.labels).astype(np.float32)
     scores = Scores(same, small_digits.train.ids, small_digits.query.ids, "same class")
-    with pytest.raises(InputError, match="points must be at least 1"):
-        counterfactual_sizes(scores, 10, points=0, dataset=small_digits, out=tmp_path / "o")
+    with pytest.raises(InputError, match="at least one number of examples"):
+        counterfactual_sizes(scores, [], dataset=small_digits, out=tmp_path / "o")
     with pytest.raises(InputError, match="got 199"):
         counterfactual_sizes(scores, 199, dataset=small_digits, out=tmp_path / "o")
     assert not (tmp_path / "o").exists()

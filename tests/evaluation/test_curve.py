@@ -21,7 +21,7 @@ from comove.retraining.files import Key
 from comove.retraining.training import model_seed
 from comove.store import digest
 from comove.trace import Trace
-from comove.training import Recipe, Run, fit, predict, train
+from comove.training import Recipe, Run, Training, fit, predict, train
 
 TARGET = Recipe(epochs=3, batch_size=16, lr=0.05)
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def curve(runs: tuple[Run, ...], folder: Path) -> Curve:
     """Two methods, two budgets, two seeds, kept in ``folder``; not to be written to."""
-    return coreset_curve(runs[0], ["cld", "random"], [0.2, 0.6], seeds=2, recipe=TARGET, out=folder)
+    return coreset_curve(runs[0], ["cld", "random"], [0.2, 0.6], seeds=2, out=folder, training=Training(recipe=TARGET))
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -85,7 +85,7 @@ def test_selectors_with_a_seed_are_seeded_anew_and_others_are_not(curve: Curve, 
 
 def test_a_second_call_trains_nothing(curve: Curve, folder: Path, run: Run) -> None:
     before = times(folder)
-    again = coreset_curve(run, ["cld", "random"], [0.2, 0.6], seeds=2, recipe=TARGET, out=folder)
+    again = coreset_curve(run, ["cld", "random"], [0.2, 0.6], seeds=2, out=folder, training=Training(recipe=TARGET))
     assert again.points == curve.points
     assert times(folder) == before
 
@@ -94,7 +94,7 @@ def test_a_lost_point_alone_is_trained_again_to_the_same_accuracy(curve: Curve, 
     before = times(folder)
     lost = next((folder / "bank" / "results").glob("*-001.safetensors"))
     lost.unlink()
-    again = coreset_curve(run, ["cld", "random"], [0.2, 0.6], seeds=2, recipe=TARGET, out=folder)
+    again = coreset_curve(run, ["cld", "random"], [0.2, 0.6], seeds=2, out=folder, training=Training(recipe=TARGET))
     assert again.points == curve.points
     after = times(folder)
     assert {name for name in after if after[name] != before[name]} == {lost.name}
@@ -102,7 +102,9 @@ def test_a_lost_point_alone_is_trained_again_to_the_same_accuracy(curve: Curve, 
 
 def test_more_budgets_seeds_and_methods_reuse_what_is_there(curve: Curve, folder: Path, run: Run) -> None:
     before = times(folder)
-    larger = coreset_curve(run, ["cld", RandomCoreset(seed=50)], [0.2, 0.4], seeds=3, recipe=TARGET, out=folder)
+    larger = coreset_curve(
+        run, ["cld", RandomCoreset(seed=50)], [0.2, 0.4], seeds=3, out=folder, training=Training(recipe=TARGET)
+    )
     assert {name: time for name, time in times(folder).items() if name in before} == before
     kept = {(p.method, p.budget, p.seed): p for p in curve.points}
     shared = [p for p in larger.points if (p.method, p.budget, p.seed) in kept]
@@ -112,7 +114,9 @@ def test_more_budgets_seeds_and_methods_reuse_what_is_there(curve: Curve, folder
 
 def test_budgets_that_differ_in_the_seventh_digit_do_not_share_a_file(run: Run, tmp_path: Path) -> None:
     budgets = [0.3, 0.30000001]
-    found = coreset_curve(run, ["cld"], [*budgets, 0.3], seeds=1, recipe=TARGET, out=tmp_path / "out")
+    found = coreset_curve(
+        run, ["cld"], [*budgets, 0.3], seeds=1, out=tmp_path / "out", training=Training(recipe=TARGET)
+    )
     assert len(list((tmp_path / "out" / "coresets").glob("*.safetensors"))) == 2
     assert len(times(tmp_path / "out")) == 2  # the same 60 examples, and the full data
     assert len(found.points) == 3  # the repeated budget is one point, not two
@@ -120,7 +124,7 @@ def test_budgets_that_differ_in_the_seventh_digit_do_not_share_a_file(run: Run, 
 
 def test_a_selector_object_equals_its_name_and_options_make_a_label_of_their_own(run: Run, curve: Curve) -> None:
     methods = [RandomCoreset(), RandomCoreset(seed=1), CLDCoreset()]
-    found = coreset_curve(run, methods, [0.2], seeds=2, recipe=TARGET)
+    found = coreset_curve(run, methods, [0.2], seeds=2, training=Training(recipe=TARGET))
     by_name = {(p.method, p.budget, p.seed): p.accuracy for p in curve.points}
     mine = {(p.method, p.budget, p.seed): p.accuracy for p in found.points}
     assert {method for method, _, _ in mine} == {"full data", "random", "random(seed=1)", "cld"}
@@ -130,17 +134,17 @@ def test_a_selector_object_equals_its_name_and_options_make_a_label_of_their_own
 
 
 def test_several_runs_select_together(runs: tuple[Run, ...], small_digits: Splits) -> None:
-    found = coreset_curve(runs, ["cld"], [0.5], seeds=1, recipe=TARGET)
+    found = coreset_curve(runs, ["cld"], [0.5], seeds=1, training=Training(recipe=TARGET))
     ids = select("cld", runs, 0.5).ids
     assert found.points[1].accuracy == pytest.approx(accuracy_by_hand(runs[0], small_digits, ids, 0), abs=1 / 40 + 1e-9)
 
 
 def test_another_target_model_and_the_runs_own_recipe_by_default(run: Run) -> None:
-    other = coreset_curve(run, ["cld"], [0.5], seeds=1, target_model="mlp", model_options={"hidden": [8]})
+    other = coreset_curve(run, ["cld"], [0.5], seeds=1, training=Training("mlp", options={"hidden": [8]}))
     assert other.provenance["model"]["options"] == {"hidden": [8]}
     assert other.provenance["recipe"] == run.recipe.to_json()
-    with pytest.raises(InputError, match="model_options belong to target_model"):
-        coreset_curve(run, ["cld"], [0.5], model_options={"hidden": [8]})
+    with pytest.raises(InputError, match="options of a Training belong to its model"):
+        coreset_curve(run, ["cld"], [0.5], training=Training(options={"hidden": [8]}))
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -150,9 +154,9 @@ def test_a_folder_of_another_curve_is_refused(curve: Curve, folder: Path, runs: 
     with pytest.raises(FingerprintError, match=r"recipe\.epochs was 3, now 6"):
         coreset_curve(runs[0], ["cld"], [0.2], out=folder)
     with pytest.raises(FingerprintError, match="sources was"):
-        coreset_curve(runs[1], ["cld"], [0.2], recipe=TARGET, out=folder)
+        coreset_curve(runs[1], ["cld"], [0.2], out=folder, training=Training(recipe=TARGET))
     with pytest.raises(FingerprintError, match="seed was 0, now 4"):
-        coreset_curve(runs[0], ["cld"], [0.2], recipe=TARGET, seed=4, out=folder)
+        coreset_curve(runs[0], ["cld"], [0.2], out=folder, training=Training(recipe=TARGET, seed=4))
 
 
 def test_bare_traces_are_refused_also_among_runs(run: Run) -> None:
@@ -247,15 +251,18 @@ def test_the_smallest_budget_within_a_tolerance_of_the_full_accuracy() -> None:
 
 
 def test_methods_that_choose_the_same_examples_share_their_models(run: Run, tmp_path: Path) -> None:
-    found = coreset_curve(run, ["cld", "random"], [1.0], seeds=2, recipe=TARGET, out=tmp_path)
+    found = coreset_curve(run, ["cld", "random"], [1.0], seeds=2, out=tmp_path, training=Training(recipe=TARGET))
     assert len(times(tmp_path)) == 2
     assert len({point.accuracy for point in found.points if point.seed == 0}) == 1
 
 
 def test_an_interrupted_selection_is_not_made_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = coreset_curve(run, ["random"], [0.2], seeds=1, recipe=TARGET, out=tmp_path)
+    first = coreset_curve(run, ["random"], [0.2], seeds=1, out=tmp_path, training=Training(recipe=TARGET))
     monkeypatch.setattr(RandomCoreset, "_scores", None)  # selecting anew would fail
-    assert coreset_curve(run, ["random"], [0.2], seeds=1, recipe=TARGET, out=tmp_path).points == first.points
+    assert (
+        coreset_curve(run, ["random"], [0.2], seeds=1, out=tmp_path, training=Training(recipe=TARGET)).points
+        == first.points
+    )
 
 
 def test_curves_of_several_targets_share_their_coresets(run: Run, tmp_path: Path) -> None:
@@ -265,11 +272,9 @@ def test_curves_of_several_targets_share_their_coresets(run: Run, tmp_path: Path
             ["random"],
             [0.3],
             seeds=2,
-            recipe=TARGET,
-            target_model="mlp",
-            model_options={"hidden": [width]},
             out=tmp_path / str(width),
             coresets=tmp_path / "coresets",
+            training=Training("mlp", TARGET, options={"hidden": [width]}),
         )
         for width in (8, 16)
     ]
@@ -280,21 +285,21 @@ def test_curves_of_several_targets_share_their_coresets(run: Run, tmp_path: Path
 
 
 def test_coresets_of_other_runs_are_refused(runs: tuple[Run, ...], tmp_path: Path) -> None:
-    coreset_curve(runs[0], ["random"], [0.3], seeds=1, recipe=TARGET, coresets=tmp_path)
+    coreset_curve(runs[0], ["random"], [0.3], seeds=1, coresets=tmp_path, training=Training(recipe=TARGET))
     with pytest.raises(FingerprintError, match="sources was"):
-        coreset_curve(runs[1], ["random"], [0.3], seeds=1, recipe=TARGET, coresets=tmp_path)
+        coreset_curve(runs[1], ["random"], [0.3], seeds=1, coresets=tmp_path, training=Training(recipe=TARGET))
 
 
 def test_methods_that_the_run_did_not_record_for_are_refused_or_left_out_with_the_reason(run: Run) -> None:
     with pytest.raises(InputError, match="needs features and class probabilities at epoch 10"):
-        coreset_curve(run, ["random", "grand"], [0.3], seeds=1, recipe=TARGET)
-    found = coreset_curve(run, ["random", "grand"], [0.3], seeds=1, recipe=TARGET, skip=True)
+        coreset_curve(run, ["random", "grand"], [0.3], seeds=1, training=Training(recipe=TARGET))
+    found = coreset_curve(run, ["random", "grand"], [0.3], seeds=1, skip=True, training=Training(recipe=TARGET))
     assert found.methods == ("random",)
     assert "anchors=(10, -1)" in found.skipped["grand"]
     with pytest.raises(InputError, match="None of the methods"):
-        coreset_curve(run, ["grand"], [0.3], seeds=1, recipe=TARGET, skip=True)
+        coreset_curve(run, ["grand"], [0.3], seeds=1, skip=True, training=Training(recipe=TARGET))
 
 
 def test_a_random_selector_within_another_is_seeded_anew(run: Run) -> None:
-    found = coreset_curve(run, ["per_class"], [0.3], seeds=2, recipe=TARGET)
+    found = coreset_curve(run, ["per_class"], [0.3], seeds=2, training=Training(recipe=TARGET))
     assert len({one.coreset.ids.tobytes() for one in found.coresets}) == 2

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.calls import grouped
 from torch import nn
 
 from comove.attribution import Scores
@@ -31,7 +32,7 @@ ONE = Engine("one-by-one", 1, "for a test")
 
 def create(folder: Path, data: Splits, **changes: object) -> RetrainingBank:
     plain: dict[str, object] = {"model": "mlp", "recipe": RECIPE, "subsets": PLAN, "seeds": 2}
-    return RetrainingBank.create(folder, data, **{**plain, **changes})  # type: ignore[arg-type]
+    return RetrainingBank.create(folder, data, **grouped({**plain, **changes}))
 
 
 def results_of(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.calls import grouped
 
 from comove.data import Splits
 from comove.errors import CorruptFileError, FingerprintError, InputError, LockedError
@@ -27,7 +28,7 @@ ONE = Engine("one-by-one", 1, "for a test")
 
 def create(folder: Path, data: Splits, **changes: object) -> RetrainingBank:
     plain: dict[str, object] = {"model": "mlp", "recipe": RECIPE, "subsets": subsets.random(0.5, 4), "seeds": 2}
-    return RetrainingBank.create(folder, data, **{**plain, **changes})  # type: ignore[arg-type]
+    return RetrainingBank.create(folder, data, **grouped({**plain, **changes}))
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,7 @@ DRIVER = """
 import sys, time
 from comove.evaluation import RetrainingBank
 from comove.retraining import training
+from tests.calls import grouped
 
 def slow(*args, **options):
     print("training", flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.calls import grouped
 from torch import nn
 
 from comove.data import ExampleSet, Splits
@@ -63,7 +64,7 @@ def data() -> Splits:
 
 def planned(folder: Path, data: Splits, count: int = COUNT, **changes: Any) -> RetrainingBank:
     plain: dict[str, Any] = {"recipe": RECIPE, "subsets": subsets.random(0.5, count, seed=1)}
-    return RetrainingBank.create(folder, data, **{**plain, **changes})
+    return RetrainingBank.create(folder, data, **grouped({**plain, **changes}))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -14,7 +14,8 @@ from comove.data import Splits
 from comove.data.builtin import load_dataset
 from comove.errors import CorruptFileError
 from comove.evaluation import RetrainingBank, coreset_curve, subsets
-from comove.training import Run
+from comove.jobs import Compute
+from comove.training import Run, Training
 
 RECIPE = {"epochs": 1, "batch_size": 32, "lr": 0.05}
 
@@ -27,7 +28,7 @@ def splits() -> Splits:
 def make(folder: Path, data: Splits, **changes: object) -> RetrainingBank:
     plain: dict[str, object] = {"subsets": subsets.random(0.5, 3), "keep_weights": True}
     options = {**plain, **changes}
-    bank = RetrainingBank.create(folder, data, "mlp", RECIPE, model_options={"hidden": (4,)}, **options)  # type: ignore[arg-type]
+    bank = RetrainingBank.create(folder, data, Training("mlp", RECIPE, options={"hidden": (4,)}), **options)  # type: ignore[arg-type]
     return bank.run(executor="serial")
 
 
@@ -86,7 +87,7 @@ def test_a_merge_brings_no_damaged_weights(splits: Splits, original: Path, folde
     flip(weight_files(folder)[0])
     plans = [subsets.random(0.5, 3), subsets.random(0.25, 2)]
     here = RetrainingBank.create(
-        tmp_path / "here", splits, "mlp", RECIPE, subsets=plans, keep_weights=True, model_options={"hidden": (4,)}
+        tmp_path / "here", splits, Training("mlp", RECIPE, options={"hidden": (4,)}), subsets=plans, keep_weights=True
     )
     with pytest.warns(UserWarning, match="damaged and were not copied: weights/"):
         here.merge(folder)
@@ -137,7 +138,9 @@ def test_a_coreset_of_a_curve_that_belongs_elsewhere_is_chosen_again(
     runs: tuple[Run, ...], tmp_path: Path, how: str
 ) -> None:
     def accuracies(name: str, run: Run) -> list[float]:
-        curve = coreset_curve(run, ["cld", "random"], [0.2, 0.4], seeds=1, out=tmp_path / name, executor="serial")
+        curve = coreset_curve(
+            run, ["cld", "random"], [0.2, 0.4], seeds=1, out=tmp_path / name, compute=Compute("serial")
+        )
         return [point.accuracy for point in curve.points]
 
     first = accuracies("one", runs[0])

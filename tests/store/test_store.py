@@ -39,7 +39,7 @@ from comove.store import (
     write_manifest,
 )
 
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = Path(__file__).parents[2] / "src"
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:

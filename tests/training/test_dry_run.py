@@ -18,7 +18,7 @@ from comove.attribution import GradDot
 from comove.data import ExampleSet, Splits, split
 from comove.errors import InputError, NonFiniteError
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Recipe, Recording
+from comove.training import Recipe, Recording, Training
 from comove.training.dry_run import dry_run
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=0.05)
@@ -90,7 +90,7 @@ def test_a_bank_of_models_that_return_a_dictionary_has_the_logits_of_those_that_
     splits: Splits, tmp_path: Path
 ) -> None:
     found = [
-        RetrainingBank.create(tmp_path / name, splits, of(forward), RECIPE, subsets=subsets.random(0.5, 2))
+        RetrainingBank.create(tmp_path / name, splits, Training(of(forward), RECIPE), subsets=subsets.random(0.5, 2))
         .run(executor="serial")
         .logits()
         for name, forward in (("plain", plain), ("dict", SAME["dict"]))
@@ -141,7 +141,7 @@ def test_what_cannot_be_trained_is_refused_and_no_folder_is_left(case: str, spli
     with pytest.raises(InputError, match=f"(?s){message}"):
         comove.train(splits, of(forward), RECIPE, out=tmp_path / "runs" / "a")
     with pytest.raises(InputError, match=f"(?s){message}"):
-        RetrainingBank.create(tmp_path / "bank", splits, of(forward), RECIPE, subsets=subsets.random(0.5, 2))
+        RetrainingBank.create(tmp_path / "bank", splits, Training(of(forward), RECIPE), subsets=subsets.random(0.5, 2))
     assert list(tmp_path.iterdir()) == []
 
 

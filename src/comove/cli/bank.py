@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from comove.cli.app import app, command_of, facts, say, table
-from comove.cli.options import Device, Machines, Quiet, check_bank, importable
+from comove.cli.options import ComputeOptions, Device, Quiet, check_bank, importable
 
 __all__ = ["bank", "compact", "merge", "status", "work"]
 
@@ -53,7 +53,7 @@ def status(path: Annotated[Path, typer.Argument(help="Folder of the bank, or its
 @command
 def work(
     path: Folder,
-    machines: Machines,
+    machines: ComputeOptions,
     model: Annotated[
         str | None, typer.Option(help="Your own package.module:factory, named again where the bank was made with it.")
     ] = None,

@@ -5,49 +5,56 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import Machines, MethodList, Task, parse_methods
+from comove.cli.options import AttributionOptions, ComputeOptions, TrainingOptions, parse_methods
 from comove.cli.train import recording_of
 from comove.errors import InputError
 
 if TYPE_CHECKING:
     from comove.attribution import Scores
     from comove.data import Splits
-    from comove.evaluation import Brittleness, Counterfactual
+    from comove.evaluation import Brittleness, Counterfactual, Runs
     from comove.evaluation.prediction_brittleness.flips import Estimate
+    from comove.jobs import Compute
+    from comove.training import Training
 
 __all__ = ["brittleness"]
+
+
+@dataclass(frozen=True)
+class CounterfactualOptions:
+    """Whether to search for the smallest removals that flip a prediction."""
+
+    counterfactual: Annotated[
+        bool, typer.Option("--counterfactual", help="Also find the smallest removal that flips each query (bisection).")
+    ] = False
+    max_k: Annotated[
+        int | None, typer.Option(min=1, help="The largest removal of --counterfactual; by default the largest k.")
+    ] = None
 
 
 @command
 def brittleness(
     out: Annotated[Path, typer.Option(help="Folder for runs, scores, bank, tables and figures.")],
-    task: Task,
-    machines: Machines,
-    methods: MethodList = None,
+    task: TrainingOptions,
+    machines: ComputeOptions,
+    fitted: AttributionOptions,
+    search: CounterfactualOptions,
     k: Annotated[list[int] | None, typer.Option(min=0, help="Examples removed, as 10 50 100.")] = None,
     queries: Annotated[int, typer.Option(min=1, help="How many queries, spread over classes.")] = 40,
     seeds: Annotated[int, typer.Option(min=1, help="R, models trained for each query, method and k.")] = 5,
     base_seeds: Annotated[
         int, typer.Option(min=1, help="Models of all data that vote on the prediction; as many others tell the noise.")
     ] = 11,
-    runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3,
     fit_subsets: Annotated[
         int, typer.Option(min=4, help="Random halves that fz and datamodels are fitted on (one model each).")
     ] = 200,
-    controls: Annotated[bool, typer.Option(help="Show random and same-class removal too.")] = True,
-    counterfactual: Annotated[
-        bool, typer.Option("--counterfactual", help="Also find the smallest removal that flips each query (bisection).")
-    ] = False,
-    max_k: Annotated[
-        int | None, typer.Option(min=1, help="The largest removal of --counterfactual; by default the largest k.")
-    ] = None,
-    record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
 ) -> None:
     """Remove the training examples said to matter most for a prediction, retrain, and count how many predictions flip.
 
@@ -55,50 +62,43 @@ def brittleness(
 
     Example: comove brittleness --dataset digits --methods cld trak --k 10 50 100 --out brittleness/
     """
+    from comove.evaluation import Runs, counterfactual_sizes
     from comove.evaluation import brittleness as measure
-    from comove.evaluation import counterfactual_sizes
     from comove.evaluation.prediction_brittleness.benchmark import checked_ks
     from comove.evaluation.prediction_brittleness.removal import check_k
 
-    chosen = parse_methods(methods, ["cld"], controls=False)
+    chosen = parse_methods(fitted.methods, ["cld"], controls=False)
     splits = task.splits()
     counts = checked_ks(k or [10, 50, 100])
-    for largest in (counts[-1], max_k or 1):  # what cannot be done must not wait for the runs
+    for largest in (counts[-1], search.max_k or 1):  # what cannot be done must not wait for the runs
         check_k(largest, len(splits.train))
-    executor = machines.executor_of()
-    scores = _scores(
-        chosen, splits, task, queries, runs, fit_subsets, recording_of("sweep", record_every), executor, out
-    )
+    training, compute = task.training_for(splits), machines.compute(task)
+    runs = Runs(fitted.runs, recording_of("sweep", fitted.record_every))
+    scores = _scores(chosen, splits, training, runs, queries, fit_subsets, compute, out)
     options: dict[str, Any] = {
         "dataset": splits,
         "out": out,
-        "model": task.model_for(splits),
-        "recipe": task.recipe_for(splits),
-        "model_options": task.model_options,
+        "training": training,
         "seeds": seeds,
         "base_seeds": base_seeds,
-        "controls": controls,
-        "seed": task.seed,
-        "executor": executor,
-        "device": task.device,
-        "progress": not task.quiet,
+        "controls": fitted.controls,
+        "compute": compute,
     }
-    with _warnings_told():
+    with _warnings_shown():
         found = measure(scores, counts, **options)
     _show(found, out)
-    if counterfactual:
-        _show_sizes(counterfactual_sizes(scores, max_k or counts[-1], **options), out)
+    if search.counterfactual:
+        _show_sizes(counterfactual_sizes(scores, search.max_k or counts[-1], **options), out)
 
 
 def _scores(
     methods: list[Any],
     splits: Splits,
-    task: Task,
+    training: Training,
+    runs: Runs,
     queries: int,
-    runs: int,
     fit_subsets: int,
-    recording: Any,
-    executor: Any,
+    compute: Compute,
     out: Path,
 ) -> list[Scores]:
     """Train the runs (and the bank of random halves where a method needs one), and score the queries."""
@@ -109,38 +109,21 @@ def _scores(
 
     if any(method.name == "leave-one-out" for method in methods):
         raise InputError("leave-one-out needs a bank of its own kind: see comove.evaluation.brittleness in Python.")
-    model, recipe = task.model_for(splits), task.recipe_for(splits)
     trained = attribution_runs(
-        splits,
-        model,
-        recipe,
-        count=runs,
-        seed=task.seed,
-        out=out / "runs",
-        recording=recording,
-        model_options=task.model_options,
-        device=task.device,
-        progress=not task.quiet,
+        splits, training, count=runs.count, out=out / "runs", recording=runs.recording, compute=compute
     )
     bank = None
     if any(map(needs_bank, methods)):
-        halves = subsets.random(0.5, fit_subsets, task.seed + 1)
-        planned = RetrainingBank.create(
-            out / "fit-bank",
-            splits,
-            model,
-            recipe,
-            subsets=halves,
-            seed=task.seed + 1,
-            model_options=task.model_options,
-        )
-        bank = planned.run(executor=executor, device=task.device, progress=not task.quiet)
+        other = replace(training, seed=training.seed + 1)
+        halves = subsets.random(0.5, fit_subsets, other.seed)
+        planned = RetrainingBank.create(out / "fit-bank", splits, other, subsets=halves)
+        bank = planned.run(executor=compute.on(), device=compute.device, progress=compute.progress)
     wanted = choose_queries(trained[0].trace, queries)
     return score_methods(methods, trained, splits.query.subset(wanted).ids, out / "removal-scores", fit_bank=bank)
 
 
 @contextmanager
-def _warnings_told() -> Iterator[None]:
+def _warnings_shown() -> Iterator[None]:
     """Tell warnings in a line, when they come: what follows them takes long."""
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning, message="Removing leaves")

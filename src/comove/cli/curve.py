@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,9 @@ import typer
 from comove.cli.app import command, say, table
 from comove.cli.options import (
     BudgetList,
+    ComputeOptions,
     CoresetMethodList,
-    Machines,
-    Task,
+    TrainingOptions,
     coreset_methods,
     importable,
     open_runs,
@@ -28,22 +29,29 @@ if TYPE_CHECKING:
 __all__ = ["curve"]
 
 
+@dataclass(frozen=True)
+class TargetOptions:
+    """What is trained on the coresets."""
+
+    target_model: Annotated[
+        list[str] | None, typer.Option(help="Train these from scratch on the coresets, instead of the run's model.")
+    ] = None
+    target_width: Annotated[float | None, typer.Option(help="Width of the target model.")] = None
+    target_recipe: Annotated[str | None, typer.Option(help="Recipe of the target model.")] = None
+
+
 @command
 def curve(
     out: Annotated[Path, typer.Option(help="Folder for coresets, models' results, tables and figures.")],
-    task: Task,
-    machines: Machines,
+    task: TrainingOptions,
+    machines: ComputeOptions,
+    wanted: TargetOptions,
     run: Annotated[
         Path | None, typer.Argument(help="The recorded run to select with; by default one is trained, as comove train.")
     ] = None,
     methods: CoresetMethodList = None,
     budgets: BudgetList = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Models trained a point.")] = 3,
-    target_model: Annotated[
-        list[str] | None, typer.Option(help="Train these from scratch on the coresets, instead of the run's model.")
-    ] = None,
-    target_width: Annotated[float | None, typer.Option(help="Width of the target model.")] = None,
-    target_recipe: Annotated[str | None, typer.Option(help="Recipe of the target model.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Models trained per point.")] = 3,
     tolerance: Annotated[float, typer.Option(min=0, help="How far below the full data is near enough.")] = 0.01,
 ) -> None:
     """Train from scratch on coresets of several sizes, and compare accuracies with random and with the full data.
@@ -55,12 +63,13 @@ def curve(
     Example: comove curve --methods all --budgets 0.05 0.1 0.3 --flip-labels 0.2 --out noisy/
     """
     from comove.evaluation import coreset_curve
+    from comove.training import Training
 
     names, every = coreset_methods(methods, ["cld", "random"])
     shares = parse_shares(budgets, [0.1, 0.3, 0.5])
     proxy = _proxy(run, task, out)
     found = {}
-    targets: list[str | None] = list(target_model or [None])  # type: ignore[list-item]
+    targets: list[str | None] = list(wanted.target_model or [None])  # type: ignore[list-item]
     for target in targets:
         folder = out if len(targets) == 1 else out / str(target).replace(":", "-")
         found[target or proxy.model_spec.name] = coreset_curve(
@@ -68,16 +77,16 @@ def curve(
             names,
             shares,
             seeds=seeds,
-            seed=task.seed,
-            target_model=importable(target),
-            recipe=target_recipe,
-            model_options=width_option(target_width) if target else None,
+            training=Training(
+                importable(target),
+                wanted.target_recipe,
+                width_option(wanted.target_width) if target else {},
+                task.seed,
+            ),
             out=folder / "trained",
             coresets=out / "coresets",
             skip=every,
-            executor=machines.executor_of(),
-            device=task.device,
-            progress=not task.quiet,
+            compute=machines.compute(task),
         )
         _print(target or proxy.model_spec.name, found[target or proxy.model_spec.name], tolerance, folder)
     _write(found, out)
@@ -86,7 +95,7 @@ def curve(
     say(f"Written to {out}/: curve.csv, {'curve.png' if len(targets) == 1 else 'a curve.png for each target'}")
 
 
-def _proxy(run: Path | None, task: Task, out: Path) -> Run:
+def _proxy(run: Path | None, task: TrainingOptions, out: Path) -> Run:
     """The run to select with: the one named, or a new one that records what every method reads."""
     from comove.training import Recording, Run, train
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import Machines, MethodList, Task, check_bank, importable, parse_methods
+from comove.cli.options import (
+    AttributionOptions,
+    ComputeOptions,
+    TrainingOptions,
+    check_bank,
+    importable,
+    parse_methods,
+)
 from comove.cli.train import recording_of
 from comove.display import counted
 from comove.errors import InputError
@@ -24,12 +32,25 @@ __all__ = ["lds"]
 SUBSETS, SEEDS = 50, 2
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """The subsets that methods computed from a bank are fitted on."""
+
+    fit_subsets: Annotated[
+        int | None, typer.Option(min=4, help="Other subsets that fz and datamodels are fitted on (one model each).")
+    ] = None
+    fit_alpha: Annotated[
+        float | None, typer.Option(help="Share of the training data in these; by default the alpha nearest to 0.5.")
+    ] = None
+
+
 @command
 def lds(
     out: Annotated[Path, typer.Option(help="Folder for runs, bank, scores, table and figure.")],
-    task: Task,
-    machines: Machines,
-    methods: MethodList = None,
+    task: TrainingOptions,
+    machines: ComputeOptions,
+    fitted: AttributionOptions,
+    fit: FitOptions,
     alpha: Annotated[
         list[str] | None,
         typer.Option(help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.  [default: 0.5]"),
@@ -41,18 +62,9 @@ def lds(
     bank: Annotated[
         Path | None, typer.Option(help="An existing bank of these data (its folder or compact file) as ground truth.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3,
     output: Annotated[
         list[str] | None, typer.Option(help="margin, correct, loss, probability, or several.  [default: margin]")
     ] = None,
-    fit_subsets: Annotated[
-        int | None, typer.Option(min=4, help="Other subsets that fz and datamodels are fitted on (one model each).")
-    ] = None,
-    fit_alpha: Annotated[
-        float | None, typer.Option(help="Share of the training data in these; by default the alpha nearest to 0.5.")
-    ] = None,
-    controls: Annotated[bool, typer.Option(help="Show the random and same-class controls too.")] = True,
-    record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
 ) -> None:
     """Hold attribution methods to real retraining: the linear datamodeling score, with interval and noise ceiling.
 
@@ -60,10 +72,10 @@ def lds(
 
     Example: comove lds --methods cld trak --alpha 0.3 0.5 0.7 0.9 loo --output margin correct --out lds/
     """
-    from comove.evaluation import lds_benchmark
+    from comove.evaluation import FitSubsets, Runs, lds_benchmark
     from comove.plots import lds_figure, save_figure
 
-    chosen, splits = parse_methods(methods, ["cld"], controls), task.splits()
+    chosen, splits = parse_methods(fitted.methods, ["cld"], fitted.controls), task.splits()
     if bank is None:
         truth = _new_truth(task, splits, alpha or ["0.5"], subsets or SUBSETS, seeds or SEEDS)
     else:
@@ -72,15 +84,10 @@ def lds(
         splits,
         chosen,
         out=out,
-        runs=runs,
-        recording=recording_of("sweep", record_every),
+        runs=Runs(fitted.runs, recording_of("sweep", fitted.record_every)),
         output=output or "margin",
-        fit_subsets=fit_subsets,
-        fit_alpha=fit_alpha,
-        seed=task.seed,
-        executor=machines.executor_of(),
-        device=task.device,
-        progress=not task.quiet,
+        fit=FitSubsets(fit.fit_subsets, fit.fit_alpha),
+        compute=machines.compute(task),
         **truth,
     )
     for name in benchmark.outputs:
@@ -91,23 +98,24 @@ def lds(
     say(f"Written to {out}/: lds.csv, lds.json, differences.csv, lds.png, runs, scores{'' if bank else ', bank'}")
 
 
-def _new_truth(task: Task, splits: Splits, alphas: Sequence[str], subsets: int, seeds: int) -> dict[str, Any]:
+def _new_truth(
+    task: TrainingOptions, splits: Splits, alphas: Sequence[str], subsets: int, seeds: int
+) -> dict[str, Any]:
     from comove.evaluation import plans_of
 
     return {
         "subsets": plans_of(alphas, subsets, splits.train.ids, task.seed),
         "seeds": seeds,
-        "model": task.model_for(splits),
-        "recipe": task.recipe_for(splits),
-        "model_options": task.model_options,
+        "training": task.training_for(splits),
     }
 
 
 def _known_truth(
-    task: Task, splits: Splits, path: Path, alphas: Sequence[str] | None, counts: dict[str, int | None]
+    task: TrainingOptions, splits: Splits, path: Path, alphas: Sequence[str] | None, counts: dict[str, int | None]
 ) -> dict[str, Any]:
     """Open a bank; how its models are trained, and on what, is its own affair."""
     from comove.evaluation import RetrainingBank, at_alphas
+    from comove.training import Training
 
     training = {name: getattr(task, name) for name in ("width", "recipe", "epochs", "batch_size", "lr")}
     ignored = [f"--{name.replace('_', '-')}" for name, value in training.items() if value is not None]
@@ -118,7 +126,7 @@ def _known_truth(
     factory = model if model and ":" in model else None
     check_bank(path)
     bank = RetrainingBank.load(path, dataset=splits, model=factory)
-    return {"bank": bank if alphas is None else at_alphas(bank, alphas), "model": model}
+    return {"subsets": bank if alphas is None else at_alphas(bank, alphas), "training": Training(model, seed=task.seed)}
 
 
 def _print_table(benchmark: Benchmark, output: str) -> None:

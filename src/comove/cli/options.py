@@ -17,12 +17,13 @@ from comove.errors import InputError, some
 
 if TYPE_CHECKING:
     from comove.data import Splits
-    from comove.jobs import Executor
-    from comove.training import Recipe
+    from comove.jobs import Compute, Executor
+    from comove.training import Recipe, Training
 
 __all__ = [
-    "Machines",
-    "Task",
+    "AttributionOptions",
+    "ComputeOptions",
+    "TrainingOptions",
     "check_bank",
     "coreset_methods",
     "importable",
@@ -84,7 +85,7 @@ CoresetMethodList = Annotated[
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingOptions:
     """What is trained on which data, and how."""
 
     dataset: Dataset = "digits"
@@ -139,9 +140,15 @@ class Task:
         """Options of the model."""
         return width_option(self.width)
 
+    def training_for(self, splits: Splits) -> Training:
+        """How models are trained on these data."""
+        from comove.training import Training
+
+        return Training(self.model_for(splits), self.recipe_for(splits), self.model_options, self.seed)
+
 
 @dataclass(frozen=True)
-class Machines:
+class ComputeOptions:
     """Where retrainings run."""
 
     executor: Annotated[str, typer.Option(help="local (processes here), serial (this process) or ray (a cluster).")] = (
@@ -156,6 +163,22 @@ class Machines:
         from comove.jobs import as_executor
 
         return as_executor(self.executor, workers=self.workers, address=self.address, gpus=self.gpus)
+
+    def compute(self, task: TrainingOptions) -> Compute:
+        """Where to compute, and whether with a progress bar."""
+        from comove.jobs import Compute
+
+        return Compute(self.executor_of(), task.device, progress=not task.quiet)
+
+
+@dataclass(frozen=True)
+class AttributionOptions:
+    """Which methods, and the runs that they are fitted on."""
+
+    methods: MethodList = None
+    runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3
+    controls: Annotated[bool, typer.Option(help="Show the random and same-class controls too.")] = True
+    record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None
 
 
 def importable(name: str | None) -> str | None:

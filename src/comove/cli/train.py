@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, facts, say
-from comove.cli.options import Task, is_whole
+from comove.cli.options import TrainingOptions, is_whole
 
 if TYPE_CHECKING:
     from comove.training import Recording, Run
@@ -23,7 +23,7 @@ TOO_FEW = 8
 @command
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    task: Task,
+    task: TrainingOptions,
     mode: Annotated[str, typer.Option(help="sweep: clean passes; in_pass: from the training pass.")] = "sweep",
     record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
     anchors: Annotated[

@@ -8,6 +8,8 @@ from comove.evaluation.label_errors.ranking import rank_labels
 from comove.evaluation.label_errors.suspicion import Suspicion
 from comove.evaluation.lds_benchmark.benchmark import (
     Benchmark,
+    FitSubsets,
+    Runs,
     at_alphas,
     attribution_runs,
     lds_benchmark,
@@ -40,8 +42,10 @@ __all__ = [
     "Detection",
     "Diagnosis",
     "Difference",
+    "FitSubsets",
     "GroundTruth",
     "RetrainingBank",
+    "Runs",
     "Scenario",
     "Suspicion",
     "at_alphas",

@@ -5,10 +5,21 @@ executors give the same bits on processors of one kind: a job runs with torch on
 """
 
 from comove.jobs.base import Executor, JobLostError
+from comove.jobs.compute import Compute
 from comove.jobs.local import Local
 from comove.jobs.pending import run_pending
 from comove.jobs.ray_cluster import RayCluster
 from comove.jobs.run import as_executor, run_jobs
 from comove.jobs.serial import Serial
 
-__all__ = ["Executor", "JobLostError", "Local", "RayCluster", "Serial", "as_executor", "run_jobs", "run_pending"]
+__all__ = [
+    "Compute",
+    "Executor",
+    "JobLostError",
+    "Local",
+    "RayCluster",
+    "Serial",
+    "as_executor",
+    "run_jobs",
+    "run_pending",
+]

@@ -32,7 +32,6 @@ import numpy.typing as npt
 import torch
 
 from comove.attribution import Scores
-from comove.checks import check_seed
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.data.builtin import as_splits, reload_splits
 from comove.display import counted
@@ -66,7 +65,7 @@ from comove.retraining.subsets import SubsetPlan
 from comove.retraining.training import Material, device_type, train_wanted, wanted_models
 from comove.store import check_fingerprint, claim_folder, new_folder
 from comove.store.lock import driver_lock
-from comove.training import Engine, Recipe, as_recipe, default_model, engines_for
+from comove.training import Engine, Recipe, Training, as_training, engines_for
 from comove.training.dry_run import dry_run
 from comove.training.run import read_weights
 
@@ -114,20 +113,17 @@ class RetrainingBank:
         cls,
         path: str | os.PathLike[str],
         dataset: str | Splits | ExampleSet | MapDataset,
-        model: str | Factory | None = None,
-        recipe: Recipe | str | Mapping[str, Any] | None = None,
+        training: Training | str | Factory | None = None,
         *,
         subsets: SubsetPlan | Sequence[SubsetPlan],
         seeds: int = 1,
         queries: Sequence[int] | Ids | None = None,
-        seed: int = 0,
-        model_options: Mapping[str, Any] | None = None,
         keep_weights: bool = False,
         engine: Engine | None = None,
     ) -> RetrainingBank:
         """Plan a bank in a new folder, or open the one that is there and add to it what it lacks.
 
-        Data, model, recipe, queries, ``seed`` and ``engine`` make a bank; which subsets and how many seeds is a
+        Data, ``training``, queries and ``engine`` make a bank; which subsets and how many seeds is a
         question of what it holds. So asking for more subsets, seeds or plans extends it, nothing is ever taken away,
         and what is trained already is used. The bank that is returned has what was asked for here; :meth:`load` gives
         everything.
@@ -135,14 +131,12 @@ class RetrainingBank:
         Args:
             path: the folder.
             dataset: as for :func:`comove.train`.
-            model: a name, ``"package.module:factory"`` or a factory.
-            recipe: as for :func:`comove.train`.
+            training: network, recipe and the seed from which, with its subset and number, every model's own seed is
+                derived; a model's name or factory stands for one with that model's defaults.
             subsets: which training examples each retraining uses, e.g. ``subsets.random(0.5, 100)``,
                 ``subsets.leave_one_out()``, ``subsets.removals(scores, [10, 50])``; or several such plans.
-            seeds: R, models trained a subset.
+            seeds: R, models trained per subset.
             queries: ids of the query split to keep logits of; by default all.
-            seed: from which every model's seed is derived, together with its subset and number.
-            model_options: options of the model.
             keep_weights: also keep the weights of the models of these plans.
             engine: how models are trained, many at a time or one by one, on which bits depend. By default that of the
                 bank which is there; of a new one what :func:`comove.training.engines_for` says, the same everywhere.
@@ -152,12 +146,8 @@ class RetrainingBank:
             FingerprintError: the folder holds another bank; the message shows what differs.
             CorruptFileError: it holds a bank of an older comove.
         """
-        check_seed(int(seed) if isinstance(seed, np.integer) else seed, "bank")
-        splits = as_splits(dataset)
-        model = default_model(splits) if model is None else model
-        shape = splits.train.input_shape
-        spec = ModelSpec.of(model, num_classes=len(splits.classes), input_shape=shape, **dict(model_options or {}))
-        recipe = as_recipe(recipe, model=spec.name, n_train=len(splits.train))
+        splits, how = as_splits(dataset), as_training(training)
+        spec, recipe, factory = how.resolve(splits)
         if not (Path(path) / "manifest.json").exists():  # a model that is refused leaves nothing behind
             dry_run(spec.build(0), splits.train)
         query = splits.query if queries is None else splits.query.subset(queries)
@@ -166,11 +156,10 @@ class RetrainingBank:
             "dataset": splits.describe(),
             "model": spec.to_json(),
             "recipe": recipe.to_json(),
-            "seed": int(seed),
+            "seed": int(how.seed),
             "query_ids": query.ids.tolist(),
             "classes": list(splits.classes),
         }
-        factory = model if callable(model) or ":" in model else None
         identity |= planned_engines(Path(path), engine, lambda: engines_for(spec, splits.train, recipe, factory))
         folder = new_folder(path)
         identity = claim_folder(folder, "bank", BANK_FORMAT, identity)

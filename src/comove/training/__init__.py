@@ -1,12 +1,13 @@
 """The training loop, recipes, recorded runs, and engines that train many models with its results."""
 
+from comove.training.configuration import Training, as_training, default_model
 from comove.training.loop import Resident, evaluate, fit, predict, resolve_device
 from comove.training.many.choice import choose_engine, engines_for
 from comove.training.many.engine import Engine, Engines, Trained, train_many
 from comove.training.many.stacked import Member
 from comove.training.recipe import RECIPES, Recipe, as_recipe, default_recipe
 from comove.training.run import Checkpoint, Run
-from comove.training.train import Recording, default_model, train
+from comove.training.train import Recording, train
 
 __all__ = [
     "RECIPES",
@@ -19,7 +20,9 @@ __all__ = [
     "Resident",
     "Run",
     "Trained",
+    "Training",
     "as_recipe",
+    "as_training",
     "choose_engine",
     "default_model",
     "default_recipe",

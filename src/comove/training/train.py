@@ -28,12 +28,13 @@ from comove.models import Factory, ModelSpec, penultimate
 from comove.store import DAMAGED, claim_folder, digest, new_folder, set_aside, write_json
 from comove.store.lock import driver_lock
 from comove.trace import FIELDS, Recorder
+from comove.training.configuration import Training
 from comove.training.dry_run import check_inputs, dry_run, features_layer
 from comove.training.loop import OptimizerState, Resident, batch_bounds, evaluate, fit, resolve_device
-from comove.training.recipe import Recipe, as_recipe
+from comove.training.recipe import Recipe
 from comove.training.run import RUN_FORMAT, Run, read_weights, write_weights
 
-__all__ = ["Recording", "default_model", "train"]
+__all__ = ["Recording", "train"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,6 @@ class Recording:
         return resolved
 
 
-def default_model(dataset: Splits) -> str:
-    """The model trained when none is named: a small MLP for tiny inputs, ResNet-9 for images."""
-    shape = dataset.train.input_shape
-    return "resnet9" if len(shape) == 3 and min(shape[1:]) >= 32 else "mlp"
-
-
 def train(
     dataset: str | Splits | ExampleSet | MapDataset,
     model: str | Factory | None = None,
@@ -126,11 +121,7 @@ def train(
         StorageError: the folder cannot be written.
     """
     splits = as_splits(dataset)
-    model = default_model(splits) if model is None else model
-    spec = ModelSpec.of(
-        model, num_classes=len(splits.classes), input_shape=splits.train.input_shape, **dict(model_options or {})
-    )
-    recipe = as_recipe(recipe, model=spec.name, n_train=len(splits.train))
+    spec, recipe, _ = Training(model, recipe, model_options or {}, seed).resolve(splits)
     recording = recording or Recording()
     recording.anchor_epochs(recipe.epochs)
     if checkpoints not in ("all", "last") and not (isinstance(checkpoints, int) and checkpoints >= 1):

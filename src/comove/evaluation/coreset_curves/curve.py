@@ -10,24 +10,23 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from comove.checks import whole_number
 from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
 from comove.display import counted, figure, html_table
 from comove.errors import CorruptFileError, InputError, did_you_mean
-from comove.jobs import Executor
-from comove.models import Factory, ModelSpec
+from comove.jobs import Compute
+from comove.models import Factory
 from comove.retraining.bank import RetrainingBank
 from comove.retraining.subsets import everything, only
 from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_header, set_aside
-from comove.training import Recipe, Run, as_recipe
+from comove.training import Run, Training, as_training
 from comove.training.sources import Source, SourceLike, as_sources
 
 if TYPE_CHECKING:
@@ -147,17 +146,12 @@ def coreset_curve(
     budgets: Sequence[float],
     *,
     seeds: int = 3,
-    seed: int = 0,
     dataset: Splits | None = None,
-    target_model: str | Factory | None = None,
-    recipe: Recipe | str | Mapping[str, Any] | None = None,
-    model_options: Mapping[str, Any] | None = None,
+    training: Training | str | Factory | None = None,
     out: str | os.PathLike[str] | None = None,
     coresets: str | os.PathLike[str] | None = None,
     skip: bool = False,
-    executor: Executor | str = "local",
-    device: str | torch.device = "auto",
-    progress: bool = False,
+    compute: Compute | None = None,
 ) -> Curve:
     """Select coresets with recorded runs, train the target model from scratch on each, and compare accuracies.
 
@@ -169,19 +163,15 @@ def coreset_curve(
         source: the run(s) to select with.
         methods: names of coreset methods, or selectors.
         budgets: shares of the training examples.
-        seeds: models trained a point.
-        seed: from which the models' seeds are derived.
+        seeds: models trained per point.
         dataset: the splits of the runs, where they cannot be loaded by name.
-        target_model: by default the run's own model (a run of the user's own factory must have been opened with it).
-        recipe: by default the run's own recipe for its own model, else the target model's default.
-        model_options: options of ``target_model``.
+        training: of the target models: by default the run's own model (a run of the user's own factory must have been
+            opened with it) and, for that model, its own recipe. Every model's own seed is derived from its seed.
         out: a folder that keeps coresets and models' results, so that an interrupted curve goes on and a larger one
             uses them; ``None`` keeps none.
         coresets: a folder to keep the coresets in instead of ``out``, shared by curves of several target models.
         skip: leave out methods that need what the runs did not record, instead of refusing; see ``Curve.skipped``.
-        executor: where to train; as for :meth:`RetrainingBank.run`.
-        device: of the workers.
-        progress: show a bar.
+        compute: where to train.
 
     Raises:
         InputError: bad arguments, as :func:`comove.coreset.select`; runs without validation examples of their own.
@@ -196,14 +186,14 @@ def coreset_curve(
     splits = dataset or run.data()
     _check_data(sources, splits)
     chosen = _selectors(methods, budgets, seeds, splits)
-    spec, recipe = _target(run, splits, target_model, recipe, model_options)
-    trained_model = run.model_spec.named(run.factory) if target_model is None else target_model
+    how, where = _target(run, splits, as_training(training)), compute or Compute()
+    spec, recipe, _ = how.resolve(splits)
     content = {
         "dataset": splits.describe(),
         "sources": [run.manifest["fingerprint"] for run in runs],
         "model": spec.to_json(),
         "recipe": recipe.to_json(),
-        "seed": seed,
+        "seed": how.seed,
     }
     shares = list(dict.fromkeys(map(float, budgets)))
     with tempfile.TemporaryDirectory(prefix="comove-curve-") as temporary:
@@ -216,16 +206,10 @@ def coreset_curve(
         def trained(sets: list[Ids], number: int) -> list[list[float]]:
             """Accuracies (C, R) of models trained on each set; an empty list stands for the full data."""
             bank = RetrainingBank.create(
-                folder / "bank",
-                splits,
-                trained_model,
-                recipe,
-                subsets=only(sets) if sets else everything(),
-                seeds=number,
-                seed=seed,
-                model_options=dict(spec.options),
+                folder / "bank", splits, how, subsets=only(sets) if sets else everything(), seeds=number
             )
-            correct = bank.run(executor=executor, device=device, progress=progress).outputs("correct")
+            bank.run(executor=where.on(), device=where.device, progress=where.progress)
+            correct = bank.outputs("correct")
             return [[float(accuracy) for accuracy in row] for row in correct.mean(-1)]
 
         points = [CurvePoint(FULL, 1.0, len(splits.train), s, a) for s, a in enumerate(trained([], seeds)[0])]
@@ -314,21 +298,16 @@ def _kept_coreset(file: Path, made_from: str) -> Coreset:
     return found
 
 
-def _target(
-    run: Run,
-    splits: Splits,
-    model: str | Factory | None,
-    recipe: Recipe | str | Mapping[str, Any] | None,
-    options: Mapping[str, Any] | None,
-) -> tuple[ModelSpec, Recipe]:
-    if model is None:
-        if options:
-            raise InputError("model_options belong to target_model; name it too.")
-        return run.model_spec, run.recipe if recipe is None else as_recipe(recipe, model="", n_train=0)
-    shape = splits.train.input_shape
-    spec = ModelSpec.of(model, num_classes=len(splits.classes), input_shape=shape, **dict(options or {}))
-    same = recipe is None and spec.name == run.model_spec.name
-    return spec, run.recipe if same else as_recipe(recipe, model=spec.name, n_train=len(splits.train))
+def _target(run: Run, splits: Splits, training: Training) -> Training:
+    """How the target models are trained, with the run's own model and recipe where none is named."""
+    if training.model is None:
+        if training.options:
+            raise InputError("The options of a Training belong to its model; name it too.")
+        own = run.model_spec
+        training = replace(training, model=own.named(run.factory), options=dict(own.options))
+        return training if training.recipe is not None else replace(training, recipe=run.recipe)
+    same = training.recipe is None and training.resolve(splits).spec.name == run.model_spec.name
+    return replace(training, recipe=run.recipe) if same else training
 
 
 def _check_data(sources: Sequence[Source], splits: Splits) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from comove.attribution import Attributor, Scores
 from comove.attribution.leave_one_out import LeaveOneOut
@@ -25,7 +23,7 @@ from comove.evaluation.lds_benchmark.plans import (
     union,
 )
 from comove.evaluation.lds_benchmark.result import Benchmark
-from comove.jobs import Executor
+from comove.jobs import Compute
 from comove.jobs.progress import progress_bar
 from comove.lds.against_bank import bank_lds
 from comove.models import Factory, ModelSpec
@@ -33,36 +31,42 @@ from comove.models.measured_outputs import check_measurable
 from comove.retraining.bank import RetrainingBank
 from comove.retraining.subsets import SubsetPlan
 from comove.store import new_folder
-from comove.training import Recipe, Recording, Run, train
+from comove.training import Recipe, Recording, Run, Training, as_training, train
 
-__all__ = ["Benchmark", "at_alphas", "attribution_runs", "lds_benchmark", "plans_of", "score_methods"]
+__all__ = [
+    "Benchmark",
+    "FitSubsets",
+    "Runs",
+    "at_alphas",
+    "attribution_runs",
+    "lds_benchmark",
+    "plans_of",
+    "score_methods",
+]
 
 
 def attribution_runs(
     splits: Splits,
-    model: str | Factory | None,
-    recipe: Recipe | str | None,
+    training: Training,
     *,
     count: int,
-    seed: int,
     out: Path,
     recording: Recording | None = None,
-    model_options: Mapping[str, Any] | None = None,
-    device: str | torch.device = "auto",
-    progress: bool = False,
+    compute: Compute | None = None,
 ) -> tuple[Run, ...]:
-    """Train ``count`` runs with seeds ``seed``, ``seed + 1``, ... into numbered folders of ``out``; resumable."""
+    """Train ``count`` runs, their seeds counted up from the training's, into numbered folders of ``out``; resumable."""
+    where = compute or Compute()
     return tuple(
         train(
             splits,
-            model,
-            recipe,
-            seed + number,
+            training.model,
+            training.recipe,
+            training.seed + number,
             out / f"{number:03d}",
             recording=recording,
-            model_options=model_options,
-            device=device,
-            progress=progress,
+            model_options=training.options,
+            device=where.device,
+            progress=where.progress,
         )
         for number in range(count)
     )
@@ -100,26 +104,39 @@ def file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in label).strip("-")
 
 
+@dataclass(frozen=True)
+class Runs:
+    """The runs that methods are fitted on: how many, and what is recorded of each (by default everything)."""
+
+    count: int = 3
+    recording: Recording | None = None
+
+
+@dataclass(frozen=True)
+class FitSubsets:
+    """The subsets that methods computed from a bank are fitted on: other ones than they are measured on.
+
+    Attributes:
+        count: how many, one model each; by default as many as there are models at one sampling ratio of the bank.
+        alpha: their sampling ratio; by default the one of the bank's that is nearest to 0.5.
+    """
+
+    count: int | None = None
+    alpha: float | None = None
+
+
 def lds_benchmark(
     splits: Splits,
     methods: Sequence[Attributor],
     *,
     out: str | os.PathLike[str],
-    subsets: SubsetPlan | Sequence[SubsetPlan] | None = None,
+    subsets: SubsetPlan | Sequence[SubsetPlan] | RetrainingBank,
     seeds: int = 1,
-    bank: RetrainingBank | None = None,
-    runs: int = 3,
-    model: str | Factory | None = None,
-    recipe: Recipe | str | None = None,
-    model_options: Mapping[str, Any] | None = None,
-    recording: Recording | None = None,
+    runs: Runs | int = 3,
+    training: Training | str | Factory | None = None,
     output: str | Sequence[str] = "margin",
-    fit_subsets: int | None = None,
-    fit_alpha: float | None = None,
-    seed: int = 0,
-    executor: Executor | str = "local",
-    device: str | torch.device = "auto",
-    progress: bool = False,
+    fit: FitSubsets | None = None,
+    compute: Compute | None = None,
 ) -> Benchmark:
     """Hold methods to retraining; an interrupted benchmark goes on from what ``out`` keeps.
 
@@ -131,83 +148,63 @@ def lds_benchmark(
         methods: attribution methods, not yet fitted.
         out: a folder: ``runs/``, ``bank/`` (and ``fit-bank/`` where a method needs it), ``scores/``, ``lds.json``,
             ``lds.csv``, ``differences.csv``.
-        subsets: of the bank: a plan such as ``subsets.random(0.5, 100)``, or several, such as :func:`plans_of` makes.
-            Not with a ``bank``.
-        seeds: R, models a subset.
-        bank: an existing bank of these data (or a part, such as ``bank.at(0.5)``), instead of a new one: its random and
-            leave-one-out subsets are used, and what of them is pending is trained.
-        runs: how many models the methods are fitted on.
-        model: as for :func:`comove.train`, for runs and bank alike; with a ``bank``, needed only for a factory of the
-            user's own.
-        recipe: likewise; with a ``bank``, its own.
-        model_options: likewise.
-        recording: of the runs.
+        subsets: of the bank: a plan such as ``subsets.random(0.5, 100)``, or several, such as :func:`plans_of` makes;
+            or an existing bank of these data (or a part, such as ``bank.at(0.5)``), whose random and leave-one-out
+            subsets are used, and what of them is pending is trained.
+        seeds: R, models per subset.
+        runs: how many models the methods are fitted on, and what is recorded of them.
+        training: how runs and bank are trained; with an existing bank, as that was: only a factory of the user's own
+            must be given again. The seed is that of the first run and of the bank.
         output: what is measured on the queries, one or several.
-        fit_subsets: how many other subsets (one model each) the methods computed from a bank are fitted on; by default
-            as many as there are models at one sampling ratio of the bank that they are measured on.
-        fit_alpha: their sampling ratio; by default the one of the bank's that is nearest to 0.5.
-        seed: of the first run and of the bank.
-        executor: where the banks are trained; see :mod:`comove.jobs`.
-        device: where to compute.
-        progress: show bars.
+        fit: the other subsets that methods computed from a bank are fitted on.
+        compute: where to train.
 
     Raises:
         InputError: bad arguments.
-        FingerprintError: ``out`` holds a benchmark with other settings, or ``bank`` is of other data.
+        FingerprintError: ``out`` holds a benchmark with other settings, or the bank is of other data.
     """
-    outputs = _checked(methods, runs, output)
-    if bank is None:
+    wanted = runs if isinstance(runs, Runs) else Runs(runs)
+    how, where, fit = as_training(training), compute or Compute(), fit or FitSubsets()
+    outputs = _checked(methods, wanted.count, output)
+    if not isinstance(subsets, RetrainingBank):
         plans = checked_plans(subsets, splits.train.ids)
         bank = RetrainingBank.create(  # planned first: what is wrong with it must not wait for the runs
-            new_folder(out) / "bank",
-            splits,
-            model,
-            recipe,
-            subsets=plans,
-            seeds=seeds,
-            seed=seed,
-            model_options=model_options,
+            new_folder(out) / "bank", splits, how, subsets=plans, seeds=seeds
         )
         parts = by_alpha([bank.plan(plan) for plan in plans])
     else:
-        if subsets is not None:
-            raise InputError("Give either subsets or a bank; of a bank, a part restricts them: bank.at(0.5).")
-        check_bank(bank, splits, model, recipe, model_options)
+        bank = subsets
+        check_bank(bank, splits, how)
         parts = by_alpha(parts_of(bank))
     folder, whole = new_folder(out), union(bank, parts)
-    same, fit_bank = _training_of(bank, model), None
+    same, fit_bank = _training_of(bank, how), None
     if any(map(needs_bank, methods)):
-        plan = fit_plan(bank, fit_subsets or len(parts[0].jobs), fit_alpha)
-        options = {**same, "subsets": plan, "queries": bank.query_ids, "seed": seed + 1}
-        fit_bank = RetrainingBank.create(folder / "fit-bank", splits, **options)
+        plan = fit_plan(bank, fit.count or len(parts[0].jobs), fit.alpha)
+        other = replace(same, seed=same.seed + 1)
+        fit_bank = RetrainingBank.create(folder / "fit-bank", splits, other, subsets=plan, queries=bank.query_ids)
     trained = attribution_runs(
-        splits,
-        **same,
-        count=runs,
-        seed=seed,
-        out=folder / "runs",
-        recording=recording,
-        device=device,
-        progress=progress,
+        splits, same, count=wanted.count, out=folder / "runs", recording=wanted.recording, compute=where
     )
     banks = [whole] if fit_bank is None else [whole, fit_bank]
     retrained = sum(len(each.pending) for each in banks)
     for each in banks:
         if each.pending:  # a compact bank cannot be run, nor need it be
-            each.run(executor=executor, device=device, progress=progress)
+            each.run(executor=where.on(), device=where.device, progress=where.progress)
     reused = sum(len(each.jobs) for each in banks) - retrained
-    scores = score_methods(methods, trained, bank.query_ids, folder / "scores", fit_bank=fit_bank, progress=progress)
+    scores = score_methods(
+        methods, trained, bank.query_ids, folder / "scores", fit_bank=fit_bank, progress=where.progress
+    )
     results = tuple(bank_lds(parts, scores, outputs))
     benchmark = Benchmark(results, whole, trained, retrained, reused, fit_bank)
     benchmark.save(folder)
     return benchmark
 
 
-def _training_of(bank: RetrainingBank, model: str | Factory | None) -> dict[str, Any]:
-    """How the bank's models are trained, as arguments of :func:`comove.train`."""
+def _training_of(bank: RetrainingBank, how: Training) -> Training:
+    """How the bank's models are trained; the seed is the one asked for."""
     spec = ModelSpec.from_json(bank.manifest["model"])
     recipe = Recipe.from_json(bank.manifest["recipe"])
-    return {"model": spec.named() if model is None else model, "recipe": recipe, "model_options": dict(spec.options)}
+    return Training(spec.named() if how.model is None else how.model, recipe, dict(spec.options), how.seed)
 
 
 def _checked(methods: Sequence[Attributor], runs: int, output: str | Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ Shape legend: C subsets, N train.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from comove.checks import check_seed
 from comove.data import Ids, Splits
 from comove.errors import InputError
 from comove.lds.against_bank import alpha_of
-from comove.models import Factory, ModelSpec
+from comove.models import ModelSpec
 from comove.retraining.bank import RetrainingBank
 from comove.retraining.subsets import RandomSubsets, SubsetPlan, leave_one_out
 from comove.store import check_fingerprint
-from comove.training import Recipe, as_recipe
+from comove.training import Training
 
 __all__ = [
     "at_alphas",
@@ -73,11 +74,11 @@ def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
-def checked_plans(subsets: SubsetPlan | Sequence[SubsetPlan] | None, train_ids: Ids) -> list[SubsetPlan]:
+def checked_plans(subsets: SubsetPlan | Sequence[SubsetPlan], train_ids: Ids) -> list[SubsetPlan]:
     """The plans of a bank to be made, after a look at each."""
-    if subsets is None:
-        raise InputError("Say which subsets to retrain on, such as subsets.random(0.5, 100), or give a bank.")
     plans = listed(subsets)
+    if not plans or not all(hasattr(plan, "masks_for") for plan in plans):
+        raise InputError("Say which subsets to retrain on, such as subsets.random(0.5, 100), or give a bank.")
     for plan in plans:
         _check_count(plan.name, len(plan.masks_for(train_ids)))
     return plans
@@ -141,21 +142,19 @@ def fit_plan(bank: RetrainingBank, count: int, alpha: float | None) -> RandomSub
 def check_bank(
     bank: RetrainingBank,
     splits: Splits,
-    model: str | Factory | None,
-    recipe: Recipe | str | None,
-    model_options: Mapping[str, Any] | None,
+    training: Training,
 ) -> None:
     """Refuse other data, or another way of training, than the bank's: its models are to stand for the runs'."""
     found, where = bank.manifest["dataset"]["fingerprint"], bank.path
     check_fingerprint("data set", found=found, expected=splits.fingerprint, where=where)
     spec = ModelSpec.from_json(bank.manifest["model"])
-    if ":" in spec.name and model is None:
+    if ":" in spec.name and training.model is None:
         raise InputError(f"The models of {where} are made by {spec.name}: give that factory again, as model.")
-    shape, options = splits.train.input_shape, dict(spec.options) if model_options is None else dict(model_options)
-    asked = ModelSpec.of(model or spec.name, num_classes=len(splits.classes), input_shape=shape, **options)
+    options = training.options or dict(spec.options)
+    asked, recipe, _ = replace(training, model=training.model or spec.name, options=options).resolve(splits)
     ours, theirs = {"model": asked.to_json()}, {"model": spec.to_json()}
-    if recipe is not None:
-        ours["recipe"] = as_recipe(recipe, model=spec.name, n_train=len(splits.train)).to_json()
+    if training.recipe is not None:
+        ours["recipe"] = recipe.to_json()
         theirs["recipe"] = dict(bank.manifest["recipe"])
     unlike = [
         f"{part}.{key} {theirs[part].get(key)!r}, not {value!r}"

@@ -12,13 +12,11 @@ Shape suffixes: M methods and controls, Q queries, K numbers removed, R models a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from comove.checks import many_whole
 from comove.data import ExampleSet, Ids, MapDataset, Splits
@@ -40,9 +38,9 @@ from comove.evaluation.prediction_brittleness.removal import (
     warn_of_emptied_classes,
 )
 from comove.evaluation.prediction_brittleness.result import Brittleness
-from comove.jobs import Executor
+from comove.jobs import Compute
 from comove.models import Factory
-from comove.training import Recipe
+from comove.training import Training, as_training
 
 __all__ = ["brittleness", "checked_ks", "measure_brittleness"]
 
@@ -94,17 +92,12 @@ def brittleness(
     *,
     dataset: str | Splits | ExampleSet | MapDataset,
     out: str | os.PathLike[str],
-    model: str | Factory | None = None,
-    recipe: Recipe | str | Mapping[str, Any] | None = None,
+    training: Training | str | Factory | None = None,
     seeds: int = 5,
     base_seeds: int = 11,
     queries: Sequence[int] | Ids | None = None,
     controls: bool = True,
-    seed: int = 0,
-    model_options: Mapping[str, Any] | None = None,
-    executor: Executor | str = "local",
-    device: str | torch.device = "auto",
-    progress: bool = False,
+    compute: Compute | None = None,
 ) -> Brittleness:
     """Remove each query's k highest-scored training examples, retrain, and count flipped predictions.
 
@@ -117,18 +110,13 @@ def brittleness(
         ks: how many examples to remove.
         dataset: as for :func:`comove.train`.
         out: a folder: ``removal-bank/``, ``brittleness.safetensors``, ``brittleness.csv``.
-        model: as for :func:`comove.train`.
-        recipe: likewise.
+        training: how models are trained; its seed is also that of the controls.
         seeds: R, models trained for each query, method and k.
         base_seeds: B, models of all training examples whose majority is the prediction; as many again, without a vote,
             give the flip rate at k = 0.
         queries: ids of the query split; by default all that were scored.
         controls: whether random and same-class removal stand beside the methods.
-        seed: of the models and the controls.
-        model_options: options of the model.
-        executor: where models are trained.
-        device: likewise.
-        progress: show bars.
+        compute: where models are trained.
 
     Raises:
         InputError: bad arguments; a k that leaves fewer than two examples.
@@ -143,20 +131,15 @@ def brittleness(
     """
     check_models(seeds, base_seeds)
     counts = checked_ks(ks)
-    named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
-    removal = plan_removal(named, splits, counts[-1], queries=queries, controls=controls, seed=seed)
+    named, splits, folder, how = named_scores(scores), as_splits(dataset), Path(out), as_training(training)
+    removal = plan_removal(named, splits, counts[-1], queries=queries, controls=controls, seed=how.seed)
     warn_of_emptied_classes(removal, counts)
     retraining = BankRetraining.at(
         folder / BANK_FOLDER,
         splits,
-        model,
-        recipe,
+        how,
         queries=removal.query_ids,
-        seed=seed,
-        model_options=model_options,
-        executor=executor,
-        device=device,
-        progress=progress,
+        compute=compute or Compute(),
     )
     found = measure_brittleness(removal, counts, retraining, seeds=seeds, base_seeds=base_seeds)
     found = replace(found, info=retraining.provenance)

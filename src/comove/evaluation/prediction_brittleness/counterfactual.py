@@ -17,15 +17,14 @@ Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from comove.checks import many_whole, whole_number
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.data.builtin import as_splits
 from comove.errors import InputError
@@ -39,11 +38,14 @@ from comove.evaluation.prediction_brittleness.models import (
     check_models,
 )
 from comove.evaluation.prediction_brittleness.removal import Removal, SomeScores, named_scores, plan_removal
-from comove.jobs import Executor
+from comove.jobs import Compute
 from comove.models import Factory
-from comove.training import Recipe
+from comove.training import Training, as_training
 
 __all__ = ["counterfactual_sizes", "search_counterfactuals"]
+
+POINTS = 16
+"""Sizes of the grid."""
 
 
 def search_counterfactuals(
@@ -129,45 +131,44 @@ def _untried(tried_MQG: npt.NDArray[np.int8], query_ids: Ids, seed: int) -> npt.
     return np.where((free_MQG >= 0).any(2), free_MQG.argmax(2), UNTRIED)
 
 
+def _grid(max_k: int | Sequence[int]) -> npt.NDArray[np.int64]:
+    """The sizes to try, ascending."""
+    if isinstance(max_k, Sequence):
+        sizes = np.unique(np.array(many_whole(max_k, "max_k", 1), np.int64))
+        if not sizes.size:
+            raise InputError("max_k must name at least one number of examples.")
+        return sizes
+    return np.unique(np.geomspace(1, whole_number(max_k, "max_k", 1), POINTS).round().astype(np.int64))
+
+
 def counterfactual_sizes(
     scores: SomeScores,
-    max_k: int,
+    max_k: int | Sequence[int],
     *,
     dataset: str | Splits | ExampleSet | MapDataset,
     out: str | os.PathLike[str],
-    model: str | Factory | None = None,
-    recipe: Recipe | str | Mapping[str, Any] | None = None,
-    points: int = 16,
+    training: Training | str | Factory | None = None,
     seeds: int = 5,
     base_seeds: int = 11,
     queries: Sequence[int] | Ids | None = None,
     controls: bool = True,
-    seed: int = 0,
-    model_options: Mapping[str, Any] | None = None,
-    executor: Executor | str = "local",
-    device: str | torch.device = "auto",
-    progress: bool = False,
+    compute: Compute | None = None,
 ) -> Counterfactual:
     """Find, for each query, the smallest number of its highest-scored examples whose removal flips its prediction.
 
     Args:
         scores: of one method or of several, each of all training examples; a mapping names them.
-        max_k: the largest removal tried; what it does not flip is counted as not flipped.
+        max_k: the largest removal tried, of 16 sizes between 1 and it, evenly spaced on a logarithmic scale (or all
+            sizes to try); what it does not flip is counted as not flipped.
         dataset: as for :func:`comove.train`.
         out: a folder: ``removal-bank/`` (shared with :func:`comove.evaluation.brittleness`),
             ``counterfactual.safetensors``, ``counterfactual.csv``.
-        model: as for :func:`comove.train`.
-        recipe: likewise.
-        points: sizes of the grid between 1 and ``max_k``.
+        training: how models are trained; its seed is also that of the controls and the audit.
         seeds: R, models a removed set; their majority counts.
         base_seeds: models of all training examples whose majority is the prediction.
         queries: ids of the query split; by default all that were scored.
         controls: whether random and same-class removal stand beside the methods.
-        seed: of the models, the controls and the audit.
-        model_options: options of the model.
-        executor: where models are trained.
-        device: likewise.
-        progress: show bars.
+        compute: where models are trained.
 
     Raises:
         InputError: bad arguments; a ``max_k`` that leaves fewer than two examples.
@@ -178,24 +179,17 @@ def counterfactual_sizes(
         Park, Georgiev, Ilyas, Leclerc, Madry, TRAK: attributing model behavior at scale, 2023.
     """
     check_models(seeds, base_seeds)
-    if points < 1:
-        raise InputError(f"points must be at least 1, got {points}.")
-    named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
-    removal = plan_removal(named, splits, max_k, queries=queries, controls=controls, seed=seed)
-    grid = np.unique(np.geomspace(1, max_k, points).round().astype(np.int64)) if points > 1 else np.array([max_k])
+    named, splits, folder, how = named_scores(scores), as_splits(dataset), Path(out), as_training(training)
+    grid = _grid(max_k)
+    removal = plan_removal(named, splits, int(grid[-1]), queries=queries, controls=controls, seed=how.seed)
     retraining = BankRetraining.at(
         folder / BANK_FOLDER,
         splits,
-        model,
-        recipe,
+        how,
         queries=removal.query_ids,
-        seed=seed,
-        model_options=model_options,
-        executor=executor,
-        device=device,
-        progress=progress,
+        compute=compute or Compute(),
     )
-    found = search_counterfactuals(removal, grid, retraining, seeds=seeds, base_seeds=base_seeds, seed=seed)
+    found = search_counterfactuals(removal, grid, retraining, seeds=seeds, base_seeds=base_seeds, seed=how.seed)
     found = replace(found, info=retraining.provenance)
     found.save(folder / "counterfactual.safetensors")
     found.to_csv(folder / "counterfactual.csv")

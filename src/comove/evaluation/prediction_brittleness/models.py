@@ -12,18 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from comove.checks import whole_number
 from comove.data import Ids, Splits
 from comove.errors import CorruptFileError
 from comove.evaluation.prediction_brittleness.flips import majority
-from comove.jobs import Executor
-from comove.models import Factory
+from comove.jobs import Compute
 from comove.models.measured_outputs import output_of
 from comove.retraining import subsets
 from comove.retraining.bank import RetrainingBank
-from comove.training import Recipe
+from comove.training import Training
 
 __all__ = ["BANK_FOLDER", "BankRetraining", "FullData", "Retraining", "check_models", "predicted_and_margins"]
 
@@ -60,32 +58,17 @@ class BankRetraining:
         cls,
         path: Path,
         splits: Splits,
-        model: str | Factory | None,
-        recipe: Recipe | str | Mapping[str, Any] | None,
+        training: Training,
         *,
         queries: Ids,
-        seed: int,
-        model_options: Mapping[str, Any] | None,
-        executor: Executor | str,
-        device: str | torch.device,
-        progress: bool,
+        compute: Compute,
     ) -> BankRetraining:
         """Retraining in a bank at ``path``; see :meth:`RetrainingBank.create`."""
 
         def plan(chosen: subsets.SubsetPlan, models: int) -> RetrainingBank:
-            return RetrainingBank.create(
-                path,
-                splits,
-                model,
-                recipe,
-                subsets=chosen,
-                seeds=models,
-                queries=queries,
-                seed=seed,
-                model_options=model_options,
-            )
+            return RetrainingBank.create(path, splits, training, subsets=chosen, seeds=models, queries=queries)
 
-        return cls(plan, lambda bank: bank.run(executor=executor, device=device, progress=progress))
+        return cls(plan, lambda bank: bank.run(executor=compute.on(), device=compute.device, progress=compute.progress))
 
     def full(self, models: int) -> Logits:
         """Logits (models, Q, classes) of models of all training examples."""

@@ -1,4 +1,4 @@
-"""Fixtures of the evaluation tests: processes that start at once, to be killed."""
+"""A process with everything imported that forks children: code in a process of its own, started in milliseconds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 SERVER = """
 import json, os, sys, traceback
@@ -88,11 +85,3 @@ class Warm:
         assert self._server.stdout is not None
         print(request, file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    """A warm process; see :class:`Warm`."""
-    server = Warm(tmp_path_factory.mktemp("warm"))
-    yield server
-    server.stop()
