@@ -24,7 +24,8 @@ from comove.training import Engine, Recipe, Training
 
 def make(folder, seeds):
     bank = RetrainingBank.create(
-        folder, load_dataset("digits", limit=200, queries=40), Training("mlp", Recipe(epochs=2, batch_size=32, lr=0.05)),
+        folder, load_dataset("digits", limit=200, queries=40),
+        Training("mlp", Recipe(epochs=2, batch_size=32, lr=0.05)),
         subsets=[subsets.random(0.5, 3), subsets.everything()], seeds=seeds, keep_weights=True,
         engine=Engine("stacked", 2, "for a test"),
     )

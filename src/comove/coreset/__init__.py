@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comove.coreset.base import Picks, Scored, ScoreSelector, Selector, selectors
+from comove.coreset.base import Picks, Scored, ScoreSelector, Selector, register, selectors
 from comove.coreset.budget import Budget, resolve_budget
 from comove.coreset.coreset import Coreset
-from comove.discovery import build
+from comove.discovery import build, discover
 from comove.ties import highest
 from comove.training.sources import SourceLike
 
@@ -59,6 +59,9 @@ def select(
     """
     chosen = selector(method, **options) if isinstance(method, str) else method
     return chosen.select(source, budget)
+
+
+register(discover(__name__, Selector))  # type: ignore[type-abstract]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from typing import Any, ClassVar, Self, final
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from comove.coreset.budget import Budget, resolve_budget
 from comove.coreset.coreset import Coreset
 from comove.data import Ids
-from comove.discovery import discover, label_of, parse_method
+from comove.discovery import label_of, parse_method
 from comove.errors import InputError, InputTypeError, NonFiniteError, some
 from comove.ties import highest, tie_keys
 from comove.training.sources import Source, SourceLike, as_sources
@@ -284,10 +283,17 @@ class ScoreSelector(Selector):
 # --- selectors by name -------------------------------------------------------------------------------------------
 
 
-@cache
+_KNOWN: dict[str, type[Selector]] = {}
+
+
+def register(found: Mapping[str, type[Selector]]) -> None:
+    """Make methods known by name; the package does it for all of its modules, which therefore need not import it."""
+    _KNOWN.update(found)
+
+
 def selectors() -> dict[str, type[Selector]]:
     """Every coreset method by name."""
-    return discover("comove.coreset", Selector)  # type: ignore[type-abstract]
+    return dict(_KNOWN)
 
 
 def adopt(outer: Selector, inner: Selector, *attributes: str) -> None:
