@@ -73,10 +73,10 @@ def _study(parts: _Parts, folder: Path, step: str, *more: str) -> int:
     return code
 
 
-def _sitting(parts: _Parts, folder: Path, left: float = float("inf")) -> Any:
+def _session(parts: _Parts, folder: Path, left: float = float("inf")) -> Any:
     clock = parts.slices.Clock()
     clock.left = lambda: left
-    return parts.steps.Sitting(parts.declared.TINY, folder / "state", folder / "scratch", clock, "cpu", Serial())
+    return parts.steps.Session(parts.declared.TINY, folder / "state", folder / "scratch", clock, "cpu", Serial())
 
 
 # --- the whole of it ---
@@ -97,7 +97,7 @@ def test_the_page_shows_every_part_of_what_was_run_and_the_command_of_what_was_n
 
 
 def test_a_study_under_way_is_published_as_far_as_it_is(parts: _Parts, tmp_path: Path) -> None:
-    assert _sitting(parts, tmp_path).splits.train.ids.size == 200
+    assert _session(parts, tmp_path).splits.train.ids.size == 200
     assert _study(parts, tmp_path, "publish") == 0
     parts.page.write_page(tmp_path / "results", tmp_path / "study.md", ("tiny",))
     page = (tmp_path / "study.md").read_text()
@@ -182,7 +182,7 @@ def test_what_is_published_holds_no_path(finished: Path) -> None:
 
 
 def test_the_published_lds_is_that_of_the_full_scores(parts: _Parts, finished: Path) -> None:
-    at = _sitting(parts, finished)
+    at = _session(parts, finished)
     queries, run_folder = at.splits.query.ids, finished / "scratch" / "runs"
     runs = [Run.load(path, dataset=at.splits) for path in sorted(run_folder.iterdir())]
     found = {
@@ -197,17 +197,17 @@ def test_the_published_lds_is_that_of_the_full_scores(parts: _Parts, finished: P
             np.testing.assert_allclose(found[wanted.alpha, method.label].per_query, wanted.per_query, atol=1e-9)
 
 
-def test_slices_of_one_job_end_with_the_same_bits_as_one_sitting(parts: _Parts, tmp_path: Path) -> None:
-    sittings, plan = 0, subsets.random(0.5, 18, seed=5)  # two groups
-    made = _sitting(parts, tmp_path, left=1e-9).bank("bank", plan, 1)
+def test_slices_of_one_job_end_with_the_same_bits_as_one_session(parts: _Parts, tmp_path: Path) -> None:
+    sessions, plan = 0, subsets.random(0.5, 18, seed=5)  # two groups
+    made = _session(parts, tmp_path, left=1e-9).bank("bank", plan, 1)
     while made.pending:
-        sittings += 1
+        sessions += 1
         try:
-            parts.steps.train_bank(_sitting(parts, tmp_path, left=1e-9), made, plan.name)
+            parts.steps.train_bank(_session(parts, tmp_path, left=1e-9), made, plan.name)
         except parts.slices.SliceEndedError:
             assert made.pending
-    assert sittings > 1
-    whole = _sitting(parts, tmp_path / "whole").bank("bank", plan, 1)
+    assert sessions > 1
+    whole = _session(parts, tmp_path / "whole").bank("bank", plan, 1)
     whole.run()
     assert np.array_equal(made.logits(), whole.logits())
 
@@ -224,16 +224,16 @@ def test_a_finished_study_is_finished_at_once(parts: _Parts, finished: Path) -> 
 
 
 def test_a_folder_of_another_study_is_refused(parts: _Parts, finished: Path) -> None:
-    at = _sitting(parts, finished)
+    at = _session(parts, finished)
     with pytest.raises(FingerprintError, match="width"):
         _ = replace(at, study=replace(at.study, width=0.125)).splits
 
 
 def _copied(parts: _Parts, finished: Path, folder: Path, left: float = float("inf")) -> Any:
-    """A sitting at a copy of the finished study's state, without its runs."""
+    """A session at a copy of the finished study's state, without its runs."""
     if not folder.exists():
         shutil.copytree(finished / "state", folder / "state")
-    return _sitting(parts, folder, left)
+    return _session(parts, folder, left)
 
 
 def _digest(parts: _Parts, folder: Path, label: str) -> Path:
@@ -309,9 +309,9 @@ def test_a_bank_keeps_the_engine_it_began_with(
 ) -> None:
     given: list[Any] = []
     monkeypatch.setattr(RetrainingBank, "run", lambda bank, **options: given.append(options["engine"]))
-    monkeypatch.setattr(parts.steps.Sitting, "engine", "the captured one")
+    monkeypatch.setattr(parts.steps.Session, "engine", "the captured one")
     for folder in (finished, tmp_path):
-        at = _sitting(parts, folder)
+        at = _session(parts, folder)
         plan, seeds = parts.steps.truth_plans(at.study, at.splits)[0]
         at.train(at.bank("bank", plan, seeds))
     assert given == [None, "the captured one"]
@@ -319,7 +319,7 @@ def test_a_bank_keeps_the_engine_it_began_with(
 
 def test_what_took_longer_than_is_left_is_not_begun_but_as_the_first_of_a_slice(parts: _Parts, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    at = _sitting(parts, tmp_path, left=5.0)
+    at = _session(parts, tmp_path, left=5.0)
     at.book.note("longest", long=6.0, short=1.0)
     for name in ("long", "short"):
         with at.unit(name):
@@ -352,7 +352,7 @@ def test_banks_train_by_what_the_step_speed_has_found(
     parts: _Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, captured: dict[str, Any], kind: str
 ) -> None:
     monkeypatch.setattr(parts.steps, "resolve_device", lambda _: torch.device(device))
-    at = _sitting(parts, tmp_path)
+    at = _session(parts, tmp_path)
     assert at.engine is None
     (tmp_path / "state").mkdir()
     write_json(tmp_path / "state" / "speed.json", {"one-by-one": {"seconds": 20.0}, "captured": captured})
@@ -360,7 +360,7 @@ def test_banks_train_by_what_the_step_speed_has_found(
 
 
 def test_brittleness_query_by_query_is_that_of_the_library(parts: _Parts, finished: Path, tmp_path: Path) -> None:
-    at = _sitting(parts, finished)
+    at = _session(parts, finished)
     found, study = parts.removing.brittleness_of(at), at.study.removals
     scores = {
         label: parts.digests.as_scores(
@@ -386,7 +386,7 @@ def test_brittleness_query_by_query_is_that_of_the_library(parts: _Parts, finish
 
 def test_brittleness_goes_on_with_more_numbers_and_methods(parts: _Parts, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "state", tmp_path / "state")
-    at = _sitting(parts, tmp_path)
+    at = _session(parts, tmp_path)
     before, methods = parts.removing.brittleness_of(at), at.study.removals.methods
     assert len(parts.removing._finished(at).query_ids) == 3
     removals = replace(at.study.removals, ks=(5, 10, 15), methods=(*methods, "tracin"))
@@ -584,7 +584,7 @@ def test_nothing_measured_gives_no_verdict(parts: _Parts) -> None:
 
 
 def test_flips_are_judged_by_the_interval_at_the_papers_share(parts: _Parts, finished: Path) -> None:
-    few = parts.removing.brittleness_of(_sitting(parts, finished))
+    few = parts.removing.brittleness_of(_session(parts, finished))
     of_full = {name: np.tile(getattr(few.full, name), 12) for name in vars(few.full)}
     wide = {name: np.repeat(getattr(few, name), 12, axis=1) for name in ("predicted", "margins", "class_emptied")}
     labels = np.tile(few.query_labels, 12)

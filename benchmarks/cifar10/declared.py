@@ -135,7 +135,7 @@ class Study:
         return _splits(self.source, {**self.data, "queries": None} if self.source == "cifar10" else self.data)
 
     def identity(self) -> dict[str, Any]:
-        """What makes results of two sittings belong together, as JSON values."""
+        """What makes results of two sessions belong together, as JSON values."""
         return {"size": self.size, "width": self.width, "recipe": self.recipe.to_json(), "data": dict(self.data)}
 
     def declared(self) -> dict[str, Any]:

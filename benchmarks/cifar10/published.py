@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from digests import Digest, file_of
 from scipy.stats import rankdata
-from steps import Sitting, truth_plans
+from steps import Session, truth_plans
 
 from comove.evaluation import LDS, Brittleness, GroundTruth, RetrainingBank
 from comove.evaluation.prediction_brittleness.flips import Estimate, mean_with_interval
@@ -36,7 +36,7 @@ FEWEST_SUBSETS = 20
 COPIED = ("brittleness.safetensors", "curves.json", "speed.json")
 
 
-def publish(at: Sitting, folder: Path) -> None:
+def publish(at: Session, folder: Path) -> None:
     """Write what there is of a study, in compact form; it may be under way."""
     new_folder(folder)
     progress = {}
@@ -65,12 +65,12 @@ def publish(at: Sitting, folder: Path) -> None:
     write_json(folder / "study.json", content)
 
 
-def _command(at: Sitting) -> str:
+def _command(at: Session) -> str:
     """What made it; the command as it was given holds paths."""
     return f"study.py --size {at.study.size}"
 
 
-def _write_ranks(at: Sitting, file: Path) -> None:
+def _write_ranks(at: Session, file: Path) -> None:
     arrays, methods = {}, []
     for label in at.study.labels:
         kept = file_of(at.folder / "scores", label)

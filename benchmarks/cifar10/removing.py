@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from digests import Digest, as_scores, file_of
 from slices import SliceEndedError
-from steps import Sitting, note_machine
+from steps import Session, note_machine
 
 from comove.data import Ids
 from comove.evaluation import Brittleness, RetrainingBank
@@ -29,11 +29,11 @@ class _ByQuery:
     """Retraining in one bank, with a plan of subsets for each query.
 
     Attributes:
-        at: the sitting.
+        at: the session.
         places: positions in the bank's queries of those asked about.
     """
 
-    at: Sitting
+    at: Session
     places: npt.NDArray[np.int64]
 
     def _run(self, bank: RetrainingBank) -> npt.NDArray[np.float32]:
@@ -60,12 +60,12 @@ class _ByQuery:
         return np.stack(found)
 
 
-def order_of_queries(at: Sitting) -> Ids:
+def order_of_queries(at: Session) -> Ids:
     """The queries in a fixed random order, so that the first few are a fair sample."""
     return np.random.default_rng(0xB217).permutation(at.splits.query.ids)[: at.study.removals.queries]
 
 
-def remove(at: Sitting) -> None:
+def remove(at: Session) -> None:
     """Retrain without the highest-scored examples, a query at a time; ``brittleness.safetensors`` grows with it."""
     file, ids = at.folder / "brittleness.safetensors", order_of_queries(at)
     removal, found = _removal(at, ids), _finished(at)
@@ -84,7 +84,7 @@ def _joined(some: Brittleness, more: Brittleness) -> Brittleness:
     return replace(some, **found, full=replace(some.full, **full))
 
 
-def _finished(at: Sitting) -> Brittleness | None:
+def _finished(at: Session) -> Brittleness | None:
     """What is measured as declared now: with more methods, numbers or seeds all queries want more models."""
     found, study = brittleness_of(at), at.study.removals
     if found is None:
@@ -94,7 +94,7 @@ def _finished(at: Sitting) -> Brittleness | None:
     return found if measured == wanted else None
 
 
-def _removal(at: Sitting, ids: Ids) -> Removal:
+def _removal(at: Session, ids: Ids) -> Removal:
     scores = {}
     for label in at.study.removals.methods:
         found = Digest.load(file_of(at.folder / "scores", label))
@@ -102,7 +102,7 @@ def _removal(at: Sitting, ids: Ids) -> Removal:
     return plan_removal(scores, at.splits, max(at.study.removals.ks), queries=ids, controls=True, seed=0)
 
 
-def _measured(at: Sitting, removal: Removal, ids: Ids) -> Any:
+def _measured(at: Session, removal: Removal, ids: Ids) -> Any:
     """The brittleness of some queries; what is not trained yet is."""
     study, q = at.study.removals, np.flatnonzero(np.isin(removal.query_ids, ids))
     some = replace(
@@ -117,7 +117,7 @@ def _measured(at: Sitting, removal: Removal, ids: Ids) -> Any:
     return measure_brittleness(some, study.ks, retraining, seeds=study.seeds, base_seeds=study.base_seeds)
 
 
-def brittleness_of(at: Sitting) -> Brittleness | None:
+def brittleness_of(at: Session) -> Brittleness | None:
     """What is finished."""
     file = at.folder / "brittleness.safetensors"
     return Brittleness.load(file) if file.exists() else None

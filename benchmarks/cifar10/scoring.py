@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from digests import Digest, digest_scores, file_of, joined
 from flops import counted_flops
-from steps import Sitting, fit_bank, note_machine, timed, train_bank, truth_plans
+from steps import Session, fit_bank, note_machine, timed, train_bank, truth_plans
 
 from comove.attribution import TRAK, Arnoldi, Attributor, Scores, TracIn
 from comove.attribution.cld import CLD, chosen_rows
@@ -38,17 +38,17 @@ QUERIES = 25
 # --- runs ---
 
 
-def do_runs(at: Sitting) -> None:
+def do_runs(at: Session) -> None:
     """Train the recorded runs, unless everything that reads them is scored."""
     if _missing(at):
         _runs(at)
 
 
-def _runs(at: Sitting) -> list[Run]:
+def _runs(at: Session) -> list[Run]:
     return [_run(at, number) for number in range(at.study.runs)]
 
 
-def _run(at: Sitting, number: int) -> Run:
+def _run(at: Session, number: int) -> Run:
     """A recorded run, trained if it is not there."""
     path = at.scratch / "runs" / f"{number:03d}"
 
@@ -73,7 +73,7 @@ def _run(at: Sitting, number: int) -> Run:
 # --- scores ---
 
 
-def score(at: Sitting) -> None:
+def score(at: Session) -> None:
     """Score the queries with every method, and keep the digests; methods of a bank need it to be trained."""
     plans = [plan for plan, _ in truth_plans(at.study, at.splits)]
     kept = min(at.study.kept, len(at.splits.train))
@@ -92,22 +92,22 @@ def score(at: Sitting) -> None:
             _partial(at, f"{method.label}-{start}").unlink(missing_ok=True)
 
 
-def fit_and_score(at: Sitting) -> None:
+def fit_and_score(at: Session) -> None:
     """Train what FZ and datamodels are fitted on, and score with them."""
     train_bank(at, fit_bank(at), "fit-bank")
     score(at)
 
 
-def _missing(at: Sitting) -> list[Attributor]:
+def _missing(at: Session) -> list[Attributor]:
     """The methods, of those that are fitted on runs, whose digests are not there."""
     return [method for method in at.study.methods if not file_of(at.folder / "scores", method.label).exists()]
 
 
-def _partial(at: Sitting, name: str) -> Path:
+def _partial(at: Session, name: str) -> Path:
     return file_of(new_folder(at.folder / "partial"), name)
 
 
-def _scored(at: Sitting, method: Attributor) -> Scores:
+def _scored(at: Session, method: Attributor) -> Scores:
     """Fit a method on all runs and score the queries, a run at a time where that comes to the same."""
     if isinstance(method, MEANS):
         return _mean_over_runs(at, method)
@@ -126,7 +126,7 @@ def _scored(at: Sitting, method: Attributor) -> Scores:
     return scores
 
 
-def _mean_over_runs(at: Sitting, method: Attributor) -> Scores:
+def _mean_over_runs(at: Session, method: Attributor) -> Scores:
     """Add up run by run; only runs that are not in the sum yet are needed."""
     file, queries = _partial(at, method.label), at.splits.query.ids
     total = Scores.load(file) if file.exists() else None
@@ -142,7 +142,7 @@ def _mean_over_runs(at: Sitting, method: Attributor) -> Scores:
     return replace(total, values=total.values / np.float32(at.study.runs), info=info)
 
 
-def _of_one_run(at: Sitting, label: str, work: Callable[[], Any]) -> Any:
+def _of_one_run(at: Session, label: str, work: Callable[[], Any]) -> Any:
     """Do the work of one run for the book: FLOPs are counted in the first, which slows it, seconds in the others."""
     if "flops" in at.book.entries.get(label, {}):
         seconds, found = timed(work)
@@ -175,7 +175,7 @@ class _SomeQueries(BankSource):
         return super().mean_outputs(kind, who)[:, self.places]
 
 
-def _of_bank(at: Sitting, method: Attributor, bank: RetrainingBank, digest: Callable[[Scores], Digest]) -> Digest:
+def _of_bank(at: Session, method: Attributor, bank: RetrainingBank, digest: Callable[[Scores], Digest]) -> Digest:
     """The digest of a method that is fitted on a bank, some queries at a time."""
     parts: list[Digest] = []
     for start in range(0, len(bank.query_ids), QUERIES):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from steps import Sitting, note_machine
+from steps import Session, note_machine
 
 from comove.errors import CorruptFileError
 from comove.evaluation.costs.measured import flops_of
@@ -23,7 +23,7 @@ LIMIT = 800e12
 KINDS = ("one-by-one", "captured", "compiled")
 
 
-def measure_speed(at: Sitting) -> None:
+def measure_speed(at: Session) -> None:
     """Train a model of all data, and one of half of them, by each way of training them one by one."""
     file = at.folder / "speed.json"
     at.splits  # noqa: B018  claims the folder
@@ -48,7 +48,7 @@ def measure_speed(at: Sitting) -> None:
     note_machine(at)
 
 
-def _one(at: Sitting, kind: str, spec: ModelSpec, train: Resident, query: Resident, step_flops: float) -> Any:
+def _one(at: Session, kind: str, spec: ModelSpec, train: Resident, query: Resident, step_flops: float) -> Any:
     recipe, n = at.study.recipe, len(train)
     if kind != "one-by-one" and (reason := why_not_captured(spec, train, recipe, compiled=kind == "compiled")):
         return {"refused": reason}

@@ -28,11 +28,11 @@ from comove.retraining.subsets import RandomSubsets, SubsetPlan
 from comove.store import claim_folder, new_folder, read_json, versions, write_json
 from comove.training import Engine, Recording, Training, resolve_device, train
 
-__all__ = ["Sitting", "coreset_curves", "fit_bank", "note_machine", "retrain", "timed", "train_bank", "truth_plans"]
+__all__ = ["Session", "coreset_curves", "fit_bank", "note_machine", "retrain", "timed", "train_bank", "truth_plans"]
 
 
 @dataclass(frozen=True)
-class Sitting:
+class Session:
     """One slice of work on one study.
 
     Attributes:
@@ -123,7 +123,7 @@ def truth_plans(study: Study, splits: Splits) -> list[tuple[SubsetPlan, int]]:
     return list(zip(plans, (seeds for _, seeds in study.truths), strict=True))
 
 
-def note_machine(at: Sitting) -> None:
+def note_machine(at: Session) -> None:
     """Write down where this was computed."""
     from machine import machine
 
@@ -142,18 +142,18 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 # --- banks ----------------------------------------------------------------------------------------------------------
 
 
-def fit_bank(at: Sitting) -> RetrainingBank:
+def fit_bank(at: Session) -> RetrainingBank:
     """The bank that FZ and datamodels are fitted on."""
     return at.bank("fit-bank", RandomSubsets(0.5, at.study.fit_subsets, 1), 1)
 
 
-def retrain(at: Sitting, alphas: Callable[[float | str], bool]) -> None:
+def retrain(at: Session, alphas: Callable[[float | str], bool]) -> None:
     """Train the ground truth at some of the sampling ratios.
 
     One seed at every ratio comes before a second one at any, so that a study cut short is a whole one with smaller R.
 
     Args:
-        at: the sitting.
+        at: the session.
         alphas: says which ratios.
     """
     planned = zip(truth_plans(at.study, at.splits), at.study.truths, strict=True)
@@ -163,7 +163,7 @@ def retrain(at: Sitting, alphas: Callable[[float | str], bool]) -> None:
             train_bank(at, at.bank("bank", plan, min(number, seeds)), plan.name)
 
 
-def train_bank(at: Sitting, bank: RetrainingBank, name: str) -> None:
+def train_bank(at: Session, bank: RetrainingBank, name: str) -> None:
     """Train what is pending of a bank, until the slice ends.
 
     Raises:
@@ -184,7 +184,7 @@ def train_bank(at: Sitting, bank: RetrainingBank, name: str) -> None:
 # --- coreset curves -------------------------------------------------------------------------------------------------
 
 
-def coreset_curves(at: Sitting) -> None:
+def coreset_curves(at: Session) -> None:
     """Train models on what coreset methods keep; the points go to ``curves.json``."""
     done = at.folder / "curves.json"
     if done.exists():

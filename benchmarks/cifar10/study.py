@@ -27,7 +27,7 @@ from pathlib import Path
 from declared import STUDIES
 from scoring import do_runs, fit_and_score, score
 from slices import Clock, SliceEndedError
-from steps import Sitting, coreset_curves, retrain
+from steps import Session, coreset_curves, retrain
 
 from comove.jobs import as_executor
 
@@ -38,24 +38,24 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "cifar10-resnet9"
 PAGE = REPOSITORY / "docs" / "study.md"
 
 
-def _speed(at: Sitting) -> None:
+def _speed(at: Session) -> None:
     from speed import measure_speed
 
     measure_speed(at)
 
 
-def _bank(at: Sitting) -> None:
+def _bank(at: Session) -> None:
     retrain(at, lambda alpha: alpha == 0.5)
     fit_and_score(at)
 
 
-def _removals(at: Sitting) -> None:
+def _removals(at: Session) -> None:
     from removing import remove
 
     remove(at)
 
 
-STEPS: dict[str, Callable[[Sitting], object]] = {
+STEPS: dict[str, Callable[[Session], object]] = {
     "speed": _speed,
     "runs": do_runs,
     "scores": score,
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS, page: Path
         raise SystemExit("Name the study's folder with --folder DIR.")
     study, executor = STUDIES[asked.size], as_executor(asked.executor, asked.workers)
     scratch = asked.folder / "scratch" if asked.scratch is None else asked.scratch
-    at = Sitting(study, asked.folder / "state", scratch, Clock(asked.minutes), asked.device, executor)
+    at = Session(study, asked.folder / "state", scratch, Clock(asked.minutes), asked.device, executor)
     if asked.step == "publish":
         from published import publish
 

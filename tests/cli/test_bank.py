@@ -50,7 +50,7 @@ def test_status_prints_what_the_bank_says(bank: RetrainingBank) -> None:
     assert "3 of 8 different models" in made.stdout
     assert f"{bank.status().models_a_minute:,.1f} models a minute" in made.stdout
     assert "time left" in made.stdout
-    assert "nobody" in made.stdout
+    assert "no process" in made.stdout
     assert "damaged" not in made.stdout
 
 

@@ -92,7 +92,7 @@ def test_every_prefix_of_merged_greedy_picks_is_as_balanced_as_can_be(k: int, te
     for size in range(1, k + 1):
         counts = {label: int((coreset.labels[:size] == label).sum()) for label in quotas}
         reached = max(counts[label] / quotas[label] for label in quotas)
-        # nobody is further ahead than the class just served: one more pick would overtake it, or draw level
+        # no class is further ahead than the class just served: one more pick would overtake it, or draw level
         assert all((counts[label] + 1) / quotas[label] >= reached for label in quotas)
 
 

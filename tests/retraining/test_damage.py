@@ -237,20 +237,20 @@ def test_status_counts_models_by_plan_and_tells_the_pace(small_digits: Splits, t
         ("everything", 1, 0, 2),
     ]
     headers = [read_checked(file)[1] for file in (tmp_path / "results").iterdir()]
-    seconds = max(header["finished"] for header in headers) - headers[0]["sitting"]
+    seconds = max(header["finished"] for header in headers) - headers[0]["started"]
     assert status.models_a_minute == pytest.approx(60 * 4 / seconds)
     assert 0 < sum(header["seconds"] for header in headers) <= seconds + 0.01
     assert str(status).startswith(f"{tmp_path}: 4 of 10 models trained\n  random-0.5-0: 4 subsets, 4 of 8 models\n")
-    assert "nobody is working on it" in str(status)
+    assert "no process is running it" in str(status)
     assert json.loads(json.dumps(status.to_json()))["plans"][1]["name"] == "everything"
 
 
-def test_the_pace_is_that_of_the_latest_sitting(small_digits: Splits, tmp_path: Path) -> None:
+def test_the_pace_is_that_of_the_latest_run(small_digits: Splits, tmp_path: Path) -> None:
     bank = create(tmp_path, small_digits).run(engine=ONE)
     for number, file in enumerate(sorted((tmp_path / "results").iterdir())):
         arrays, header = read_checked(file)
         times = (1000.0, 1001.0 + number) if number < 5 else (9000.0, 9030.0)
-        write_checked(file, arrays, {**header, "sitting": times[0], "finished": times[1]})
+        write_checked(file, arrays, {**header, "started": times[0], "finished": times[1]})
     assert bank.status().models_a_minute == 6.0  # three models in 30 s
     assert bank.status().damaged == ()
 

@@ -1,4 +1,4 @@
-"""The application: how a command is registered, how its errors are told, how it prints.
+"""The application: how a command is registered, how its errors are reported, how it prints.
 
 Exit codes: 0 done, 2 the user's input, 1 a fault of ours, 130 interrupted and resumable.
 """
@@ -158,7 +158,7 @@ def _is_option(word: str) -> bool:
 
 
 def command_of(group: typer.Typer) -> Callable[[Command], Command]:
-    """Return a decorator that registers a command of ``group``, with its errors told as :func:`guarded` does."""
+    """Return a decorator that registers a command of ``group``, with its errors reported as :func:`guarded` does."""
 
     def register(function: Command) -> Command:
         group.command(cls=ListCommand)(guarded(function))
@@ -171,14 +171,14 @@ command = command_of(app)
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Return ``function`` with its groups of options spread out, and its errors told in one line and an exit code."""
+    """Return ``function`` with its groups of options expanded, its errors printed in one line, and an exit code."""
     spread = _spread(function)
 
     @functools.wraps(spread)
     def call(*args: Any, **kwargs: Any) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _tell_warning
+                warnings.showwarning = _print_warning
                 spread(*args, **kwargs)
         except KeyboardInterrupt:
             say("What was finished is kept; run the same command again to go on.", "Interrupted.", "yellow")
@@ -229,7 +229,7 @@ def _spread(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _tell_warning(
+def _print_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,

@@ -41,12 +41,12 @@ def status(path: Annotated[Path, typer.Argument(help="Folder of the bank, or its
     table(str(path), ["plan", "subsets", "trained", "models"], rows)
     pace = found.models_a_minute
     lines: dict[str, object] = {"trained": f"{found.done:,} of {found.total:,} different models"}
-    lines["pace"] = "-" if pace is None else f"{pace:,.1f} models a minute in the latest sitting"
+    lines["pace"] = "-" if pace is None else f"{pace:,.1f} models per minute in this run"
     if pace is not None and found.done < found.total:
         lines["time left"] = f"about {(found.total - found.done) / pace:,.1f} minutes at that pace"
     if found.damaged:
         lines["damaged"] = f"{len(found.damaged)} results; comove bank work sets them aside and trains them again"
-    lines["worked on by"] = "nobody" if found.owner is None else found.owner
+    lines["worked on by"] = "no process" if found.owner is None else found.owner
     facts("", lines)
 
 

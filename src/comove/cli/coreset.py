@@ -42,7 +42,7 @@ def coreset(
         raise InputError(f"A coreset is written as {' or '.join(ENDINGS)}, got --out {out}.")
     selector, amount = parse_method(method, selectors(), "coreset method"), parse_budget(budget)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, message=".*keeps none of")  # told below
+        warnings.filterwarnings("ignore", category=UserWarning, message=".*keeps none of")  # reported below
         chosen = selector.select(open_runs([run]), amount)
     new_folder(out.parent)
     chosen.save(out)
@@ -54,7 +54,7 @@ def coreset(
     table(str(chosen), ["class", "kept", "mean score"], rows)
     known = {*range(len(names)), *chosen.per_class, *chosen.info.get("classes_left_out", ())}
     if missing := sorted(known - set(chosen.per_class)) if chosen.labels is not None else []:
-        told = f"; for {amount} % give {amount}%" if isinstance(amount, int) and amount < 100 else ""
+        summary = f"; for {amount} % give {amount}%" if isinstance(amount, int) and amount < 100 else ""
         which = some(names[label] if names else label for label in missing)
-        say(f"{len(missing)} of {len(known)} classes have no example ({which}){told}.", "Note:", "yellow")
+        say(f"{len(missing)} of {len(known)} classes have no example ({which}){summary}.", "Note:", "yellow")
     say(f"Written to {out}")

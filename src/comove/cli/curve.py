@@ -132,8 +132,8 @@ def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
     for method, reason in curve.skipped.items():
         say(f"{method} is left out: {reason}", "Note:", "yellow")
     enough = {method: curve.smallest_budget(method, tolerance) for method in curve.methods}
-    told = ", ".join(f"{method} {share:.1%}" for method, share in enough.items() if share is not None)
-    say(f"Smallest share within {tolerance:g} of the full data: {told or 'none of those tried'}")
+    summary = ", ".join(f"{method} {share:.1%}" for method, share in enough.items() if share is not None)
+    say(f"Smallest share within {tolerance:g} of the full data: {summary or 'none of those tried'}")
 
 
 def _write(found: dict[str, Curve], out: Path) -> None:

@@ -258,8 +258,8 @@ def parse_share(text: str, option: str, what: str = "a share of the training exa
     except ValueError:
         raise InputError(f"{option} must be {what}, got {text!r}.") from None
     if not 0 < value <= 1:
-        told = f"; for {value:g} % write {value:g}%" if 1 < value <= 100 and not percent else ""
-        raise InputError(f"{option} must be {what}; a share is above 0 and up to 1, got {text}{told}.")
+        summary = f"; for {value:g} % write {value:g}%" if 1 < value <= 100 and not percent else ""
+        raise InputError(f"{option} must be {what}; a share is above 0 and up to 1, got {text}{summary}.")
     return value
 
 

@@ -80,7 +80,7 @@ def _cld(sources: Sequence[Any], queries: int) -> list[Scores]:
 
 
 def _named(paths: Sequence[Path]) -> tuple[dict[str, Scores], dict[str, str]]:
-    """Scores by method, and the file each was read from; of two files of one method both names are told.
+    """Scores by method, and the file each was read from; of two files of one method both names are shown.
 
     Raises:
         InputError: a folder without scores, the same scores twice.

@@ -75,14 +75,14 @@ def _tell(name: str, known: Mapping[str, Mapping[str, Any]]) -> None:
     lookup(name, {name: kind for kind, among in known.items() for name in among}, "method")
     for kind, among in known.items():
         if (method := among.get(name)) is not None:
-            told = {
+            summary = {
                 "needs": ", ".join(sorted(method.requires)),
                 "measures" if kind == "attribution" else "keeps": method.summary,
                 "costs": method.cost,
                 "options": _options(method),
                 "in Python": f"{method.__module__.rpartition('.')[0]}.{method.__name__}",
             }
-            facts(f"\n{name}, {'an' if kind == 'attribution' else 'a'} {kind} method", told)
+            facts(f"\n{name}, {'an' if kind == 'attribution' else 'a'} {kind} method", summary)
             show(f"\n{inspect.getdoc(method)}")
 
 

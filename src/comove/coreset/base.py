@@ -206,11 +206,11 @@ def _plain(value: Any) -> Any:
 
 
 def _left_out(label: str, budget: Budget, left_out: Sequence[int], names: Sequence[str] | None) -> str:
-    told = some(left_out if names is None else [names[c] for c in left_out])
+    summary = some(left_out if names is None else [names[c] for c in left_out])
     of = len(budget.per_class or ())
     return (
         f"{label}: a budget of {budget.total} in proportion to the classes' sizes keeps none of {len(left_out)} of "
-        f"{of} classes ({told}). Give a larger budget, or the number for each class, to keep some of every class."
+        f"{of} classes ({summary}). Give a larger budget, or the number for each class, to keep some of every class."
     )
 
 

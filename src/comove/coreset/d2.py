@@ -1,7 +1,7 @@
 """u_i = s_i + sum_{j ~ i} exp(-gamma_f d_ij) s_j; pick the largest u; then u_j <- u_j - exp(-gamma_r d_ij) u_i, j ~ i.
 
 s_i >= 0 is the difficulty of an example, j ~ i its neighbours in a graph of nearest neighbours at distances d_ij. The
-message forward says how hard an example's surroundings are; the one back keeps the picks from huddling together.
+message forward says how hard an example's surroundings are; the one back keeps the selected examples apart.
 
 Shape legend: N candidates, E directed edges, k picks (neighbours in the graph: knn).
 """
@@ -146,7 +146,7 @@ class D2(Selector):
     """
 
     name: ClassVar[str] = "d2"
-    summary: ClassVar[str] = "hard examples in hard surroundings, kept from huddling together"
+    summary: ClassVar[str] = "hard examples in hard surroundings, kept apart from each other"
     cost: ClassVar[str] = "O(N^2 F) on features for the neighbours, O(log N) a message"
     greedy: ClassVar[bool] = True
     one_run: ClassVar[bool] = True

@@ -308,7 +308,7 @@ class _ImageFiles:
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
 """Image formats that are read, whatever a file is called: Pillow hands PostScript to a program of its own."""
 MOST_PIXELS = 178_956_970
-"""Of one image: beyond, it is refused before it is unpacked, as Pillow does unless it is told otherwise."""
+"""Of one image: beyond, it is refused before it is unpacked, as Pillow does unless a limit is given."""
 
 
 @contextmanager
@@ -473,8 +473,8 @@ def _checked_source(source: Any, where: object) -> dict[str, Any]:
     kinds = {name: SOURCE.get(name, ()) for name in found}
     wrong = [name for name, value in found.items() if isinstance(value, bool) or not isinstance(value, kinds[name])]
     if wrong or (found and "name" not in found):
-        told = ", ".join(f"{name} = {str(found[name])[:80]!r}" for name in wrong) or "no name"
-        raise CorruptFileError(f"{where} has a damaged note of where its data was found ({told}): restore it.")
+        summary = ", ".join(f"{name} = {str(found[name])[:80]!r}" for name in wrong) or "no name"
+        raise CorruptFileError(f"{where} has a damaged note of where its data was found ({summary}): restore it.")
     if not 0 <= found.get("seed", 0) < 2**63:
         raise CorruptFileError(f"{where} has a damaged note of where its data was found (seed = {found['seed']}).")
     return found

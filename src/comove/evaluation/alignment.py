@@ -216,7 +216,7 @@ def diagnose(
                 raise
             skipped[method.label] = str(error)
     if not coresets:
-        raise InputError(f"None of the methods can be had from {run.path}: {skipped}")
+        raise InputError(f"None of the methods can be computed from {run.path}: {skipped}")
     with tempfile.TemporaryDirectory(prefix="comove-diagnose-") as temporary:
         folder = new_folder(temporary if out is None else out)
         rows = []

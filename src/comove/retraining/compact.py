@@ -129,8 +129,8 @@ def read_compact(file: Path) -> Compact:
 def _compact(file: Path, arrays: Mapping[str, npt.NDArray[Any]], identity: dict[str, Any], plans: list[Any]) -> Compact:
     examples = {name: arrays[name] for name in EXAMPLES}
     masks_CN = np.unpackbits(arrays["masks"], axis=1, count=examples["train_ids"].size).view(np.bool_)
-    told = tuple(PlanNotes(name, plan, False) for name, plan in plans)
-    rows = Rows(masks_CN, arrays["seeds"], arrays["plan_of"], told, examples["train_ids"])
+    summary = tuple(PlanNotes(name, plan, False) for name, plan in plans)
+    rows = Rows(masks_CN, arrays["seeds"], arrays["plan_of"], summary, examples["train_ids"])
     place_CR = arrays["place"]
     place = {key: int(place_CR[model]) for model, key in rows.keys().items() if place_CR[model] >= 0}
     return Compact(identity, examples, rows, CompactResults(file, place))

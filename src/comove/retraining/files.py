@@ -310,7 +310,7 @@ def planned(
 
 
 def set_aside(file: Path) -> Path:
-    """Rename a damaged file, so that it is in nobody's way and can still be looked at."""
+    """Rename a damaged file, so that it is out of the way and can still be examined."""
     aside = file.with_name(file.name + DAMAGED)
     file.replace(aside)
     return aside

@@ -35,7 +35,7 @@ class BankStatus:
         done: different models trained.
         total: different models asked for.
         damaged: names of result files that are truncated, foreign or changed; their models count as pending.
-        models_a_minute: of the latest sitting, by the times in its results; ``None`` where none has finished.
+        models_a_minute: of the latest run, by the times in its results; ``None`` where none has finished.
         owner: the living process that is training into the bank.
     """
 
@@ -58,9 +58,9 @@ class BankStatus:
             lines.append(f"  {len(self.damaged)} damaged results; the next run sets them aside and trains them again")
         if self.models_a_minute is not None:
             left = (self.total - self.done) / self.models_a_minute
-            lines.append(f"  {self.models_a_minute:,.1f} models a minute in the latest sitting")
+            lines.append(f"  {self.models_a_minute:,.1f} models per minute in this run")
             lines += [f"  about {left:,.0f} minutes left at that pace"] if left >= 0.5 else []
-        lines.append(f"  driven by {self.owner}" if self.owner is not None else "  nobody is working on it")
+        lines.append(f"  driven by {self.owner}" if self.owner is not None else "  no process is running it")
         return "\n".join(lines)
 
 
@@ -96,11 +96,11 @@ def _headers(files: ResultFiles, keys: Iterable[Key]) -> list[Mapping[str, Any]]
 
 
 def models_a_minute(headers: Iterable[Mapping[str, Any]]) -> float | None:
-    """The pace of the latest sitting, from the ``sitting`` and ``finished`` times (seconds) of its results."""
-    timed = [(float(h["sitting"]), float(h["finished"])) for h in headers if "sitting" in h and "finished" in h]
+    """The pace of the latest run, from the ``started`` and ``finished`` times (seconds) of its results."""
+    timed = [(float(h["started"]), float(h["finished"])) for h in headers if "started" in h and "finished" in h]
     if not timed:
         return None
-    latest = max(sitting for sitting, _ in timed)
-    finished = [end for sitting, end in timed if sitting == latest]
+    latest = max(started for started, _ in timed)
+    finished = [end for started, end in timed if started == latest]
     seconds = max(finished) - latest
     return 60 * len(finished) / seconds if seconds > 0 else None

@@ -141,11 +141,11 @@ def train_wanted(
 
 
 class _Delivery:
-    """Writes the results of a sitting as they arrive."""
+    """Writes results as they arrive."""
 
     def __init__(self, files: ResultFiles, wanted: Wanted, seed: int, name_of: Callable[[Key], str]) -> None:
         self.files, self.wanted, self.seed, self.name_of = files, wanted, seed, name_of
-        self.notes = {"sitting": round(time.time(), 3), "host": socket.gethostname()}
+        self.notes = {"started": round(time.time(), 3), "host": socket.gethostname()}
 
     def __call__(self, job: Job, result: _Result) -> None:
         """Write the models of one job, and refuse those that diverged when the others are written."""

@@ -376,10 +376,10 @@ class Run:
         return made(predicted, "new examples, labelled by the model's own predictions")
 
     def _repr_html_(self) -> str:
-        told = {"data": self.manifest["dataset"]["name"], "model": str(self.model_spec.name), "seed": self.seed}
+        summary = {"data": self.manifest["dataset"]["name"], "model": str(self.model_spec.name), "seed": self.seed}
         found = self.result if self.finished else {}
         measured = {name.replace("_", " "): value for name, value in found.items() if name.endswith("_accuracy")}
-        return html_facts(f"Run {self.path}", {**told, "finished": self.finished, **measured})
+        return html_facts(f"Run {self.path}", {**summary, "finished": self.finished, **measured})
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "unfinished"

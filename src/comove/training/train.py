@@ -221,7 +221,7 @@ def _manifest(
 
 
 class _Session:
-    """One sitting of a run, from its last finished epoch to the end; the hooks of the training loop."""
+    """One call that trains a run, from its last finished epoch to the end; the hooks of the training loop."""
 
     def __init__(
         self,

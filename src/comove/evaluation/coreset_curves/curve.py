@@ -246,7 +246,7 @@ def _select_all(
     sources: Sequence[Source],
     skip: bool,
 ) -> tuple[list[Chosen], dict[str, str]]:
-    """All coresets, and why the methods that were left out cannot be had from these runs."""
+    """All coresets, and why methods were left out."""
     kept: list[Chosen] = []
     skipped: dict[str, str] = {}
     runs = [source.run.manifest["fingerprint"] for source in sources if source.run is not None]
@@ -259,7 +259,7 @@ def _select_all(
                 raise
             skipped[name] = str(error)
     if not kept:
-        raise InputError(f"None of the methods can be had from these runs: {skipped}")
+        raise InputError(f"None of the methods can be computed from these runs: {skipped}")
     return kept, skipped
 
 
@@ -272,7 +272,7 @@ def _select(
     sources: Sequence[Source],
     runs: Sequence[str],
 ) -> Chosen:
-    """A coreset: read where an earlier sitting has selected it, else selected and kept."""
+    """A coreset: read if an earlier run selected it, else selected and saved."""
     made_from = digest({"method": name, "share": repr(share), "number": number, "runs": list(runs)})
     slug = "".join(c if c.isalnum() else "-" for c in name)
     file = folder / f"{slug}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
@@ -286,7 +286,7 @@ def _select(
 
 
 def _kept_coreset(file: Path, made_from: str) -> Coreset:
-    """Read a coreset of an earlier sitting, and check that it is the one that belongs here.
+    """Read a coreset that an earlier run selected, and check that it is the one that belongs here.
 
     Raises:
         CorruptFileError: damaged, or chosen by another method, of another size or seed, or from other runs; those of

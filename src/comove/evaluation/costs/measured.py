@@ -29,7 +29,7 @@ class MeasuredCost:
         step_flops: of one example's forward and backward pass.
         flops: by what they were spent on: training, and recording losses in passes of their own.
         bytes_on_disk: by part: trace, checkpoints.
-        seconds: of the last sitting, recording included.
+        seconds: of the last call that trained it, recording included.
         peak_memory: bytes, of the process that trained (on a GPU: of the GPU), or ``None`` where it was not noted.
         parameters: of the network.
         device: what it was trained on.

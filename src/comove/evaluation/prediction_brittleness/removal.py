@@ -165,8 +165,8 @@ def warn_of_emptied_classes(removal: Removal, ks: Iterable[int]) -> None:
         if hit.any()
     }
     if emptied:
-        told = ", ".join(f"{name} from k = {k}" for name, k in emptied.items())
+        summary = ", ".join(f"{name} from k = {k}" for name, k in emptied.items())
         warnings.warn(
-            f"Removing leaves no training example of some query's class, so that its prediction must flip: {told}.",
+            f"Removing leaves no training example of some query's class, so that its prediction must flip: {summary}.",
             stacklevel=3,
         )
