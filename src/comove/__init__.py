@@ -13,13 +13,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from comove.attribution import Scores
     from comove.coreset import Coreset, select
-    from comove.data import ExampleSet, Splits, split
-    from comove.data.builtin import load_dataset
+    from comove.data import ExampleSet, Splits, load_dataset, split
     from comove.evaluation import RetrainingBank, linear_datamodeling_score
+    from comove.jobs import Compute
     from comove.trace import Recorder, Trace
-    from comove.training import Recipe, Recording, Run, train
+    from comove.training import Recipe, Recording, Run, Training, train
 
 _HOME = {
+    "Compute": "comove.jobs",
     "Coreset": "comove.coreset",
     "ExampleSet": "comove.data",
     "Recipe": "comove.training",
@@ -30,14 +31,16 @@ _HOME = {
     "Scores": "comove.attribution",
     "Splits": "comove.data",
     "Trace": "comove.trace",
+    "Training": "comove.training",
     "linear_datamodeling_score": "comove.evaluation",
-    "load_dataset": "comove.data.builtin",
+    "load_dataset": "comove.data",
     "select": "comove.coreset",
     "split": "comove.data",
     "train": "comove.training",
 }
 
 __all__ = [
+    "Compute",
     "Coreset",
     "ExampleSet",
     "Recipe",
@@ -48,6 +51,7 @@ __all__ = [
     "Scores",
     "Splits",
     "Trace",
+    "Training",
     "__version__",
     "linear_datamodeling_score",
     "load_dataset",

@@ -241,8 +241,8 @@ def check_validation_classes(source: Source, validation_labels: Ids, who: str) -
     ]
     raise InputError(
         f"{who} compares each training example with the validation examples of its class (validation_ids), and there "
-        f"are none of {int(absent.sum())} of {labels.size} classes: {some(classes)}. A stratified split gives none to a "
-        "class with few examples. Set more validation examples aside and record again; leave the training examples of "
-        "these classes out (splits.without(ids)) where there are too few for both; or choose a method that needs no "
+        f"are none of {int(absent.sum())} of {labels.size} classes: {some(classes)}. A stratified split gives none to "
+        "a class with few examples. Set more validation examples aside and record again; leave the training examples "
+        "of these classes out (splits.without(ids)) where there are too few for both; or choose a method that needs no "
         "validation examples."
     )
