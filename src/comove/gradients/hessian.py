@@ -1,16 +1,16 @@
-r"""H v = d/dr grad L(theta + r v) at r = 0, L the mean loss over a fixed batch: exact products with its Hessian.
+r"""H v = d/dr grad L(theta + r v) at r = 0, L the mean loss over a fixed batch: exact Hessian-vector products.
 
-Two ways (Pearlmutter, 1994). The *R-operator*: forward and backward pass kept once, a product pushes the direction
-forwards and pulls it backwards through them layer by layer (:mod:`comove.gradients.r_operator`). *Autograd*: the
-gradient's graph is built once, and each product is one backward pass through it; for dense networks, which take several
-directions at once, and for models with a step that the R-operator has no rule for. Which one is taken is checked, not
-assumed: a product over a few examples is computed both ways first, and must be that of a symmetric matrix.
+The gradient is computed once, with its graph, and a product is one backward pass through that graph (double backward:
+H is symmetric, so v' H is H v). Several vectors go through it together (``vmap``), unless the model has convolutions,
+which then take longer than one vector at a time. What torch computes is checked, not assumed: a product over a few
+examples must be that of a symmetric matrix.
 
 Shape legend: P parameter entries, K vectors, N examples.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,34 +18,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from comove.errors import InputError, NonFiniteError, first_line
+from comove.gradients.batch_norm_folding import folded
 from comove.gradients.double_backward import TwiceDifferentiable
-from comove.gradients.folded_kernels import Kernels, NoRuleError
-from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, PerExampleGradients
-from comove.gradients.r_operator import Tape
-from comove.gradients.recording import record
 from comove.models import logits_of, without_fast_path
 
 __all__ = ["Hessian", "flatten", "unflatten"]
 
 MEMORY = 1 << 30
-"""Bytes kept between products; beyond this passes or graphs are built again for each product, chunk by chunk."""
+"""Bytes of graphs kept between products; beyond this they are built again for each product, chunk by chunk."""
 CHUNK = 128
-"""Examples a pass or graph on a CPU; fewer spend more of the time on calls, more leave the caches."""
-SMALL_WORK = 100_000_000
-"""Examples times parameters times vectors below which a dense network's product runs on one thread, as training does:
-sharing out its tiny operations costs more than it saves."""
-BATCHED = (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Flatten, nn.Identity, nn.Dropout, nn.LayerNorm)
-"""Models of these layers alone take several vectors at once: their products are too small to keep a processor busy."""
+"""Examples per graph on a CPU; fewer spend more of the time on calls, more leave the caches."""
 CHECKED = 4
 """Examples over which a product is checked."""
 ROUNDED = 1e-2
 """How far a product may be off, relative to its size, in float32 or where the forward pass casts to less."""
+CONVOLUTIONS = nn.modules.conv._ConvNd
+"""Layers that are slower for several vectors at once: 1.5 times, with eight vectors on ResNet-9."""
 
 
 def flatten(parts: Collection[Tensor]) -> Tensor:
@@ -66,11 +61,10 @@ class Hessian:
     Args:
         gradients: of the model, scalar and parameters meant.
         data: N examples.
-        memory: bytes kept between products: passes, or graphs.
+        memory: bytes of graphs kept between products.
 
     Attributes:
         size: P.
-        path: how products are computed, and why.
 
     Raises:
         InputError: a module in training mode, or a limit below 1; a model that torch cannot differentiate twice, or
@@ -94,20 +88,23 @@ class Hessian:
         self._parameters = list(gradients.parameters.values())
         self.size = gradients.size
         gradients.check(data)
-        layers = [module for module in gradients.model.modules() if not any(module.children())]
-        self._batched = all(isinstance(layer, BATCHED) for layer in layers)
         alone = gradients.batches_matter or not self._checked_batches()
         self._few = slice(0, 1 if alone else min(CHECKED, len(data)))
-        by_graph = self._checked_product()
-        reason = "a dense network" if self._batched else self._refusal(by_graph)
-        self.path = f"autograd: {reason}" if reason else "R-operator"
-        each = self._bytes_an_example(not reason)
+        self._check_symmetric()
+        each = self._bytes_per_example()
         limit = CHUNK if self._parameters[0].device.type == "cpu" else len(data)
         count = 1 if alone else max(1, min(limit, memory // each))
         self._chunks = [slice(start, min(start + count, len(data))) for start in range(0, len(data), count)]
-        keep = len(data) * each <= memory
-        self._kept = [self._graph(part) for part in self._chunks] if keep and reason else None
-        self._taped = [self._tapes(self._chunks)] if keep and not reason else None
+        self._kept = [self._graph(part) for part in self._chunks] if len(data) * each <= memory else None
+        self._at_once = max(1, memory // (count * each))
+        convolves = any(isinstance(module, CONVOLUTIONS) for module in gradients.model.modules())
+        self._one_by_one = "the model has convolutions" if convolves else ""
+
+    @property
+    def path(self) -> str:
+        """How products are computed, and why."""
+        many = f"one vector at a time ({self._one_by_one})" if self._one_by_one else "several vectors at once"
+        return f"double backward, {many}"
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return H v of a flat vector (P,), or of several (K, P).
@@ -115,15 +112,9 @@ class Hessian:
         Raises:
             NonFiniteError: a product is NaN or infinite.
         """
-        if vectors.ndim == 2 and self._batched:
-            try:
-                total = self._by_graphs(vectors)
-            except InputError:  # an operation between the layers takes one direction at a time
-                self._batched = False
-        if vectors.ndim == 2 and not self._batched:
-            return torch.stack([self(vector) for vector in vectors]) if len(vectors) else vectors.clone()
-        if vectors.ndim == 1:
-            total = self._by_tapes(vectors) if self.path == "R-operator" else self._by_graphs(vectors)
+        total = torch.zeros_like(vectors)
+        for grads in self._kept if self._kept is not None else map(self._graph, self._chunks):
+            total += self._products(grads, vectors)
         if not torch.isfinite(total).all():
             self._gradients.squared_norms(self._data)  # an error that names the examples, where theirs are the reason
             raise NonFiniteError("A Hessian-vector product is NaN or infinite: check the checkpoint and its losses.")
@@ -146,42 +137,31 @@ class Hessian:
         parts = [torch.randn(p.shape, generator=generator).to(p.detach()) for p in self._parameters]
         return flatten([part / torch.linalg.vector_norm(part) for part in parts])
 
-    def _checked_product(self) -> Tensor:
-        """The product of autograd over a few examples with a direction, after a look at what autograd does.
+    def _check_symmetric(self) -> None:
+        """Compare u'Hv with v'Hu over a few examples, and see that torch can differentiate the model twice.
 
         Raises:
-            InputError: the matrix is not symmetric.
+            InputError: it cannot, or the two differ.
         """
         direction, grads = self._direction(), self._graph(self._few, self._probe)
-
-        def product(vector: Tensor) -> Tensor:
-            return self._product(grads, list(unflatten(vector, self._gradients.parameters).values()), False)
-
-        found = product(direction)
+        found = self._product(grads, direction)
         norm = torch.linalg.vector_norm(found)
-        if norm > 0 and torch.isfinite(norm):
-            # With u = Hv / |Hv| the two sides of u'Hv = v'Hu are as large as they can be.
-            back = product(found / norm) @ direction
-            tolerance = self._tolerance
-            if tolerance < ROUNDED and self._computes_in_less():
-                tolerance = ROUNDED
-            if not bool((back - norm).abs() <= tolerance * norm):
-                suspects = [
-                    name
-                    for name, module in self._gradients.model.named_modules()
-                    if hasattr(module, "parametrizations")
-                ]
-                where = f" Look at the parametrised {', '.join(suspects[:4])}." if suspects else ""
-                raise InputError(
-                    f"The Hessian that torch computes for this model is not symmetric (u'Hv is {float(norm):.6g}, v'Hu "
-                    f"{float(back):.6g}): the second derivative of one of its operations is wrong.{where} Write that "
-                    "operation out in elementary ones, or use a method without second derivatives (TRAK, TracIn)."
-                )
-        return found
-
-    @property
-    def _tolerance(self) -> float:
-        return 1e-6 if self._parameters[0].dtype == torch.float64 else ROUNDED
+        if not (norm > 0 and torch.isfinite(norm)):
+            return
+        # With u = Hv / |Hv| the two sides are as large as they can be.
+        back = self._product(grads, found / norm) @ direction
+        exact = self._parameters[0].dtype == torch.float64 and not self._computes_in_less()
+        if (back - norm).abs() <= (1e-6 if exact else ROUNDED) * norm:
+            return
+        suspects = [
+            name for name, module in self._gradients.model.named_modules() if hasattr(module, "parametrizations")
+        ]
+        where = f" Look at the parametrised {', '.join(suspects[:4])}." if suspects else ""
+        raise InputError(
+            f"The Hessian that torch computes for this model is not symmetric (u'Hv is {float(norm):.6g}, v'Hu "
+            f"{float(back):.6g}): the second derivative of one of its operations is wrong.{where} Write that "
+            "operation out in elementary ones, or use a method without second derivatives (TRAK, TracIn)."
+        )
 
     def _computes_in_less(self) -> bool:
         """Whether the forward pass casts to a precision below that of the parameters."""
@@ -191,83 +171,40 @@ class Hessian:
         eps = torch.finfo(self._parameters[0].dtype).eps
         return any(torch.finfo(dtype).eps > eps for dtype in watch.seen)
 
-    def _refusal(self, true: Tensor) -> str:
-        """Why the R-operator does not do for this model, seen from the product of autograd; else nothing."""
-        try:
-            ours = self._along(*self._tapes([self._few], self._probe), self._direction())
-        except NoRuleError as error:
-            return str(error)
-        except Exception as error:  # whatever a model's own code meets while it is recorded
-            return f"the R-operator cannot follow the forward pass ({type(error).__name__})"
-        difference = torch.linalg.vector_norm(ours - true)
-        fits = bool(difference <= self._tolerance * torch.linalg.vector_norm(true))
-        return "" if fits else "the R-operator gives another product for this model"
+    # --- double backward ---
 
-    # --- the R-operator ---
+    def _products(self, grads: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
+        """The products (P,) or (K, P) of a chunk, from its gradient's graph."""
+        if vectors.ndim == 1:
+            return self._product(grads, vectors)
+        if not self._one_by_one and len(vectors):
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "There is a performance drop")  # true, and nothing to do about
+                    return vmap(lambda vector: self._product(grads, vector), chunk_size=self._at_once)(vectors)
+            except InputError:
+                self._one_by_one = "an operation takes no more"
+        return torch.stack([self._product(grads, vector) for vector in vectors]) if len(vectors) else vectors.clone()
 
-    def _by_tapes(self, vector: Tensor) -> Tensor:
-        groups = self._taped if self._taped is not None else (self._tapes([part]) for part in self._chunks)
-        total = torch.zeros_like(vector)
-        for kernels, tapes in groups:
-            total += self._along(kernels, tapes, vector)
-        return total
-
-    def _along(self, kernels: Kernels, tapes: list[Tape], vector: Tensor) -> Tensor:
-        total = torch.zeros_like(vector)
-        directions, into = (
-            dict(zip(map(id, self._parameters), unflatten(flat, self._gradients.parameters).values(), strict=True))
-            for flat in (vector, total)
-        )
-        with torch.no_grad():
-            kernels.aim(directions)
-            for tape in tapes:
-                tape.add()
-            kernels.found(directions, into)
-        return total
-
-    def _tapes(
-        self, parts: list[slice], scalar: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> tuple[Kernels, list[Tape]]:
-        kernels = Kernels(self._gradients.model)
-        return kernels, [
-            record(self._gradients.model, self._inputs(part), self._total(part, scalar), kernels) for part in parts
-        ]
-
-    # --- autograd ---
-
-    def _by_graphs(self, vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
-        directions = list(unflatten(vectors, self._gradients.parameters).values())
-        small = self._batched and vectors.device.type == "cpu" and len(self._data) * vectors.numel() < SMALL_WORK
-        with _threads(1 if small else torch.get_num_threads()):
-            for grads in self._kept if self._kept is not None else map(self._graph, self._chunks):
-                total += self._product(grads, directions, vectors.ndim == 2)
-        return total
-
-    def _product(self, grads: tuple[Tensor, ...], directions: list[Tensor], batched: bool) -> Tensor:
+    def _product(self, grads: tuple[Tensor, ...], vector: Tensor) -> Tensor:
+        directions = unflatten(vector, self._gradients.parameters).values()
         pairs = [(g, v) for g, v in zip(grads, directions, strict=True) if g.requires_grad]
         if not pairs:  # a loss linear in the parameters
-            return torch.zeros_like(_joined(directions, batched))
+            return torch.zeros_like(vector)
+        outputs, along = zip(*pairs, strict=True)
         try:
-            found = torch.autograd.grad(
-                [g for g, _ in pairs],
-                self._parameters,
-                [v for _, v in pairs],
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=batched,
-            )
+            found = torch.autograd.grad(outputs, self._parameters, along, retain_graph=True, allow_unused=True)
         except (RuntimeError, NotImplementedError) as error:
             raise _no_second_derivative(error) from error
-        filled = [torch.zeros_like(v) if h is None else h for h, v in zip(found, directions, strict=True)]
-        return _joined(filled, batched)
+        return flatten([torch.zeros_like(p) if h is None else h for h, p in zip(found, self._parameters, strict=True)])
 
     def _graph(self, part: slice, scalar: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
         """The gradient of the chunk's share of the mean loss, with its graph."""
-        inputs, total = self._inputs(part), self._total(part, scalar)
+        meant, inputs = scalar or self._gradients.scalar, self._inputs(part)
         try:
-            with torch.enable_grad(), self._differentiable(), TwiceDifferentiable():
-                value = total(logits_of(self._gradients.model(inputs)))
+            with torch.enable_grad(), self._differentiable(), folded(self._gradients.folded), TwiceDifferentiable():
+                outputs = logits_of(self._gradients.model(inputs))
+                value = meant(outputs, self._data.labels[part]).sum() / len(self._data)
                 found = (
                     torch.autograd.grad(value, self._parameters, create_graph=True, allow_unused=True)
                     if value.requires_grad
@@ -275,9 +212,7 @@ class Hessian:
                 )
         except (RuntimeError, NotImplementedError) as error:
             raise _no_second_derivative(error) from error
-        return tuple(
-            p.detach().new_zeros(p.shape) if g is None else g for p, g in zip(self._parameters, found, strict=True)
-        )
+        return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, found, strict=True))
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:
@@ -289,22 +224,13 @@ class Hessian:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
 
-    # --- both ---
-
     def _inputs(self, part: slice) -> Tensor:
         inputs = self._data.inputs(part)
         if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
             inputs = inputs.contiguous(memory_format=torch.channels_last)  # convolutions run fastest on this
         return inputs
 
-    def _total(self, part: slice, scalar: Callable[[Tensor, Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
-        meant, labels = scalar or self._gradients.scalar, self._data.labels[part]
-        return lambda outputs: meant(outputs, labels).sum() / len(self._data)
-
-    def _bytes_an_example(self, taped: bool) -> int:
-        if taped:
-            first = slice(0, min(2, len(self._data)))
-            return max(1, sum(tape.nbytes for tape in self._tapes([first])[1]) // first.stop)
+    def _bytes_per_example(self) -> int:
         seen: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
@@ -336,24 +262,9 @@ class _Precisions(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         return made
 
 
-def _joined(parts: Collection[Tensor], batched: bool) -> Tensor:
-    """Flat vectors (P,), or (K, P) of parts that are batched."""
-    return torch.cat([flat_rows(part) if batched else part.reshape(-1) for part in parts], -1)
-
-
 def _no_second_derivative(error: Exception) -> InputError:
     return InputError(
         f"Influence by the Hessian needs second derivatives, which torch has not for this model: {first_line(error)} "
         "Replace that layer by one of elementary operations (gradient checkpointing: switch it off, or "
         "use_reentrant=False), or use a method without second derivatives (TRAK, TracIn, Grad-Dot)."
     )
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

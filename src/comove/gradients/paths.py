@@ -125,6 +125,11 @@ class ClosedForms:
         self.check_rows = False
         """Whether each chunk is checked for layers that see the examples in another order than the batch's."""
 
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Those that are folded."""
+        return tuple(fold.pair for fold in self._folds)
+
     def raw(self, inputs: Tensor, labels: Tensor, scalar: Function) -> Iterator[tuple[str, Tensor]]:
         """Yield (key, (B, ...)): gradients of the folded weights, and of the parameters that are not folded.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from comove.errors import ComoveError, InputError, NonFiniteError, first_line, some
-from comove.gradients.batch_norm_folding import foldable
+from comove.gradients.batch_norm_folding import Pair, foldable
 from comove.gradients.forward_checks import (
     ForwardPass,
     check_deterministic,
@@ -212,6 +212,11 @@ class PerExampleGradients:
     def paths(self) -> Paths:
         """How gradients are computed; known once the first chunk has been, and said anew where a later one differs."""
         return self._paths
+
+    @property
+    def folded(self) -> tuple[Pair, ...]:
+        """The batch norms computed as one with the layer before them; known once the first chunk has been computed."""
+        return self._closed.pairs if self._paths.way == WAYS[0] else ()
 
     @property
     def size(self) -> int:
