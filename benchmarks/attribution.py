@@ -226,7 +226,7 @@ def all_rows(images: int) -> list[Row]:
         Row(tracin, "dattri", "dattri", peers.dattri_tracin, None, many, True, f"{tracin}: comove"),
         *trak_rows(512, images, 1.8),
         *trak_rows(2048, images, 2.1),
-        Row(arnoldi, "comove", "comove", partial(ours, our_arnoldi), 10.0, extras={fewer: (rank_20, "")}),
+        Row(arnoldi, "comove", "comove", partial(ours, our_arnoldi), 14.0, extras={fewer: (rank_20, "")}),
         Row(arnoldi, "captum", "captum", captum, None, (1, 10), False, f"{arnoldi}: comove", note=start,
             extras={f"captum, as many eigenpairs as ours at rank {FEWER}": (captum_fewer, fewer)}),
         Row(arnoldi, "dattri", "dattri", partial(peers.dattri_arnoldi, RANK), None, many, True, f"{arnoldi}: comove",

@@ -29,8 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from comove import Trace
 from comove.attribution import CLD, Scores
-from comove.attribution.blocks import blocks_of, top_in_blocks, write_scores_in_blocks
-from comove.attribution.tiles import prepare, score_block
+from comove.attribution.score_blocks import blocks_of, prepare, score_block, top_in_blocks, write_scores_in_blocks
 from comove.coreset.cld import CLDCoreset
 from comove.jobs import Local, Serial
 from comove.training.sources import Source

@@ -21,7 +21,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from comove.attribution import CLD
-from comove.attribution.blocks import top_in_blocks, write_scores_in_blocks
+from comove.attribution.score_blocks import top_in_blocks, write_scores_in_blocks
 from comove.coreset.cld import CLDCoreset
 from comove.correlation import pairwise, sizes
 from comove.training.sources import Source

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from comove.attribution import Scores
-from comove.attribution.partial_scores import Block, PartialScores, partial_folder
+from comove.attribution.score_blocks import Block, PartialScores, partial_folder
 from comove.errors import ComoveError, CorruptFileError, FingerprintError, InputError, LockedError, StorageError
 
 N, Q = 70_003, 11

@@ -346,7 +346,7 @@ print(top.ids[0], top.scores[0], bottom.ids[0], bottom.scores[0], part.values[5,
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux")
 def test_a_file_larger_than_the_memory_it_takes_is_asked_for_its_best(tmp_path: Path) -> None:
-    from comove.attribution.scores_file import scores_layout, stored_width
+    from comove.attribution.scores import scores_layout, stored_width
     from comove.store.checksums import BLOCK
 
     n, q = 200_003, 20_000

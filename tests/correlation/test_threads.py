@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np, torch
 from comove import Trace
 from comove.attribution import CLD
-from comove.attribution.blocks import write_scores_in_blocks
+from comove.attribution.score_blocks import write_scores_in_blocks
 from comove.correlation import blocks, pairwise, per_class, top_k
 
 torch.set_num_threads(int(sys.argv[1]))

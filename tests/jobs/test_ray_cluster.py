@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from comove.attribution import CLD
-from comove.attribution.blocks import write_scores_in_blocks
+from comove.attribution.score_blocks import write_scores_in_blocks
 from comove.errors import InputError, NonFiniteError
 from comove.jobs import JobLostError, RayCluster, ray_cluster, run_jobs
 from comove.trace import Trace

@@ -86,7 +86,7 @@ def _told(scores: Any) -> str:
 
 
 def _in_blocks(file: Path, method: Any, sources: Any, queries: list[int], executor: str) -> Any:
-    from comove.attribution.blocks import write_scores_in_blocks
+    from comove.attribution.score_blocks import write_scores_in_blocks
     from comove.jobs import as_executor
 
     return write_scores_in_blocks(file, method, sources, queries, executor=as_executor(executor), progress=True)

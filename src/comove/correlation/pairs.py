@@ -15,7 +15,7 @@ from comove.correlation.standardise import CommonMode, Correlation, Plan, RowSca
 from comove.correlation.workers import Workers, plain_products, workers
 from comove.errors import InputError, InputTypeError
 
-__all__ = ["blocks", "pairwise"]
+__all__ = ["blocks", "fill", "pairwise"]
 
 _Tile = tuple[Panel, Panel, slice, slice]
 
@@ -72,15 +72,21 @@ def pairwise(
     scores_NQ = output(out, train, query)
     flat = scores_NQ.numpy() if isinstance(scores_NQ, torch.Tensor) and train.xp is np else scores_NQ
 
-    def fill(tiles: list[_Tile], part: slice) -> None:
+    with plain_products(), workers(train) as crew:
+        fill(train, query, plan, flat, crew)
+    return scores_NQ if out is None else out
+
+
+def fill(train: Side, query: Side, plan: Plan, out: Any, crew: Workers) -> None:
+    """Fill ``out`` (N, Q), laid out in either order, with the scores of these columns by a plan made before."""
+
+    def work(tiles: list[_Tile], part: slice) -> None:
         space = _space(train, query)
         for tile in tiles[part]:
-            _score(tile, plan, space, flat[tile[2], tile[3]])
+            _score(tile, plan, space, out[tile[2], tile[3]])
 
-    with plain_products(), workers(train) as crew:
-        for tiles in _tiles(train, query, plan, crew):
-            crew.each(fill, repeat(tiles), ranges(0, len(tiles), 1 + len(tiles) // (8 * crew.number)))
-    return scores_NQ if out is None else out
+    for tiles in _tiles(train, query, plan, crew):
+        crew.each(work, repeat(tiles), ranges(0, len(tiles), 1 + len(tiles) // (8 * crew.number)))
 
 
 def blocks(

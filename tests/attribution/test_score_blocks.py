@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from comove.attribution import CLD, Scores
-from comove.attribution import blocks as module
-from comove.attribution.blocks import WIDEST, blocks_of, top_in_blocks, write_scores_in_blocks
-from comove.attribution.partial_scores import PartialScores, partial_folder
-from comove.attribution.tiles import TILE_Q
+from comove.attribution import score_blocks as module
+from comove.attribution.score_blocks import (
+    TILE_Q,
+    WIDEST,
+    PartialScores,
+    blocks_of,
+    partial_folder,
+    top_in_blocks,
+    write_scores_in_blocks,
+)
 from comove.errors import FingerprintError, InputError, LockedError
 from comove.jobs import Local, Serial
 from comove.store.lock import driver_lock
