@@ -179,6 +179,9 @@ def _score(tile: _Tile, plan: Plan, space: Any, out: Any = None) -> Any:
     score_tile(*tile, scores_NQ)
     limit = np.inf if plan.correlation == "covariance" else 1.0
     xp = np if isinstance(space, np.ndarray) else torch
+    if isinstance(out, np.ndarray) and out.strides[0] < out.strides[1]:  # query by query: clipping across is slow
+        out[...] = scores_NQ.clip(-limit, limit, out=scores_NQ)
+        return out
     return xp.clip(scores_NQ, -limit, limit, out=scores_NQ if out is None else out)
 
 

@@ -28,6 +28,7 @@ from comove.gradients.batch_norm_folding import folded
 from comove.gradients.double_backward import TwiceDifferentiable
 from comove.gradients.per_example import Batches, PerExampleGradients
 from comove.models import logits_of, without_fast_path
+from comove.training.loop import one_thread
 
 __all__ = ["Hessian", "flatten", "unflatten"]
 
@@ -35,6 +36,9 @@ MEMORY = 1 << 30
 """Bytes of graphs kept between products; beyond this they are built again for each product, chunk by chunk."""
 CHUNK = 128
 """Examples per graph on a CPU; fewer spend more of the time on calls, more leave the caches."""
+SMALL_WORK = 100_000_000
+"""Examples times entries of the vectors below which a product without convolutions runs on one thread, as training
+does: sharing out its tiny operations costs more than it saves."""
 CHECKED = 4
 """Examples over which a product is checked."""
 ROUNDED = 1e-2
@@ -97,8 +101,8 @@ class Hessian:
         self._chunks = [slice(start, min(start + count, len(data))) for start in range(0, len(data), count)]
         self._kept = [self._graph(part) for part in self._chunks] if len(data) * each <= memory else None
         self._at_once = max(1, memory // (count * each))
-        convolves = any(isinstance(module, CONVOLUTIONS) for module in gradients.model.modules())
-        self._one_by_one = "the model has convolutions" if convolves else ""
+        self._convolves = any(isinstance(module, CONVOLUTIONS) for module in gradients.model.modules())
+        self._one_by_one = "the model has convolutions" if self._convolves else ""
 
     @property
     def path(self) -> str:
@@ -113,8 +117,10 @@ class Hessian:
             NonFiniteError: a product is NaN or infinite.
         """
         total = torch.zeros_like(vectors)
-        for grads in self._kept if self._kept is not None else map(self._graph, self._chunks):
-            total += self._products(grads, vectors)
+        work = vectors.numel() * len(self._data)
+        with one_thread(vectors.device.type == "cpu" and not self._convolves and work < SMALL_WORK):
+            for grads in self._kept if self._kept is not None else map(self._graph, self._chunks):
+                total += self._products(grads, vectors)
         if not torch.isfinite(total).all():
             self._gradients.squared_norms(self._data)  # an error that names the examples, where theirs are the reason
             raise NonFiniteError("A Hessian-vector product is NaN or infinite: check the checkpoint and its losses.")
