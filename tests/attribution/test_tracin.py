@@ -311,7 +311,7 @@ def test_options_are_checked() -> None:
     with pytest.raises(InputError, match="rate must be one of last, mean"):
         TracIn(rate="first")  # type: ignore[arg-type]
     for wrong in (0, -1, "some", True):
-        with pytest.raises(InputError, match="checkpoints must be 'all' or at least 1"):
+        with pytest.raises(InputError, match="checkpoints must be 'all' or a whole number from 1 on"):
             TracIn(checkpoints=wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="projection must be a whole number"):
         GradDot(projection=-1)

@@ -22,14 +22,14 @@ from torch import Tensor
 from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.attribution.tracin import run_gradients
+from comove.checks import check_number
 from comove.discovery import check_seed
-from comove.errors import InputError
 from comove.gradients.hessian import Hessian, unflatten
 from comove.gradients.per_example import PerExampleGradients
 from comove.training import Resident, resolve_device
 from comove.training.sources import Source
 
-__all__ = ["Arnoldi", "SubspaceInfluence", "arnoldi", "check_number", "dominant", "hessian_resident"]
+__all__ = ["Arnoldi", "SubspaceInfluence", "arnoldi", "dominant", "hessian_resident"]
 
 TOLERANCE = 1e-5
 """Ritz values up to this share of the largest are noise in float32, and their inverses would drown all others."""
@@ -92,17 +92,6 @@ def dominant(matrix_DD: Tensor, rank: int) -> tuple[Tensor, Tensor, int]:
     return values[kept], vectors[:, kept], len(order) - len(kept)
 
 
-def check_number(value: object, least: float, what: str, *, whole: bool = True) -> None:
-    """Check an option that is a number from ``least`` on.
-
-    Raises:
-        InputError: it is not.
-    """
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
-        raise InputError(f"{what} must be a {'whole ' * whole}number from {least} on, got {value!r}.")
-
-
 def hessian_resident(source: Source, number: int, seed: int, device: torch.device) -> Resident:
     """Return ``number`` training examples (at most all) drawn by seed and id, whatever their order in the run."""
     ids = np.sort(source.trace.train_ids)
@@ -134,9 +123,9 @@ class SubspaceInfluence(Attributor):
 
     def __post_init__(self) -> None:
         check_seed(self.seed, self.name)
-        check_number(self.rank, 1, f"{self.name}: rank")
-        check_number(self.damping, 0, f"{self.name}: damping", whole=False)
-        check_number(self.hessian_examples, 1, f"{self.name}: hessian_examples")
+        check_number(self.damping, f"{self.name}: damping", zero=True)
+        self._check_whole("rank")
+        self._check_whole("hessian_examples")
 
     @abstractmethod
     def _basis(self, hessian: Product, start: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
@@ -224,7 +213,7 @@ class Arnoldi(SubspaceInfluence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.arnoldi_dim, 1, f"{self.name}: arnoldi_dim")
+        self._check_whole("arnoldi_dim")
 
     def _basis(self, hessian: Product, start: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
         return arnoldi(hessian, start(1)[0], self.arnoldi_dim)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from comove.attribution.scores import Scores
+from comove.checks import whole_number
 from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import label_of
 from comove.errors import InputError, NonFiniteError, NotFittedError, some
@@ -161,6 +162,11 @@ class Attributor(ABC):
         finally:
             if rounded:
                 flags.allow_tf32 = True
+
+    def _check_whole(self, option: str, least: int = 1, unit: str = "a whole number") -> None:
+        """Check an option that is a whole number; as a Python integer it is a JSON value."""
+        value = whole_number(getattr(self, option), f"{self.name}: {option}", least, unit=unit, error=InputError)
+        object.__setattr__(self, option, value)
 
     def _require_fitted(self) -> tuple[tuple[Any, ...], Any]:
         fitted: tuple[tuple[Any, ...], Any] | None = getattr(self, "_fitted", None)

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from comove.attribution.arnoldi import check_number, hessian_resident
+from comove.attribution.arnoldi import hessian_resident
 from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.replay import query_resident, run_of, training_resident
+from comove.checks import check_number
 from comove.discovery import check_seed
 from comove.errors import first_line
 from comove.gradients.hessian import Hessian, unflatten
@@ -131,11 +132,11 @@ class InfluenceCG(Attributor):
 
     def __post_init__(self) -> None:
         check_seed(self.seed, self.name)
-        check_number(self.damping, 0, f"{self.name}: damping", whole=False)
-        check_number(self.max_steps, 1, f"{self.name}: max_steps")
-        check_number(self.tolerance, 0, f"{self.name}: tolerance", whole=False)
+        for option in ("damping", "tolerance"):
+            check_number(getattr(self, option), f"{self.name}: {option}", zero=True)
+        self._check_whole("max_steps")
         if self.hessian_examples != "all":
-            check_number(self.hessian_examples, 1, f"{self.name}: hessian_examples ('all' otherwise)")
+            self._check_whole("hessian_examples", unit="'all' or a whole number")
 
     def _fit(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         return sources

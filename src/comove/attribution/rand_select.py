@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from comove.attribution.arnoldi import Product, SubspaceInfluence, check_number
+from comove.attribution.arnoldi import Product, SubspaceInfluence
 
 __all__ = ["RandSelect", "random_basis"]
 
@@ -60,7 +60,7 @@ class RandSelect(SubspaceInfluence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.subspace_dim, 1, f"{self.name}: subspace_dim")
+        self._check_whole("subspace_dim")
 
     def _basis(self, hessian: Product, start: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
         vectors = start(self.subspace_dim)

@@ -22,7 +22,6 @@ from torch import Tensor
 from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_choice, check_seed
-from comove.errors import InputError
 from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, Part, PerExampleGradients, check_finite
 from comove.gradients.projections import Sparse
@@ -129,8 +128,7 @@ class _GradientSimilarity(Attributor):
 
     def __post_init__(self) -> None:
         check_seed(self.seed, self.name)
-        if isinstance(self.projection, bool) or not isinstance(self.projection, int) or self.projection < 0:
-            raise InputError(f"{self.name}: projection must be a whole number from 0 (none) on, got {self.projection}.")
+        self._check_whole("projection", 0)
 
     @abstractmethod
     def _weights(self, run: Run) -> list[tuple[Checkpoint, float]]:
@@ -210,9 +208,8 @@ class TracIn(_GradientSimilarity):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self.rate, ("last", "mean"), "rate", self.name)
-        number = isinstance(self.checkpoints, int) and not isinstance(self.checkpoints, bool) and self.checkpoints >= 1
-        if self.checkpoints != "all" and not number:
-            raise InputError(f"{self.name}: checkpoints must be 'all' or at least 1, got {self.checkpoints!r}.")
+        if self.checkpoints != "all":
+            self._check_whole("checkpoints", unit="'all' or a whole number")
 
     def _weights(self, run: Run) -> list[tuple[Checkpoint, float]]:
         chosen = spread(run.checkpoints, self.checkpoints)

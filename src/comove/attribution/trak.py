@@ -27,6 +27,7 @@ from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.attribution.tracin import spread
 from comove.attribution.trak_features import BATCH, BLOCK, Featuriser, feature_blocks, read_features
+from comove.checks import check_number
 from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
 from comove.gradients.projections import KINDS, Kind, Projection
@@ -191,20 +192,14 @@ class TRAK(Attributor):
         check_choice(self.projector, KINDS, "projector", self.name)
         check_choice(self.scale, ("margin", "traker"), "scale", self.name)
         if self.checkpoints not in ("last", "all"):
-            self._check_whole("checkpoints", "'last', 'all' or ")
+            self._check_whole("checkpoints", unit="'last', 'all' or a whole number")
         self._check_whole("nonzeros")
         self._check_whole("batch")
         if self.proj_dim is not None:
-            self._check_whole("proj_dim", "None or ")
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not 0 < self.ridge < np.inf:
-            raise InputError(f"{self.name}: ridge must be a number above 0, got {self.ridge!r}.")
+            self._check_whole("proj_dim", unit="None or a whole number")
+        check_number(self.ridge, f"{self.name}: ridge")
         if self.cache is not None:
             object.__setattr__(self, "cache", str(self.cache))
-
-    def _check_whole(self, option: str, other: str = "") -> None:
-        value = getattr(self, option)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{self.name}: {option} must be {other}a whole number from 1 on, got {value!r}.")
 
     def _fit(self, sources: tuple[Source, ...]) -> _State:
         folder, device, models = _Folder(self.cache), resolve_device(), []

@@ -38,12 +38,10 @@ from comove.models import logits_of, without_fast_path
 __all__ = [
     "Batches",
     "Part",
-    "Paths",
     "PerExampleGradients",
     "Scalar",
     "check_finite",
     "cross_entropy",
-    "ids_of",
     "margin",
 ]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-__all__ = ["BATCH_NORMS", "RULES", "Rule"]
+__all__ = ["BATCH_NORMS", "RULES"]
 
 SMALL_PATCH = 32
 """Convolutions with patches of at most so many inputs waste vector lanes in grouped calls with rows innermost."""
