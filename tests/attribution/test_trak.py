@@ -231,7 +231,7 @@ def test_equals_plain_traker_on_a_resnet_with_batch_norm(resnet: Run, tmp_path: 
     theirs = plain_traker(tmp_path, [(featuriser_of(method, resnet), RIDGE)], data.train, data.query)
     fitted = method.fit(resnet)
     scores = fitted.attribute()
-    assert str(scores.info["gradients"]).startswith("closed forms")
+    assert str(scores.info["gradients"]).startswith("per-sample rules")
     close(scores.values, theirs)
 
 
@@ -362,7 +362,7 @@ def test_text_classification_of_token_ids(text: Run) -> None:
     np.testing.assert_allclose(fitted.attribute(twins).values[:2].diagonal(), fitted.self_influence()[:2], rtol=1e-4)
 
 
-def test_a_model_without_closed_forms_gets_the_same_features(resnet: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_per_sample_rules_gets_the_same_features(resnet: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = TRAK().fit(resnet).attribute()
     monkeypatch.setattr(PerExampleGradients, "_problem", lambda *_: "told so")
     fallen = TRAK().fit(resnet).attribute()

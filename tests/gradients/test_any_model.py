@@ -689,7 +689,7 @@ def test_the_way_taken_is_said_with_the_reason(kind: type[nn.Module], way: str) 
     x, y = splits.train.batch(np.arange(8))
     stream(x, y)
     assert stream.paths.way == way
-    assert stream.paths.refused[0][0] == "closed forms"
+    assert stream.paths.refused[0][0] == "per-sample rules"
     assert all(why in str(stream.paths) for _, why in stream.paths.refused)
 
 
@@ -728,7 +728,7 @@ def test_a_way_refused_in_a_later_chunk_gives_way_to_the_next() -> None:
     stream = PerExampleGradients(model, batch=5, check_on=Long())
     found = stream.collect(Data())
     assert error(torch.cat([part.flatten(1) for part in found.values()], 1).numpy(), true) < 1e-9
-    assert stream.paths.way != "closed forms"
+    assert stream.paths.way != "per-sample rules"
     again = PerExampleGradients(model, batch=5, check_on=Long())
     directions = {name: part[:3] for name, part in found.items()}
     assert error(again.inner_products(Data(), directions).numpy(), true @ true[:3].T) < 1e-9

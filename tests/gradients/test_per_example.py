@@ -156,7 +156,7 @@ CLOSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")  # torch, of its own forward pass
 @pytest.mark.parametrize("case", CLOSED)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_closed_forms_equal_one_by_one_autograd(case: str, channels_last: bool) -> None:
+def test_per_sample_rules_equal_one_by_one_autograd(case: str, channels_last: bool) -> None:
     make, shape = CLOSED[case]
     if channels_last and len(shape) != 3:
         pytest.skip("no images")
@@ -169,8 +169,8 @@ def test_closed_forms_equal_one_by_one_autograd(case: str, channels_last: bool) 
         model = model.to(memory_format=torch.channels_last)
     stream = PerExampleGradients(model)
     assert_equal(stream(x, y), one_by_one(model, x, y))
-    assert stream.paths.way == "closed forms"
-    assert "closed forms" in str(stream.paths)
+    assert stream.paths.way == "per-sample rules"
+    assert "per-sample rules" in str(stream.paths)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
@@ -216,7 +216,7 @@ def test_networks_equal_one_by_one_autograd(name: str, shape: tuple[int, ...], o
     x, y = normal(3, *shape), labels(3, 4)
     stream = PerExampleGradients(model, margin)
     assert_equal(stream(x, y), one_by_one(model, x, y, margin))
-    assert stream.paths.way == "closed forms"
+    assert stream.paths.way == "per-sample rules"
 
 
 def test_torchvision_resnet18_as_it_is_with_relu_in_place() -> None:
@@ -229,7 +229,7 @@ def test_torchvision_resnet18_as_it_is_with_relu_in_place() -> None:
     x, y = normal(2, 3, 5, 5), labels(2)
     stream = PerExampleGradients(model)
     assert_equal(stream(x, y), one_by_one(model, x, y))
-    assert stream.paths.way == "closed forms"
+    assert stream.paths.way == "per-sample rules"
 
 
 def test_a_transformer_takes_the_fallback_and_says_why() -> None:
@@ -244,7 +244,7 @@ def test_a_transformer_takes_the_fallback_and_says_why() -> None:
     assert "torch.func for" in str(stream.paths)
 
 
-def test_a_transformer_from_plain_layers_takes_closed_forms() -> None:
+def test_a_transformer_from_plain_layers_takes_per_sample_rules() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -260,7 +260,7 @@ def test_a_transformer_from_plain_layers_takes_closed_forms() -> None:
     tokens = torch.randint(0, 7, (4, 6), generator=torch.Generator().manual_seed(0))
     stream = PerExampleGradients(model)
     assert_equal(stream(tokens, labels(4)), one_by_one(model, tokens, labels(4)))
-    assert stream.paths.way == "closed forms"
+    assert stream.paths.way == "per-sample rules"
 
 
 class ReadsWeight(nn.Module):
@@ -369,7 +369,7 @@ def test_a_subset_of_parameters_of_layers_that_are_folded(ending: Any) -> None:
         products = stream.inner_products(data, {n: m[:4] for n, m in found.items()}, squared_norms=noted)
         torch.testing.assert_close(products, flat @ flat[:4].T, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(norms, flat.square().sum(1))
-    assert stream.paths.way == "closed forms"
+    assert stream.paths.way == "per-sample rules"
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -408,7 +408,7 @@ def test_what_detection_of_folding_misses_is_computed_unfolded(monkeypatch: pyte
     monkeypatch.setattr("comove.gradients.per_example.foldable", lambda model, inputs: (pair,))
     stream, x, y = PerExampleGradients(model), normal(5, 4), labels(5)
     assert_equal(stream(x, y), one_by_one(model, x, y))
-    assert stream.paths.way == "closed forms"
+    assert stream.paths.way == "per-sample rules"
 
 
 @pytest.mark.parametrize("path", ["closed", "fallback"])

@@ -64,7 +64,7 @@ class _GradientComputer:
     def compute_loss_grad(self, batch: Batch) -> Tensor:
         _, part, chunk = batch
         outputs = self._outputs
-        if self.gradients.paths.way != "closed forms":  # what the hook saw was a single example
+        if self.gradients.paths.way != "per-sample rules":  # what the hook saw was a single example
             outputs = self.gradients.outputs(part.inputs(chunk))
         return torch.sigmoid(-margin(outputs, part.labels[chunk]))[:, None]  # 1 - p, exact for small values
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Pair", "foldable", "folded"]
+__all__ = ["Pair", "foldable", "folded", "scale_and_shift"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
@@ -64,7 +64,7 @@ class Pair:
     @property
     def scale(self) -> Tensor:
         """Gamma rstd, the s of the equations, (C,)."""
-        return self.rstd if self.norm.weight is None else self.norm.weight * self.rstd
+        return scale_and_shift(self.norm)[0]
 
     @property
     def centre(self) -> Tensor:
@@ -75,9 +75,11 @@ class Pair:
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor]:
         """Return W' (shaped like W) and b' (C,), which autograd follows back to W, b, gamma and beta."""
-        scale, beta = self.scale, self.norm.bias
-        shift = self.centre * scale
-        return self.layer.weight * _over_fan_in(scale, self.layer.weight), shift if beta is None else beta + shift
+        scale, shift = scale_and_shift(self.norm)
+        bias = self.layer.bias
+        return self.layer.weight * _over_fan_in(
+            scale, self.layer.weight
+        ), shift if bias is None else shift + bias * scale
 
     def layer_weight(self, dweight: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Return dW (..., *W.shape) from dW' (..., *W.shape), written to ``out`` where one is given."""
@@ -136,6 +138,14 @@ def _sum(one: Tensor | None, other: Tensor) -> Tensor:
 
 def _over_fan_in(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.view(-1, *(1,) * (weight.ndim - 1))
+
+
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return s and beta - mean s, (C,) each: what batch norm in evaluation mode multiplies by and adds."""
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else norm.weight * scale
+    shift = norm.running_mean * scale
+    return scale, -shift if norm.bias is None else norm.bias - shift
 
 
 def foldable(model: nn.Module, inputs: Tensor) -> tuple[Pair, ...]:

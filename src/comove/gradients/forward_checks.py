@@ -263,7 +263,7 @@ def parameter_uses(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Uses
 
 
 def unsupported(path: str, module: nn.Module, kind: str) -> str:
-    """Return the module, when its gradients have no closed form here; else nothing."""
+    """Return the module, when its gradients have no per-sample rule; else nothing."""
     plain = kind in RULES.get(type(module), ())
     if plain and isinstance(module, nn.Embedding):
         plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse

@@ -1,8 +1,8 @@
-"""G[b] = d s(f(x_b), y_b) / d theta for one chunk: closed forms behind hooks, ``torch.func``, one example at a time.
+"""G[b] = d s(f(x_b), y_b) / d theta for one chunk: by per-sample rules, by ``torch.func``, or one example at a time.
 
-*Closed forms*: one batched forward and one backward that asks for nothing but the gradients g of the layers' outputs;
-each layer's per-example gradient then follows from g and the layer's input. Batch norm is folded into the layer before
-it where that is possible, so that two sets of coordinates exist: those of the parameters, and those of the folded
+*Per-sample rules*: one batched forward and one backward that asks for nothing but the gradients g of the layers'
+outputs; each layer's per-example gradient then follows from g and the layer's input, which hooks keep. Where batch norm
+is folded into the layer before it there are two sets of coordinates: those of the parameters, and those of the folded
 weights W' and b', in which inner products are cheaper: <M g', d> = <g', M' d>, with M' applied to the directions once.
 
 Shape legend: B examples of a chunk, Q directions, C output channels.
@@ -24,13 +24,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from comove.errors import InputError, first_line
-from comove.gradients.batch_norm_folding import Pair, folded
+from comove.gradients.batch_norm_folding import Pair, folded, scale_and_shift
 from comove.gradients.forward_checks import Uses
 from comove.gradients.per_sample_rules import BATCH_NORMS, RULES
 from comove.gradients.scalars import Function
 from comove.models import logits_of, without_fast_path
 
-__all__ = ["ClosedForms", "RefusedPathError", "by_vmap", "one_at_a_time"]
+__all__ = ["PerSampleRules", "RefusedPathError", "by_vmap", "one_at_a_time"]
 
 
 class RefusedPathError(Exception):
@@ -106,8 +106,8 @@ def _fold(pair: Pair, uses: Uses) -> _Fold | None:
     return None if "norm_weight" in names and "layer_weight" not in names else _Fold(pair, names)
 
 
-class ClosedForms:
-    """Per-example gradients of chunks, of a model whose parameters all have closed forms.
+class PerSampleRules:
+    """Per-example gradients of chunks, of a model whose parameters all have a rule.
 
     Args:
         model: in evaluation mode.
@@ -273,10 +273,7 @@ def _affine_batch_norms(model: nn.Module) -> Iterator[None]:
 
 
 def _affine(layer: Any, x: Tensor) -> Tensor:
-    scale = torch.rsqrt(layer.running_var + layer.eps)
-    if layer.weight is not None:
-        scale = scale * layer.weight.detach()
-    shift = -layer.running_mean * scale if layer.bias is None else layer.bias.detach() - layer.running_mean * scale
+    scale, shift = (part.detach() for part in scale_and_shift(layer))
     shape = (-1, *(1,) * (x.ndim - 2))
     return torch.addcmul(shift.view(shape), x, scale.view(shape))
 

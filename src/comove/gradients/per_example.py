@@ -1,6 +1,6 @@
 r"""G[b] = d s(f(x_b), y_b) / d theta: per-example gradients of a scalar of the model's output, chunk by chunk.
 
-Three ways. *Closed forms*: one batched forward and one backward that asks for nothing but the gradients g of the
+Three ways. *Per-sample rules*: one batched forward and one backward that asks for nothing but the gradients g of the
 layers' outputs; each layer's per-example gradient then follows from g and the layer's input x (for a linear layer
 sum_t g_t x_t', for a convolution one weight-gradient call with groups = batch). *torch.func*: ``vmap(grad)``. *One
 example at a time*: plain autograd, which always holds. Which one is taken is checked, not assumed: several examples,
@@ -31,7 +31,7 @@ from comove.gradients.forward_checks import (
     unsupported,
 )
 from comove.gradients.inner_products import InnerProducts, flat_rows
-from comove.gradients.paths import ClosedForms, RefusedPathError, by_vmap, one_at_a_time
+from comove.gradients.paths import PerSampleRules, RefusedPathError, by_vmap, one_at_a_time
 from comove.gradients.scalars import SCALARS, Scalar, cross_entropy, margin
 from comove.models import logits_of, without_fast_path
 
@@ -52,8 +52,8 @@ BATCH = 100
 CHECKED = 8
 """Examples on which a faster way is compared with plain autograd, where their gradients fit into memory."""
 
-Way: TypeAlias = Literal["closed forms", "torch.func", "one example at a time"]
-WAYS: tuple[Way, ...] = ("closed forms", "torch.func", "one example at a time")
+Way: TypeAlias = Literal["per-sample rules", "torch.func", "one example at a time"]
+WAYS: tuple[Way, ...] = ("per-sample rules", "torch.func", "one example at a time")
 _Chunk: TypeAlias = Iterator[tuple[str, Tensor]]
 
 
@@ -121,7 +121,7 @@ class Paths:
     """How gradients are computed.
 
     Attributes:
-        way: ``"closed forms"``, ``"torch.func"``, or ``"one example at a time"`` (plain autograd).
+        way: ``"per-sample rules"``, ``"torch.func"``, or ``"one example at a time"`` (plain autograd).
         modules: names of the modules that hold the parameters.
         refused: the faster ways that do not hold for this model, and why.
     """
@@ -167,7 +167,7 @@ class PerExampleGradients:
         >>> stream = PerExampleGradients(model, "margin")
         >>> gradients = stream(torch.ones(4, 3), torch.tensor([0, 1, 1, 0]))
         >>> gradients["weight"].shape, str(stream.paths)
-        (torch.Size([4, 2, 3]), 'closed forms for 1 modules')
+        (torch.Size([4, 2, 3]), 'per-sample rules for 1 modules')
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class PerExampleGradients:
         self._uses = parameter_uses(model, self.parameters)
         modules = tuple(dict.fromkeys(name for places in self._uses.values() for name, _, _ in places))
         self._paths = Paths(WAYS[0], modules)
-        self._closed = ClosedForms(model, self.parameters, self._uses)
+        self._rules = PerSampleRules(model, self.parameters, self._uses)
         self._classes = 0
         self._checked = False
         self.batches_matter = False
@@ -204,7 +204,7 @@ class PerExampleGradients:
         """Whether the forward pass reads values of its inputs, so that other batches may be treated otherwise."""
         problems = [problem for places in self._uses.values() for place in places if (problem := unsupported(*place))]
         if problems:
-            self._refuse(f"no closed form for {some(dict.fromkeys(problems))}")
+            self._refuse(f"no per-sample rule for {some(dict.fromkeys(problems))}")
 
     @property
     def paths(self) -> Paths:
@@ -214,7 +214,7 @@ class PerExampleGradients:
     @property
     def folded(self) -> tuple[Pair, ...]:
         """The batch norms computed as one with the layer before them; known once the first chunk has been computed."""
-        return self._closed.pairs if self._paths.way == WAYS[0] else ()
+        return self._rules.pairs if self._paths.way == WAYS[0] else ()
 
     @property
     def size(self) -> int:
@@ -347,12 +347,12 @@ class PerExampleGradients:
     def _raw_products(self, data: Batches, parts: list[slice], directions: Mapping[str, Tensor]) -> Tensor:
         first = next(iter(directions.values()))
         products_NQ = first.new_zeros(len(data), len(first))
-        sums = InnerProducts(self._closed.directions(directions))
+        sums = InnerProducts(self._rules.directions(directions))
         for part in parts:
             labels = data.labels[part]
             self._check_labels(labels)
             with _as_refusal():
-                sums.add(products_NQ[part], self._closed.raw(data.inputs(part), labels, self._checked_scalar))
+                sums.add(products_NQ[part], self._rules.raw(data.inputs(part), labels, self._checked_scalar))
         return products_NQ
 
     def _chunk(self, inputs: Tensor, labels: Tensor) -> _Chunk:
@@ -377,7 +377,7 @@ class PerExampleGradients:
         """
         if way == WAYS[0]:
             with _as_refusal():
-                yield from self._closed.whole(inputs, labels, scalar)
+                yield from self._rules.whole(inputs, labels, scalar)
         elif way == WAYS[1]:
             yield from by_vmap(self.model, self.parameters, inputs, labels, scalar).items()
         else:
@@ -436,7 +436,7 @@ class PerExampleGradients:
         check_finite(truth, data, rows)
         self.reads_values = bool(watch.reads)
         self.batches_matter = not _close(self.outputs(inputs), outputs) or self._mixes(data)
-        self._closed.check_rows = bool(watch.reorders)
+        self._rules.check_rows = bool(watch.reorders)
         why = ""
         if watch.reads:
             why = f"the forward pass reads values that depend on its inputs ({some(sorted(watch.reads))})"
@@ -489,10 +489,10 @@ class PerExampleGradients:
             return self._difference(way, inputs, labels, truth)
         with without_fast_path():
             pairs = foldable(self.model, inputs)
-        check_rows, problem = self._closed.check_rows, ""
+        check_rows, problem = self._rules.check_rows, ""
         for kept in (pairs, ()) if pairs else ((),):  # what detection missed is computed unfolded
-            self._closed = ClosedForms(self.model, self.parameters, self._uses, kept)
-            self._closed.check_rows = check_rows
+            self._rules = PerSampleRules(self.model, self.parameters, self._uses, kept)
+            self._rules.check_rows = check_rows
             # All of them, and a part of them the other way round: what holds must not depend on the batch.
             some_rows = torch.arange(len(inputs) - 1, -1, -2, device=inputs.device)
             part = {name: true[some_rows] for name, true in truth.items()}

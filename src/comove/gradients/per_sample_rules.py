@@ -1,4 +1,4 @@
-r"""G[b] of one layer from its input x and the gradient g of its output: per-example gradients in closed form.
+r"""G[b] of one layer from its input x and the gradient g of its output: per-sample rules.
 
 For a linear layer sum_t g[b, t] x[b, t]', for a convolution one weight-gradient call with the examples as groups, for
 batch norm in evaluation mode and layer norm sum_t g[b, t] xhat[b, t], for an embedding g added up by token.
