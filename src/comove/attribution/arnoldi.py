@@ -194,7 +194,7 @@ class Arnoldi(SubspaceInfluence):
     per-example gradients; queries cost their own gradients only.
 
     Args:
-        rank: eigenpairs kept, by magnitude. Those that are not positive are dropped (``info["dropped"]``, a run each).
+        rank: eigenpairs kept, by magnitude. Those that are not positive are dropped (``info["dropped"]``, one per run).
         damping: added to the eigenvalues before they are inverted.
         hessian_examples: the size of the fixed batch, drawn from the training examples.
         seed: of the batch and of the start vector. At high rank scores vary with it (Spearman .93 at rank 50 on
@@ -207,7 +207,7 @@ class Arnoldi(SubspaceInfluence):
 
     name: ClassVar[str] = "arnoldi"
     summary: ClassVar[str] = "influence with the inverse Hessian restricted to its dominant (Arnoldi) subspace"
-    cost: ClassVar[str] = "about 12 epochs of training a run"
+    cost: ClassVar[str] = "about 12 epochs of training per run"
 
     arnoldi_dim: int = 100
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from comove.attribution.base import Attributor, Queries
+from comove.attribution.replay import check_queries
 from comove.correlation import constant, pairwise
 from comove.data import ExampleSet, positions_of
 from comove.discovery import check_choice
@@ -58,12 +59,7 @@ def replay_losses(
         InputError: fewer than three checkpoints with a recorded row, or inputs of another shape or number of classes.
         NonFiniteError: a loss is NaN or infinite.
     """
-    spec = run.model_spec
-    if examples.input_shape != spec.input_shape or int(examples.labels.max()) >= spec.num_classes:
-        raise InputError(
-            f"New queries must have inputs {spec.input_shape} and labels below {spec.num_classes}, got "
-            f"{examples.input_shape} and labels up to {int(examples.labels.max())}."
-        )
+    check_queries(run, examples)
     kept = [checkpoint for checkpoint in run.checkpoints if checkpoint.row >= 0]
     if len(kept) < 3:
         raise InputError(
@@ -85,8 +81,8 @@ def replay_losses(
 class CLD(Attributor):
     """Correlation of loss differences (Nagaraj, Ravikumar, Roy, "Coresets from Trajectories", TMLR 2025, eq. 64).
 
-    The default is the paper's definition. Its common mode (all losses fall together early on) can drown what tells
-    examples apart; the other options are the cheap remedies measured in the docs, shown beside it in benchmarks.
+    The default is the paper's definition. Its common mode (all losses fall together early on) can drown what
+    distinguishes examples; the other options are cheap remedies, measured in the docs and shown in benchmarks.
 
     Args:
         correlation: ``"pearson"`` (the paper), ``"spearman"``, ``"covariance"``.

@@ -2,7 +2,7 @@ r"""tau(m, q) = grad l(z_m)' (H + damping I)^-1 grad l(z_q), H the Hessian of th
 
 Influence functions without a low-rank approximation: each query's linear system is solved by conjugate gradients, in
 float64. The yardstick on small models for methods that approximate it; on large ones its cost, up to ``max_steps``
-Hessian-vector products a query, is prohibitive.
+Hessian-vector products per query, is prohibitive.
 
 Shape legend: N train, Q queries, P parameter entries, B systems solved side by side.
 """
@@ -56,7 +56,7 @@ def conjugate_gradients(
     Args:
         product: (B, P) -> A applied to each row.
         targets: b (B, P).
-        max_steps: products a system at most.
+        max_steps: products per system at most.
         tolerance: a system has converged when norm(A x - b) <= tolerance * norm(b).
 
     Returns:
@@ -110,7 +110,7 @@ class InfluenceCG(Attributor):
 
     Args:
         damping: added to the Hessian's diagonal. At 0 a singular Hessian gives the pseudo-inverse where it can.
-        max_steps: Hessian-vector products a query at most.
+        max_steps: Hessian-vector products per query at most.
         tolerance: relative residual at which a query is solved.
         hessian_examples: ``"all"`` training examples, or a number of them drawn by the seed.
         seed: of that draw.
@@ -121,7 +121,7 @@ class InfluenceCG(Attributor):
 
     name: ClassVar[str] = "influence-cg"
     summary: ClassVar[str] = "influence functions, each query solved by conjugate gradients; for small models"
-    cost: ClassVar[str] = "a pass over the Hessian's examples a step and query; for small models"
+    cost: ClassVar[str] = "a pass over the Hessian's examples per step and query; for small models"
     requires: ClassVar[frozenset[str]] = frozenset({"trace", "checkpoints"})
 
     damping: float = 0.01

@@ -54,7 +54,7 @@ class RandSelect(SubspaceInfluence):
 
     name: ClassVar[str] = "rand-select"
     summary: ClassVar[str] = "influence with the inverse Hessian restricted to a random subspace: Arnoldi's baseline"
-    cost: ClassVar[str] = "about 12 epochs of training a run"
+    cost: ClassVar[str] = "about 12 epochs of training per run"
 
     subspace_dim: int = 100
 

@@ -10,7 +10,7 @@ from comove.errors import InputError
 from comove.training import Resident, Run
 from comove.training.sources import Source
 
-__all__ = ["query_resident", "run_of", "training_resident"]
+__all__ = ["check_queries", "query_resident", "run_of", "training_resident"]
 
 
 def run_of(source: Source) -> Run:
@@ -36,10 +36,19 @@ def query_resident(source: Source, queries: Queries, device: torch.device) -> Re
     """
     run = run_of(source)
     examples: ExampleSet = queries.examples if queries.examples is not None else run.examples(queries.ids)
+    check_queries(run, examples)
+    return Resident(examples, device)
+
+
+def check_queries(run: Run, examples: ExampleSet) -> None:
+    """Refuse examples that the run's model cannot take.
+
+    Raises:
+        InputError: inputs of another shape than the model's, labels outside its classes.
+    """
     spec = run.model_spec
     if examples.input_shape != spec.input_shape or int(examples.labels.max()) >= spec.num_classes:
         raise InputError(
             f"Queries must have inputs {spec.input_shape} and labels below {spec.num_classes}, got "
             f"{examples.input_shape} and labels up to {int(examples.labels.max())}."
         )
-    return Resident(examples, device)

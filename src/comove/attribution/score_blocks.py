@@ -169,7 +169,7 @@ def top_in_blocks(
         queries: as of :meth:`comove.attribution.Attributor.attribute`.
 
     Returns:
-        One ranking a query, the very one that :meth:`Scores.top` gives.
+        One ranking per query, the very one that :meth:`Scores.top` gives.
 
     Raises:
         InputError: several runs (average them by :func:`write_scores_in_blocks`), unknown queries, ``k`` out of range.
@@ -508,12 +508,12 @@ def partial_folder(path: Path) -> Path:
 def _fingerprint(
     arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any], made_from: Mapping[str, Any]
 ) -> str:
-    """Return what tells one computation of scores from another; the blocks do not count."""
+    """Return what identifies a computation of scores; the blocks do not count."""
     return digest(*arrays.values(), dict(header), dict(made_from))
 
 
 def _is_finished(path: Path, made_from: str) -> bool:
-    """Tell whether ``path`` holds the scores of this computation; a damaged file is set aside, with a warning.
+    """Whether ``path`` holds the scores of this computation; a damaged file is set aside, with a warning.
 
     Raises:
         InputError: it holds something else.

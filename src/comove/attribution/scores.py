@@ -256,7 +256,7 @@ class Scores:
         return cls(**open_scores(Path(path)))
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row a training id and one column a query id."""
+        """A data frame with one row per training id and one column per query id."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -284,8 +284,8 @@ class Scores:
         rows = []
         for query in self.query_ids[:8].tolist():
             best, worst = self.top(1, query=query), self.bottom(1, query=query)
-            told = [(str(r.ids[0]), r.class_names()[0], float(r.scores[0])) for r in (best, worst)]
-            rows.append((str(query), *told[0], *told[1]))
+            ends = [(str(r.ids[0]), r.class_names()[0], float(r.scores[0])) for r in (best, worst)]
+            rows.append((str(query), *ends[0], *ends[1]))
         names = ["query", "helps most", "class", "score", "hurts most", "class", "score"]
         more = self.query_ids.size - len(rows)
         return html_table(f"{self!r}{f'; of its queries the first {len(rows)}' if more else ''}", names, rows)

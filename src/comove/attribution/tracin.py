@@ -189,7 +189,7 @@ class TracIn(_GradientSimilarity):
 
     Args:
         projection: 0 for exact inner products; K > 0 for those of random projections to K dimensions, an approximation
-            whose training side is computed in :meth:`fit` once and for all queries to come (N x K kept a checkpoint).
+            whose training side is computed in :meth:`fit` once and for all queries to come (N x K kept per checkpoint).
         last_layer: gradients of the last layer only. A cheap approximation that ranks poorly: its Spearman correlation
             with the scores of all layers was .29 on CIFAR-10 with ResNet-9.
         seed: of the projection.
@@ -200,7 +200,7 @@ class TracIn(_GradientSimilarity):
 
     name: ClassVar[str] = "tracin"
     summary: ClassVar[str] = "inner products of loss gradients, summed over checkpoints with their learning rates"
-    cost: ClassVar[str] = "about 1.5 epochs of training a checkpoint"
+    cost: ClassVar[str] = "about 1.5 epochs of training per checkpoint"
 
     rate: Literal["last", "mean"] = "last"
     checkpoints: Literal["all"] | int = "all"

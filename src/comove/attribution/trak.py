@@ -146,7 +146,7 @@ class _State:
 class TRAK(Attributor):
     """Linearised logistic regression on projected margin gradients (Park et al., ICML 2023), through ``traker``.
 
-    One random projection is noisy (two of 512 dimensions agree only .16 a query on CIFAR-10): fit on several runs.
+    One random projection is noisy (two of 512 dimensions agree only .16 per query on CIFAR-10): fit on several runs.
 
     Args:
         proj_dim: dimensions K, at most the number of training examples; ``None`` for 512, or half the number of
@@ -174,7 +174,7 @@ class TRAK(Attributor):
 
     name: ClassVar[str] = "trak"
     summary: ClassVar[str] = "linearised logistic regression on projected margin gradients, averaged over models"
-    cost: ClassVar[str] = "about 2 epochs of training a checkpoint; N x proj_dim floats"
+    cost: ClassVar[str] = "about 2 epochs of training per checkpoint; N x proj_dim floats"
     requires: ClassVar[frozenset[str]] = frozenset({"trace", "checkpoints"})
 
     proj_dim: int | None = None

@@ -96,7 +96,7 @@ class ForwardPass:
                 self._held[_storage(value)] = value
 
     def depends(self, values: object) -> bool:
-        """Tell whether any of these depends on the inputs."""
+        """Whether any of these depends on the inputs."""
         return any(isinstance(value, Tensor) and _storage(value) in self._held for value in tree_leaves(values))
 
 

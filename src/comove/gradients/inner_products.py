@@ -1,4 +1,4 @@
-"""<g_b, d_q>: inner products of per-example gradients with fixed directions, one matrix product a parameter.
+"""<g_b, d_q>: inner products of per-example gradients with fixed directions, one matrix product per parameter.
 
 Nothing is put together into flat vectors (these are six times slower), and nothing is transposed: a gradient is read in
 the order in which it lies in memory, and the directions are brought into that order once.

@@ -255,7 +255,7 @@ class PerExampleGradients:
 
     @property
     def chunk_size(self) -> int:
-        """Examples a chunk, by the memory limit (at least 1)."""
+        """Examples per chunk, by the memory limit (at least 1)."""
         return max(1, min(self.batch, self.memory // max(1, self._bytes)))
 
     def collect(self, data: Batches) -> dict[str, Tensor]:
@@ -472,7 +472,7 @@ class PerExampleGradients:
         return _close(self.outputs(inputs), alone)
 
     def _check_outputs(self, inputs: Tensor) -> ForwardPass:
-        """Check the outputs' shape and that they are not drawn at random; tell what the forward pass does."""
+        """Check the outputs' shape and that they are not drawn at random; return what the forward pass does."""
         outputs = check_deterministic(self.model, lambda: logits_of(self.model(inputs)))
         if outputs.ndim != 2 or len(outputs) != len(inputs):
             found = tuple(outputs.shape)
@@ -543,7 +543,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def _as_refusal() -> Iterator[None]:
-    """Turn what goes wrong within the block into a refusal, but for what users are to be told."""
+    """Turn what goes wrong within the block into a refusal, except for errors that are meant for users."""
     try:
         yield
     except (ComoveError, RefusedPathError):

@@ -67,7 +67,7 @@ class Sparse(_Kept):
         sizes: entries of each parameter by name.
         proj_dim: K.
         seed: of the matrix.
-        nonzeros: signs a column; more of them cost time and guard against a few dominating gradient entries.
+        nonzeros: signs per column; more of them cost time and guard against a few dominating gradient entries.
         device: where the gradients are.
 
     References:
@@ -117,7 +117,7 @@ def _bags(size: int, nonzeros: int, rows: int, generator: torch.Generator) -> tu
 
 
 class Rademacher(_Kept):
-    """A dense S of random signs over sqrt(K), the matrix of the TRAK paper; held in memory, K numbers a parameter.
+    """A dense S of random signs over sqrt(K), the matrix of the TRAK paper; held in memory, K numbers per parameter.
 
     Args:
         sizes: entries of each parameter by name.
@@ -211,7 +211,7 @@ class FastJL(_Kept):
 
 @dataclass(frozen=True)
 class Projection:
-    """Which projection: its kind, K (``None``: chosen by :meth:`dimension`), signs a column, seed."""
+    """Which projection: its kind, K (``None``: chosen by :meth:`dimension`), signs per column, seed."""
 
     kind: Kind = "sparse"
     proj_dim: int | None = None
