@@ -307,13 +307,18 @@ def cnn_small() -> nn.Module:
     return build_model("cnn-small", num_classes=3, input_shape=(3, 12, 12), width=0.3)
 
 
-@pytest.mark.parametrize(("build", "shape"), [(resnet9, (3, 12, 12)), (cnn_small, (3, 12, 12)), (InPlace, (3, 8, 8))])
+@pytest.mark.parametrize(
+    ("build", "shape", "number"),
+    [(resnet9, (3, 12, 12), 8), (cnn_small, (3, 12, 12), 3), (InPlace, (3, 8, 8), 1)],
+)
 @pytest.mark.parametrize("memory", [1 << 30, 1])
 def test_products_of_folded_and_residual_networks_are_those_of_autograd(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], memory: int
+    build: Callable[[], nn.Module], shape: tuple[int, ...], number: int, memory: int
 ) -> None:
     data, model = batch(3, shape), shaken(build())
-    operator = Hessian(PerExampleGradients(model), data, memory=memory)
+    gradients = PerExampleGradients(model)
+    operator = Hessian(gradients, data, memory=memory)
+    assert len(gradients.folded) == number
     vector = torch.randn(operator.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     true = by_autograd(model, data, vector)
     assert relative(operator(vector), true) < 1e-11
