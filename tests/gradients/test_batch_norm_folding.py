@@ -126,27 +126,6 @@ def test_maps_take_leading_dimensions(case: tuple[nn.Module, Tensor]) -> None:
         torch.testing.assert_close(function(*arguments), torch.stack([torch.stack(row) for row in each]))
 
 
-def test_directions_are_the_maps_transposed(case: tuple[nn.Module, Tensor]) -> None:
-    model, x = case
-    (pair,) = foldable(model, x[:1])
-    size = len(pair.layer.weight)
-    dw, db = normal(5, *pair.layer.weight.shape), normal(5, size, seed=1)
-    maps = {
-        "layer_weight": pair.layer_weight(dw),
-        "layer_bias": pair.layer_bias(db),
-        "norm_weight": pair.norm_weight(dw, db),
-        "norm_bias": pair.norm_bias(db),
-    }
-    given = {name: normal(4, *gradient.shape[1:], seed=2) for name, gradient in maps.items()}
-    for names in (["layer_weight"], ["norm_bias"], ["layer_bias"], ["layer_weight", "norm_weight"], list(maps)):
-        weight, bias = pair.directions(**{name: given[name] for name in names})
-        found = sum(g.flatten(1) @ d.flatten(1).T for g, d in ((dw, weight), (db, bias)) if d is not None)
-        truth = sum(maps[name].flatten(1) @ given[name].flatten(1).T for name in names)
-        torch.testing.assert_close(found, truth)
-    assert pair.directions(layer_weight=given["layer_weight"])[1] is None
-    assert pair.directions(norm_bias=given["norm_bias"])[0] is None
-
-
 @pytest.mark.parametrize("fast", [False, True])
 def test_hessian_products_through_the_folded_network_are_exact(fast: bool) -> None:
     model = ready(build_model("resnet9", num_classes=4, input_shape=(3, 12, 12), width=0.07))

@@ -100,41 +100,6 @@ class Pair:
         """Return dbeta (..., C) from db' (..., C): they are the same."""
         return dbias
 
-    def directions(
-        self,
-        *,
-        layer_weight: Tensor | None = None,
-        layer_bias: Tensor | None = None,
-        norm_weight: Tensor | None = None,
-        norm_bias: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return directions of W' and b' from directions of the four parameters: the maps above, transposed.
-
-        <dW', W' direction> + <db', b' direction> is the sum of <dW, layer_weight>, <db, layer_bias>, <dgamma,
-        norm_weight> and <dbeta, norm_bias> over those that are given. Where nothing depends on W' or b', it is None.
-
-        Args:
-            layer_weight: (Q, *W.shape).
-            layer_bias: (Q, C).
-            norm_weight: (Q, C).
-            norm_bias: (Q, C).
-        """
-        weight, bias, folded = self.layer.weight.detach(), norm_bias, None
-        if layer_weight is not None:
-            folded = layer_weight * _over_fan_in(self.scale, weight).detach()
-        if layer_bias is not None:
-            bias = _sum(bias, layer_bias * self.scale.detach())
-        if norm_weight is not None:
-            scaled = norm_weight * self.rstd
-            along = scaled.view(*scaled.shape, *(1,) * (weight.ndim - 1))
-            folded = along * weight if folded is None else folded.addcmul_(along, weight)  # no second matrix
-            bias = _sum(bias, scaled * self.centre.detach())
-        return folded, bias
-
-
-def _sum(one: Tensor | None, other: Tensor) -> Tensor:
-    return other if one is None else one + other
-
 
 def _over_fan_in(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.view(-1, *(1,) * (weight.ndim - 1))

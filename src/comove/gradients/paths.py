@@ -2,10 +2,9 @@
 
 *Per-sample rules*: one batched forward and one backward that asks for nothing but the gradients g of the layers'
 outputs; each layer's per-example gradient then follows from g and the layer's input, which hooks keep. Where batch norm
-is folded into the layer before it there are two sets of coordinates: those of the parameters, and those of the folded
-weights W' and b', in which inner products are cheaper: <M g', d> = <g', M' d>, with M' applied to the directions once.
+is folded into the layer before it, the gradients of its parameters follow from those of the folded weights W' and b'.
 
-Shape legend: B examples of a chunk, Q directions, C output channels.
+Shape legend: B examples of a chunk, C output channels.
 """
 
 from __future__ import annotations
@@ -56,13 +55,7 @@ class _Fold:
     pair: Pair
     names: Mapping[str, str]
 
-    @property
-    def keys(self) -> tuple[str, str]:
-        """What W' and b' are called; no parameter's name holds a prime."""
-        first = next(iter(self.names.values()))
-        return f"{first}' weight", f"{first}' bias"
-
-    def raw(self, seen: _Seen, batch: int) -> tuple[Tensor | None, Tensor | None]:
+    def _folded_weights(self, seen: _Seen, batch: int) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of W' (B, ...) and of b' (B, C), each where a parameter that is asked for depends on it."""
         layer, calls = self.pair.layer, seen.get(id(self.pair.layer))
         weight: Tensor = layer.weight.detach()
@@ -77,9 +70,9 @@ class _Fold:
         dbias = gradient("bias", weight.shape[:1]) if set(self.names) != {"layer_weight"} else None
         return dweight, dbias
 
-    def whole(self, dweight: Tensor | None, dbias: Tensor | None) -> dict[str, Tensor]:
-        """The gradients of the parameters by name; that of W' is overwritten."""
-        found = {}
+    def gradients(self, seen: _Seen, batch: int) -> dict[str, Tensor]:
+        """The gradients (B, ...) of the parameters by name."""
+        (dweight, dbias), found = self._folded_weights(seen, batch), {}
         if dbias is not None:
             if dweight is not None and "norm_weight" in self.names:
                 found["norm_weight"] = self.pair.norm_weight(dweight, dbias)
@@ -87,11 +80,6 @@ class _Fold:
         if dweight is not None:
             found["layer_weight"] = self.pair.layer_weight(dweight, out=dweight)
         return {name: found[what] for what, name in self.names.items()}
-
-    def directions(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters' directions (Q, ...) by name, as directions of W' and b'."""
-        weight, bias = self.pair.directions(**{what: whole[name] for what, name in self.names.items()})
-        return {key: part for key, part in zip(self.keys, (weight, bias), strict=True) if part is not None}
 
 
 def _fold(pair: Pair, uses: Uses) -> _Fold | None:
@@ -130,28 +118,11 @@ class PerSampleRules:
         """Those that are folded."""
         return tuple(fold.pair for fold in self._folds)
 
-    def raw(self, inputs: Tensor, labels: Tensor, scalar: Function) -> Iterator[tuple[str, Tensor]]:
-        """Yield (key, (B, ...)): gradients of the folded weights, and of the parameters that are not folded.
-
-        Raises:
-            RefusedPathError: a layer is used in a way that hooks cannot see.
-        """
-        seen = self._backward(inputs, labels, scalar)
-        for fold in self._folds:
-            if fold.names:
-                with torch.no_grad():
-                    parts = fold.raw(seen, len(inputs))
-                yield from ((key, part) for key, part in zip(fold.keys, parts, strict=True) if part is not None)
-                del parts
-        for name in self._uses:
-            if name not in self._of:
-                yield name, self._plain(name, seen, len(inputs))
-
-    def whole(self, inputs: Tensor, labels: Tensor, scalar: Function) -> Iterator[tuple[str, Tensor]]:
+    def gradients(self, inputs: Tensor, labels: Tensor, scalar: Function) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, (B, *parameter.shape)) in the parameters' order.
 
         Raises:
-            RefusedPathError: as :meth:`raw`.
+            RefusedPathError: a layer is used in a way that hooks cannot see.
         """
         seen = self._backward(inputs, labels, scalar)
         waiting: dict[str, Tensor] = {}
@@ -162,16 +133,8 @@ class PerSampleRules:
                 continue
             if name not in waiting:
                 with torch.no_grad():
-                    waiting |= fold.whole(*fold.raw(seen, len(inputs)))
+                    waiting |= fold.gradients(seen, len(inputs))
             yield name, waiting.pop(name)
-
-    def directions(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return directions (Q, ...) in the coordinates of :meth:`raw`, whose inner products are the same."""
-        found = {name: matrix for name, matrix in whole.items() if name not in self._of}
-        with torch.no_grad():
-            for fold in self._folds:
-                found |= fold.directions(whole) if fold.names else {}
-        return found
 
     def _plain(self, name: str, seen: _Seen, batch: int) -> Tensor:
         summed: Tensor | None = None

@@ -295,21 +295,11 @@ class PerExampleGradients:
         shapes = {name: tuple(matrix.shape[1:]) for name, matrix in directions.items()}
         if shapes != {name: tuple(p.shape) for name, p in self.parameters.items()}:
             raise InputError(f"directions must hold (Q, *shape) for each of {some(self.parameters)}; got {shapes}.")
-        parts = self._slices(data)
-        products_NQ = None
-        # In the folded weights' coordinates fewer gradients are to be computed; norms are those of the parameters' own.
-        if squared_norms is None and self._paths.way == WAYS[0]:
-            try:
-                products_NQ = self._raw_products(data, parts, directions)
-            except RefusedPathError as refusal:
-                self._refuse(str(refusal))
-        if products_NQ is None:
-            products_NQ = next(iter(directions.values())).new_zeros(len(data), len(next(iter(directions.values()))))
-            sums = InnerProducts(directions)
-            for part in parts:
-                gradients = self._chunk(data.inputs(part), data.labels[part])
-                noted = gradients if squared_norms is None else _noted(gradients, squared_norms[part])
-                sums.add(products_NQ[part], noted)
+        first, sums = next(iter(directions.values())), InnerProducts(directions)
+        products_NQ = first.new_zeros(len(data), len(first))
+        for part, gradients in self.stream(data):
+            noted = gradients if squared_norms is None else _noted(gradients, squared_norms[part])
+            sums.add(products_NQ[part], noted)
         check_finite({"gradient": products_NQ}, data)
         return products_NQ
 
@@ -344,17 +334,6 @@ class PerExampleGradients:
         chunk = self.chunk_size
         return [slice(start, min(start + chunk, len(data))) for start in range(0, len(data), chunk)]
 
-    def _raw_products(self, data: Batches, parts: list[slice], directions: Mapping[str, Tensor]) -> Tensor:
-        first = next(iter(directions.values()))
-        products_NQ = first.new_zeros(len(data), len(first))
-        sums = InnerProducts(self._rules.directions(directions))
-        for part in parts:
-            labels = data.labels[part]
-            self._check_labels(labels)
-            with _as_refusal():
-                sums.add(products_NQ[part], self._rules.raw(data.inputs(part), labels, self._checked_scalar))
-        return products_NQ
-
     def _chunk(self, inputs: Tensor, labels: Tensor) -> _Chunk:
         """The gradients of a chunk; where a way is refused on the way, the next one gives what is missing."""
         self._check_labels(labels)
@@ -377,7 +356,7 @@ class PerExampleGradients:
         """
         if way == WAYS[0]:
             with _as_refusal():
-                yield from self._rules.whole(inputs, labels, scalar)
+                yield from self._rules.gradients(inputs, labels, scalar)
         elif way == WAYS[1]:
             yield from by_vmap(self.model, self.parameters, inputs, labels, scalar).items()
         else:
