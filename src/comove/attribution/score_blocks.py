@@ -412,14 +412,11 @@ class PartialScores:
         if self._file.is_dir():
             set_aside(self._file)
         try:
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            try:
+            with self._file.open("wb") as file:
                 if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(descriptor, 0, self._layout.size)
+                    os.posix_fallocate(file.fileno(), 0, self._layout.size)
                 else:
-                    os.ftruncate(descriptor, self._layout.size)
-            finally:
-                os.close(descriptor)
+                    file.truncate(self._layout.size)
         except OSError as error:
             self._file.unlink(missing_ok=True)
             needed, free = self._layout.size / 1e9, shutil.disk_usage(self.folder).free / 1e9
@@ -457,15 +454,12 @@ class PartialScores:
 
     def _write_at(self, parts: Mapping[int, memoryview]) -> None:
         try:
-            descriptor = os.open(self._file, os.O_RDWR)
-            try:
+            with self._file.open("r+b") as file:
                 for start, content in parts.items():
                     written = 0
                     while written < len(content):
-                        written += os.pwrite(descriptor, content[written:], start + written)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                        written += os.pwrite(file.fileno(), content[written:], start + written)
+                os.fsync(file.fileno())
         except OSError as error:
             raise StorageError(
                 f"Could not write to {self._file}: {error.strerror}. The {len(self._done)} of {len(self.blocks)} "
