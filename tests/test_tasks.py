@@ -172,7 +172,7 @@ def test_a_task_that_cannot_work_is_refused_before_anything_long_begins(
 
 
 def test_missing_targets_are_named() -> None:
-    with pytest.raises(InputError, match="no targets.*a tensor alone"):
+    with pytest.raises(InputError, match=r"no targets.*a tensor alone"):
         check_task(Classification(), nn.Linear(3, 2), torch.ones(4, 3))
     with pytest.raises(InputError, match=r"no targets.*dictionary with input"):
         Classification().loss(torch.ones(4, 2), {"input": torch.ones(4, 3)})
@@ -181,7 +181,7 @@ def test_missing_targets_are_named() -> None:
     check_task(Classification(), nn.Linear(3, 2), (torch.ones(4, 3), whole(2, 4)))
 
 
-@pytest.mark.parametrize("made", [lambda: CausalLM("max"), lambda: CausalLM(position=0), lambda: PerExample(3)])
+@pytest.mark.parametrize("made", [lambda: CausalLM("max"), lambda: CausalLM(position=0), lambda: PerExample(3)])  # type: ignore[arg-type]
 def test_options_are_checked_when_a_task_is_built(made: Any) -> None:
     with pytest.raises((InputError, InputTypeError)):
         made()
@@ -191,7 +191,7 @@ def test_options_are_checked_when_a_task_is_built(made: Any) -> None:
 
 
 def test_batches_of_any_structure_are_cut_and_joined() -> None:
-    batch = {"ids": whole(9, 5, 3), "pair": (draw(5), [draw(5, 2)]), "note": "one for all"}
+    batch: dict[str, Any] = {"ids": whole(9, 5, 3), "pair": (draw(5), [draw(5, 2)]), "note": "one for all"}
     assert batch_size(batch) == 5
     parts = [rows_of(batch, slice(0, 2)), rows_of(batch, [2, 3, 4])]
     joined = concatenate(parts)

@@ -70,7 +70,7 @@ class Task(ABC):
         """Return the training loss of each example, (B,), unreduced."""
 
     def measure(self, outputs: Any, batch: Batch) -> Tensor:
-        """Return the output that attribution explains, (B,), larger is better; by default the log odds of exp(-loss)."""
+        """Return the output that attribution explains, (B,), larger is better; by default log odds of exp(-loss)."""
         return log_odds(self.loss(outputs, batch))
 
     def labels(self, batch: Batch) -> Tensor | None:
@@ -166,7 +166,7 @@ class SequenceClassification(_OneClass):
 
 @dataclass(frozen=True)
 class MultiLabel(Task):
-    """Several of K labels at once: the mean over labels of the binary cross-entropy of logits (B, K), targets 0 or 1."""
+    """Several of K labels at once: the mean binary cross-entropy over labels of logits (B, K), targets 0 or 1."""
 
     @final
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
@@ -189,7 +189,7 @@ class Regression(Task):
         targets = targets_of(batch).to(outputs.dtype)
         if outputs.numel() != targets.numel():
             raise InputError(f"Outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in number.")
-        errors = outputs - targets.reshape(outputs.shape)
+        errors: Tensor = outputs - targets.reshape(outputs.shape)
         return errors.square().reshape(len(errors), -1).sum(1) / 2
 
     @final
