@@ -386,13 +386,60 @@ def test_a_label_of_an_item_that_is_no_whole_number_is_refused_with_its_position
     assert ExampleSet(items, labels=[0, 1, 1]).labels.tolist() == [0, 1, 1]
 
 
-def test_items_that_are_no_pairs_are_refused_with_what_they_are() -> None:
-    mapped: Any = [{"image": torch.zeros(2), "label": 1}] * 3  # as data sets of Hugging Face give them
-    with pytest.raises(InputError, match=r"must be pairs \(input, label\), got dict with the keys image, label at"):
-        ExampleSet(mapped)
-    alone: Any = [torch.zeros(2)] * 3
-    with pytest.raises(InputError, match="got Tensor at position 0"):
-        ExampleSet(alone)
+def test_items_of_their_own_structure_are_collated_and_need_no_labels() -> None:
+    mapped: Any = [
+        {"image": torch.full((2,), float(i)), "label": i % 2} for i in range(5)
+    ]  # as Hugging Face gives them
+    examples = ExampleSet(mapped, ids=[9, 8, 7, 6, 5])
+    assert examples.structured
+    assert not examples.labelled
+    batch = examples.subset([7, 9]).collated(np.array([1, 0]))
+    assert batch["image"].tolist() == [[0.0, 0.0], [2.0, 2.0]]
+    assert batch["label"].tolist() == [0, 0]
+    with pytest.raises(InputError, match="have no labels"):
+        _ = examples.labels
+    with pytest.raises(InputError, match="needs pairs"):
+        examples.batch(np.array([0]))
+    assert ExampleSet(mapped, labels=[0, 1, 0, 1, 0]).classes == ("0", "1")
+    assert examples[1] is mapped[1]
+    alone: Any = [torch.arange(3)] * 3
+    assert ExampleSet(alone).collated(np.array([2])).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("hold_bytes", [0, 1 << 20])
+def test_items_held_whole_and_read_batch_by_batch_give_the_same_batches(hold_bytes: int) -> None:
+    items: Any = [(torch.arange(i + 1), f"text {i}") for i in range(6)]
+
+    def pad(some: list[Any]) -> dict[str, Any]:
+        ids = torch.stack([torch.nn.functional.pad(tokens, (0, 6 - len(tokens))) for tokens, _ in some])
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+    examples = ExampleSet(items, collate=pad, hold_bytes=hold_bytes)
+    assert examples.collated(np.array([4, 1]))["input_ids"].tolist() == [[0, 1, 2, 3, 4, 0], [0, 1, 0, 0, 0, 0]]
+    assert examples.fingerprint == ExampleSet(items, collate=pad).fingerprint
+    assert (
+        examples.fingerprint
+        != ExampleSet([*items[:-1], (torch.zeros(6, dtype=torch.int64), "")], collate=pad).fingerprint
+    )
+    halves = split(examples, query=2, validation=1)
+    assert (len(halves.train), len(halves.query)) == (3, 2)
+
+
+def test_what_cannot_be_collated_is_refused_with_what_to_do() -> None:
+    ragged: Any = [{"ids": torch.zeros(n)} for n in (2, 3)]
+    with pytest.raises(InputError, match=r"cannot be collated.*Pass collate="):
+        ExampleSet(ragged)
+    pairs: Any = [(torch.zeros(2), 0.5), (torch.zeros(2), 1.5)]
+    with pytest.raises(InputError, match=r"collate=torch\.utils\.data\.default_collate"):
+        ExampleSet(pairs)
+    assert ExampleSet(pairs, collate=torch.utils.data.default_collate).structured
+    with pytest.raises(InputError, match="made a batch of 1 examples of 2 items"):
+        ExampleSet(pairs, collate=lambda items: torch.zeros(1, 2) if len(items) > 1 else torch.zeros(1))
+    draws = np.random.default_rng(0)
+    with pytest.raises(InputError, match="differ from one reading to the next"):
+        ExampleSet(pairs, collate=lambda items: torch.from_numpy(draws.normal(size=(len(items), 2))))
+    with pytest.raises(InputError, match="got tuple at position 0"):
+        ExampleSet([(torch.zeros(2),)])
 
 
 @pytest.mark.parametrize("hold_bytes", [0, 1 << 20])
@@ -587,8 +634,6 @@ PAIRS = [(torch.zeros(3), 0), (torch.ones(3), 1)]
         (torch.zeros(4, 2, 3), "from_arrays"),
         (np.zeros((4, 2, 3)), "from_arrays"),
         ({0: PAIRS[0]}, "a sequence of"),
-        ([{"image": torch.zeros(3), "label": 0}], r"dict with the keys image, label.*item\['image'\]"),
-        ([torch.zeros(2, 3)], "got Tensor at position 0"),
         ([np.zeros((2, 3))], "got ndarray at position 0"),
         ([(torch.zeros(3),)], "got tuple at position 0"),
         ([(torch.zeros(3), 0), (torch.zeros(3, dtype=torch.uint8), 1)], "one type, found float32, uint8"),

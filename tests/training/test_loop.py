@@ -270,7 +270,7 @@ def test_prepared_held_and_streamed_inputs_train_to_the_same_bits(
         def __len__(self) -> int:
             return len(images)
 
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        def __getitem__(self, index: int) -> Any:
             return images[index]
 
     streamed = ExampleSet(Source(), labels=images.labels, classes=images.classes, hold_bytes=0)

@@ -337,7 +337,7 @@ def test_streamed_inputs_train_to_the_same_bits(pictures: Resident) -> None:
         def __len__(self) -> int:
             return len(pictures)
 
-        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        def __getitem__(self, index: int) -> Any:
             return pictures.examples[index]
 
     examples = ExampleSet(Source(), labels=pictures.examples.labels, classes=list("abcd"), hold_bytes=0)

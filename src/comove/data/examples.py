@@ -8,7 +8,7 @@ normalisation happens on the device, when a batch is made.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from comove.checks import as_array, as_ids, as_labels, as_tensor, check_seed, given_ids, real_number, whole_number
+from comove.data.batches import Batch, batch_size, map_tensors, rows_of, tensors_of
 from comove.errors import ComoveError, InputError, InputTypeError, first_line, some
 from comove.store import digest
 from comove.ties import highest
@@ -152,11 +153,16 @@ class Normalization:
 
 
 class ExampleSet:
-    """A map-style dataset of (input, label) whose examples have stable int64 ids.
+    """A map-style dataset whose examples have stable int64 ids: pairs (input, label), or items of any structure.
 
     Labels are those of the items, ``dataset[i][1]``, since these are what a loader trains on. Every item is therefore
     read once, also of a set that is too large to hold; giving ``labels=`` spares a set read from disk that pass. An
     attribute ``targets`` or ``labels`` that says otherwise is refused, for one of the two must be wrong.
+
+    Items of any other structure (dictionaries of tokens, an image with its mask, a tensor alone) are put together by
+    ``collate`` into batches whose tensors all have the example as their first axis; a :class:`comove.tasks.Task` says
+    what they mean. Labels are optional for them. They are collated once and held whole where that fits, else read and
+    collated batch by batch.
 
     Args:
         dataset: anything with ``len`` and ``dataset[i] -> (input, label)``; its transforms must be deterministic
@@ -168,6 +174,8 @@ class ExampleSet:
         normalization: applied on the device when a batch is made; ``None`` leaves inputs as they are.
         name: what the set is called in messages and reports.
         hold_bytes: inputs up to this size are held whole in memory.
+        collate: makes a batch (a tensor, tuple, list or mapping of tensors) of a list of items, as a ``DataLoader``'s
+            ``collate_fn``; by default torch's own where items are no pairs. It must pad to one shape.
 
     Raises:
         InputError: repeated ids, labels out of range or of the wrong length, an empty set, inputs of unequal shape,
@@ -187,11 +195,18 @@ class ExampleSet:
         normalization: Normalization | None = None,
         name: str = "examples",
         hold_bytes: int = HOLD_BYTES,
+        collate: Callable[[list[Any]], Batch] | None = None,
     ) -> None:
         _check_map_style(dataset, name)
         size = len(dataset)
         if size == 0:
             raise InputError(f"The data set {name!r} is empty.")
+        if collate is not None or isinstance(_read_item(dataset, 0, name), Mapping | torch.Tensor):
+            if normalization is not None:
+                raise InputError(f"{name!r}: a normalization is for pairs (input, label); collate can do it for items.")
+            items = _Items(dataset, collate or torch.utils.data.default_collate, name, hold_bytes)
+            self._set_up(items, None, ids, labels, classes, None, name)
+            return
         read = _reader(dataset, name)
         first = as_input(read(0)[0])
         holds = first.numel() * first.element_size() * size <= hold_bytes
@@ -240,7 +255,7 @@ class ExampleSet:
 
     def _set_up(
         self,
-        source: MapDataset | None,
+        source: MapDataset | _Items | None,
         held: torch.Tensor | None,
         ids: object,
         labels: object,
@@ -249,15 +264,18 @@ class ExampleSet:
         name: str,
     ) -> None:
         size = len(held) if held is not None else len(source)  # type: ignore[arg-type]
-        first = held[0] if held is not None else as_input(source[0][0])  # type: ignore[index]
-        _check_inputs(first, normalization, name)
+        if not isinstance(source, _Items):
+            first = held[0] if held is not None else as_input(source[0][0])  # type: ignore[index]
+            _check_inputs(first, normalization, name)
         self.name = name
         self.normalization = normalization
         self.ids = np.arange(size, dtype=np.int64) if ids is None else as_ids(ids, "ids")
-        self.labels = as_labels(
-            labels, f"Labels of {name!r}", size, below=None if classes is None else len(tuple(classes))
-        )
-        self.classes = tuple(classes) if classes is not None else tuple(map(str, range(int(self.labels.max()) + 1)))
+        self._labels: Ids | None = None
+        if labels is not None:
+            below = None if classes is None else len(tuple(classes))
+            self._labels = as_labels(labels, f"Labels of {name!r}", size, below=below)
+        most = 0 if self._labels is None else int(self._labels.max()) + 1
+        self.classes = tuple(classes) if classes is not None else tuple(map(str, range(most)))
         if self.ids.size != size:
             raise InputError(f"{name!r} has {size} examples but {self.ids.size} ids.")
         self._source = source
@@ -267,13 +285,37 @@ class ExampleSet:
     def __len__(self) -> int:
         return int(self.ids.size)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+    @property
+    def labels(self) -> Ids:
+        """(N,) class indices.
+
+        Raises:
+            InputError: the set has none.
+        """
+        if self._labels is None:
+            raise InputError(f"The examples of {self.name!r} have no labels: pass labels= where classes matter.")
+        return self._labels
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the set has labels."""
+        return self._labels is not None
+
+    @property
+    def structured(self) -> bool:
+        """Whether items are collated to batches of a structure of their own, instead of pairs (input, label)."""
+        return isinstance(self._source, _Items)
+
+    def __getitem__(self, position: int) -> Any:
         if not -len(self) <= position < len(self):
             raise IndexError(f"position {position} of {len(self)} examples")
+        if isinstance(self._source, _Items):
+            return self._source.dataset[int(self._places[position])]
         return self.raw(np.array([position % len(self)]))[0], int(self.labels[position])
 
     def __repr__(self) -> str:
-        return f"ExampleSet({self.name}: {len(self):,} examples, {len(self.classes)} classes, {self.input_shape})"
+        shape = "batches of their own" if self.structured else self.input_shape
+        return f"ExampleSet({self.name}: {len(self):,} examples, {len(self.classes)} classes, {shape})"
 
     @property
     def n_classes(self) -> int:
@@ -309,7 +351,7 @@ class ExampleSet:
             raise InputError(f"A subset of {self.name!r} needs at least one id.")
         made = ExampleSet.__new__(ExampleSet)
         made.name, made.classes, made.normalization = self.name, self.classes, self.normalization
-        made.ids, made.labels = self.ids[places], self.labels[places]
+        made.ids, made._labels = self.ids[places], None if self._labels is None else self._labels[places]
         made._source, made._held, made._places = self._source, self._held, self._places[places]
         return made
 
@@ -326,7 +368,9 @@ class ExampleSet:
             InputError: of another length, no integers, or outside the classes.
         """
         made = self.subset(self.ids)
-        made.labels = as_labels(labels, f"Labels of {self.name!r}", len(self), below=len(self.classes))
+        made._labels = as_labels(labels, f"Labels of {self.name!r}", len(self), below=len(self.classes) or None)
+        if not made.classes:
+            made.classes = tuple(map(str, range(int(made._labels.max()) + 1)))
         return made
 
     def raw(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -335,6 +379,11 @@ class ExampleSet:
         if self._held is not None:
             return self._held[torch.from_numpy(places)]
         source = self._source
+        if isinstance(source, _Items):
+            raise InputError(
+                f"The examples of {self.name!r} are items of a structure of their own, which only a task can read: "
+                "this needs pairs: [(item['image'], item['label']) for item in dataset], or the like."
+            )
         assert source is not None
 
         def read(place: np.int64) -> torch.Tensor:
@@ -344,6 +393,12 @@ class ExampleSet:
             return _stack([read(place) for place in places], self.name)
         with ThreadPoolExecutor(max_workers=8) as pool:
             return _stack(list(pool.map(read, places)), self.name)
+
+    def collated(self, positions: npt.NDArray[np.int64], device: torch.device | str = "cpu") -> Batch:
+        """Return a batch on ``device`` as a task reads it: (inputs, labels), or what the items collate to."""
+        if isinstance(self._source, _Items):
+            return map_tensors(lambda tensor: tensor.to(device), self._source.batch(self._places[positions]))
+        return self.batch(positions, device)
 
     def batch(
         self, positions: npt.NDArray[np.int64], device: torch.device | str = "cpu"
@@ -371,10 +426,74 @@ class ExampleSet:
         Inputs held in memory count in full; of a set read from disk, 64 evenly spaced examples do.
         """
         spaced = np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).astype(np.int64))
+        head = {"classes": list(self.classes), "normalization": str(self.normalization)}
+        if isinstance(self._source, _Items):
+            labels = [] if self._labels is None else [self._labels]
+            found = self._source.batch(self._places if self._source.held is not None else self._places[spaced])
+            return digest(head, self.ids, *labels, *(tensor.numpy() for tensor in tensors_of(found)))
         raw = self.raw(spaced) if self._held is None else self.held
         assert raw is not None
-        head = {"classes": list(self.classes), "normalization": str(self.normalization)}
         return digest(head, self.ids, self.labels, raw.numpy())
+
+
+class _Items:
+    """Items of any structure and the function that makes batches of them; the whole set as one batch where it fits."""
+
+    def __init__(self, dataset: MapDataset, collate: Callable[[list[Any]], Batch], name: str, hold_bytes: int) -> None:
+        self.dataset, self.collate, self.name, self.held = dataset, collate, name, None
+        self.thread_safe = bool(getattr(dataset, "thread_safe", False))
+        size = len(dataset)
+        first = self._collated([0])
+        one = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
+        if one * size <= hold_bytes:
+            self.held = self._collated(range(size))
+        spread = np.unique(np.linspace(0, size - 1, min(TWICE, size)).astype(np.int64))
+        pairs = zip(tensors_of(self._collated(spread)), tensors_of(self._collated(spread)), strict=True)
+        if not all(_same(once, again) for once, again in pairs):
+            raise InputError(
+                f"Items of {name!r} differ from one reading to the next; their transforms and collate must be "
+                "deterministic. Leave random crops, masking and dropout of tokens out of the data set."
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, places: npt.NDArray[np.int64]) -> Batch:
+        """The items at these places as one batch, on the CPU."""
+        return self._collated(places) if self.held is None else rows_of(self.held, torch.from_numpy(places.copy()))
+
+    def _collated(self, places: Iterable[int] | npt.NDArray[np.int64]) -> Batch:
+        """Read and collate items.
+
+        Raises:
+            InputError: an item that cannot be read, a collate that fails, or makes no batch of as many examples.
+        """
+        items = [_read_item(self.dataset, int(place), self.name) for place in places]
+        try:
+            made = self.collate(items)
+        except ComoveError:
+            raise
+        except Exception as error:  # whatever a user's function may raise
+            raise InputError(
+                f"Items of {self.name!r} cannot be collated. {type(error).__name__}: {first_line(error)} Pass "
+                "collate=, a function that makes tensors of one shape of a list of items (padded, say)."
+            ) from error
+        size = batch_size(made)
+        if size != len(items):
+            raise InputError(f"collate of {self.name!r} made a batch of {size} examples of {len(items)} items.")
+        return made
+
+
+def _read_item(dataset: MapDataset, index: int, name: str) -> Any:
+    """One item; what the data set raises becomes an error that names it."""
+    try:
+        return dataset[index]
+    except ComoveError:
+        raise
+    except Exception as error:  # whatever a user's data set may raise
+        raise InputError(
+            f"Item {index} of {name!r} cannot be read. {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 # --- items and their labels --------------------------------------------------------------------------------------
@@ -388,23 +507,13 @@ def _reader(dataset: MapDataset, name: str) -> Read:
     """A function that reads one item as a pair, and says so where it is none."""
 
     def read(index: int) -> tuple[Any, Any]:
-        try:
-            item = dataset[index]
-        except ComoveError:
-            raise
-        except Exception as error:  # whatever a user's data set may raise
-            raise InputError(
-                f"Item {index} of {name!r} cannot be read. {type(error).__name__}: {first_line(error)}"
-            ) from error
+        item = _read_item(dataset, index, name)
         if isinstance(item, Sequence) and not isinstance(item, str) and len(item) >= 2:
             return item[0], item[1]
-        keys = list(map(str, item)) if isinstance(item, Mapping) else []
-        found = f"{type(item).__name__} with the keys {some(keys)}" if keys else type(item).__name__
-        first, second = keys if len(keys) == 2 else ("input", "label")
-        pair = f"[(item[{first!r}], item[{second!r}]) for item in dataset]" if keys else "[(x, y) for x, y in ...]"
         raise InputError(
-            f"Items of {name!r} must be pairs (input, label), got {found} at position {index}. Make pairs: {pair}, or "
-            "pass arrays to ExampleSet.from_arrays(inputs, labels)."
+            f"Items of {name!r} must be pairs (input, label), got {type(item).__name__} at position {index}. Make "
+            "pairs: [(x, y) for x, y in ...], pass arrays to ExampleSet.from_arrays(inputs, labels), or say how items "
+            "of another structure become a batch: collate=."
         )
 
     return read
@@ -459,7 +568,7 @@ def _item_labels(found: Sequence[object], name: str) -> Ids:
             kind = type(label).__name__ if not array.shape else f"{type(label).__name__} of shape {array.shape}"
             raise InputError(
                 f"The label of item {index} of {name!r} must be one whole number, a class index from 0 on; got {kind} "
-                f"({_remedy(array)})."
+                f"({_remedy(array)}). Targets of any other kind go with collate=torch.utils.data.default_collate."
             )
     return as_labels([int(label) for label in found], f"Labels of {name!r}")  # type: ignore[call-overload]
 
@@ -657,6 +766,8 @@ class Splits:
 
 def _warn_of_untrained(train: ExampleSet, held_out: ExampleSet, what: str) -> None:
     """Warn where held-out examples have classes that no training example has."""
+    if not (train.labelled and held_out.labelled):
+        return
     absent = ~np.isin(held_out.labels, train.labels)
     if absent.any():
         classes = [train.classes[label] for label in np.unique(held_out.labels[absent]).tolist()]
@@ -669,6 +780,10 @@ def _warn_of_untrained(train: ExampleSet, held_out: ExampleSet, what: str) -> No
 
 
 def _check_same_preprocessing(sets: Sequence[ExampleSet]) -> None:
+    if len({part.structured for part in sets}) > 1:
+        raise InputError("train, validation and query must all be pairs (input, label), or all have a collate.")
+    if sets[0].structured:
+        return
     found = [(part.input_shape, part.raw(np.array([0])).dtype, part.normalization) for part in sets]
     for what, values in zip(("shape", "type", "normalization"), zip(*found, strict=True), strict=True):
         if len(set(values)) > 1:
@@ -721,14 +836,19 @@ def split(
     sizes = [as_amount(query, len(examples), "query"), as_amount(validation, len(examples), "validation")]
     if sizes[0] < 1 or sum(sizes) >= len(examples):
         raise InputError(f"{len(examples)} examples cannot give {sizes[1]} validation and {sizes[0]} query examples.")
-    queries = examples.subset(examples.ids[stratified_sample(examples.labels, sizes[0], generator)])
+    queries = examples.subset(examples.ids[stratified_sample(_groups(examples), sizes[0], generator)])
     rest = examples.without(queries.ids)
-    held_out = rest.subset(rest.ids[stratified_sample(rest.labels, sizes[1], generator)]) if sizes[1] else None
+    held_out = rest.subset(rest.ids[stratified_sample(_groups(rest), sizes[1], generator)]) if sizes[1] else None
     train = rest.without(held_out.ids) if held_out is not None else rest
-    if not np.isin(queries.labels, train.labels).any():
+    if examples.labelled and not np.isin(queries.labels, train.labels).any():
         raise InputError(
             f"At least one query must be of a class that is trained on, but no class of the {len(queries)} queries has "
             f"an example left to train on: {len(examples)} examples have {np.unique(examples.labels).size} classes. "
             "Use data with several examples a class or ask for other numbers of queries, or build Splits by hand."
         )
     return Splits(train, held_out, queries, name or examples.name, source or {})
+
+
+def _groups(examples: ExampleSet) -> Ids:
+    """Labels; where there are none, all examples are one group."""
+    return examples.labels if examples.labelled else np.zeros(len(examples), np.int64)

@@ -1,0 +1,390 @@
+r"""What a model is trained to do: its loss on each example, and the output that attribution explains.
+
+.. math:: f(x, \theta) = \log \frac{p}{1 - p}, \qquad p = e^{-\ell(x, \theta)}
+
+is the measured output unless a task says otherwise: with cross-entropy p is the probability of the label, and f TRAK's
+margin (Park et al., ICML 2023, eq. 8). A batch is what the user's items collate to: a tensor, a tuple, or a dictionary;
+tuples are (inputs, targets), dictionaries are passed to the model by keyword without their ``labels``.
+
+Shape legend: B examples, C classes, T positions of a sequence, K outputs, H W pixels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from comove.data.batches import Batch, batch_size
+from comove.discovery import check_choice
+from comove.errors import InputError, InputTypeError, NonFiniteError, some
+from comove.models.outputs import logits_of
+
+__all__ = [
+    "CausalLM",
+    "Classification",
+    "MultiLabel",
+    "PerExample",
+    "Regression",
+    "Segmentation",
+    "SequenceClassification",
+    "Task",
+    "check_task",
+    "log_odds",
+]
+
+TARGETS = ("labels", "label")
+IGNORED = -100
+"""Targets of this value do not count (torch's convention)."""
+
+
+def log_odds(loss_B: Tensor) -> Tensor:
+    """Return log p / (1 - p) with p = exp(-loss), (B,): exact also where p rounds to 1."""
+    return -loss_B - torch.log(-torch.expm1(-loss_B))
+
+
+class Task(ABC):
+    """Per-example loss and measured output of a model; subclasses are frozen dataclasses.
+
+    A task is used on models in evaluation mode. Both functions must treat examples independently of each other.
+    """
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """Return what one forward pass gives: for a tuple ``model(batch[0])``, for a dictionary ``model(**batch)``.
+
+        Of a dictionary the entries ``labels`` and ``label`` are left out, and what the model's ``forward`` does not
+        take. Outputs with ``logits`` (transformers) give these.
+        """
+        if isinstance(batch, Mapping):
+            return logits_of(model(**_taken(model, batch)))
+        return logits_of(model(batch[0] if isinstance(batch, tuple | list) else batch))
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the training loss of each example, (B,), unreduced."""
+
+    def measure(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the output that attribution explains, (B,), larger is better; by default log odds of exp(-loss)."""
+        return log_odds(self.loss(outputs, batch))
+
+    def labels(self, batch: Batch) -> Tensor | None:
+        """Return the examples' classes (B,), or ``None`` where the task has none: all examples are then one group."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """The task and its options, as they enter fingerprints."""
+        options = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({options})"
+
+
+def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a batch that the model's forward pass takes."""
+    given = {name: value for name, value in batch.items() if name not in TARGETS}
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return given
+    names = {parameter.name for parameter in parameters}
+    taken = {name: value for name, value in given.items() if name in names}
+    if not taken:
+        raise InputError(
+            f"The model's forward takes {some(sorted(names))}, and the batch has {some(list(given))}: name the entries "
+            "alike in collate, or write Task.outputs."
+        )
+    return taken
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """Return the targets of a batch: the second entry of a tuple, ``labels`` (or ``label``) of a dictionary.
+
+    Raises:
+        InputError: there are none.
+    """
+    if isinstance(batch, Mapping):
+        found = next((batch[name] for name in TARGETS if name in batch), None)
+        what = f"a dictionary with {some(list(batch))}"
+    else:
+        found = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+        what = "a tensor alone" if isinstance(batch, Tensor) else f"{type(batch).__name__} of {len(batch)}"
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"The batch has no targets: this task reads them from (inputs, targets) or from 'labels', and the batch is "
+            f"{what}. Collate items so, or write a Task of your own (PerExample)."
+        )
+    return found
+
+
+# --- ready-made tasks --------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return -log softmax(logits)[label] (B,) of logits (B, C) and labels (B,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return z_y - logsumexp(other z) (B,), the logit of the correct probability (Park et al., ICML 2023, eq. 8)."""
+    target = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    own = torch.where(target, logits, 0).sum(1)
+    return own - torch.where(target, -torch.inf, logits).logsumexp(1)
+
+
+class _OneClass(Task):
+    """Cross-entropy of logits (B, C) and labels (B,)."""
+
+    @final
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Cross-entropy, (B,) nats."""
+        return cross_entropy(outputs, targets_of(batch))
+
+    @final
+    def measure(self, outputs: Any, batch: Batch) -> Tensor:
+        """z_y - logsumexp of the other logits, (B,): the log odds of the label's probability."""
+        return margin(outputs, targets_of(batch))
+
+    @final
+    def labels(self, batch: Batch) -> Tensor:
+        """The labels, (B,)."""
+        return targets_of(batch)
+
+
+@dataclass(frozen=True)
+class Classification(_OneClass):
+    """One of C classes, from batches (inputs, labels): cross-entropy; the margin is measured."""
+
+
+@dataclass(frozen=True)
+class SequenceClassification(_OneClass):
+    """One of C classes, from batches of transformers (a dictionary with ``labels``): as :class:`Classification`."""
+
+
+@dataclass(frozen=True)
+class MultiLabel(Task):
+    """Several of K labels at once: the mean binary cross-entropy over labels of logits (B, K), targets 0 or 1."""
+
+    @final
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean binary cross-entropy over the labels, (B,) nats."""
+        targets = targets_of(batch).to(outputs.dtype)
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """Real targets (B,) or (B, K): half the squared error, summed over K; its negative is measured.
+
+    Half the squared error is the negative log likelihood of a Gaussian of variance 1 up to a constant, so exp(-loss) is
+    no probability; log odds of it would grow without bound as the error vanishes.
+    """
+
+    @final
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Half the squared error, (B,)."""
+        targets = targets_of(batch).to(outputs.dtype)
+        if outputs.numel() != targets.numel():
+            raise InputError(f"Outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in number.")
+        errors: Tensor = outputs - targets.reshape(outputs.shape)
+        return errors.square().reshape(len(errors), -1).sum(1) / 2
+
+    @final
+    def measure(self, outputs: Any, batch: Batch) -> Tensor:
+        """The negative loss, (B,)."""
+        return -self.loss(outputs, batch)
+
+
+@dataclass(frozen=True)
+class CausalLM(Task):
+    """Next-token prediction; each sequence is one example.
+
+    Logits at position t predict the token at t + 1. Tokens of value -100, and those where ``attention_mask`` is 0, do
+    not count. Without ``labels`` the inputs (``input_ids``, or the tensor itself) are the targets.
+
+    Attributes:
+        reduction: ``"mean"`` over a sequence's predicted tokens, or their ``"sum"``: the sequence's log likelihood.
+        position: explain the prediction of this one token (its place in the sequence, from 1 on) instead of the whole
+            sequence; the training loss stays that of the whole.
+    """
+
+    reduction: str = "mean"
+    position: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self.reduction, ("mean", "sum"), "reduction", "CausalLM")
+        if self.position is not None and self.position < 1:
+            raise InputError(f"CausalLM: position must be from 1 on (nothing predicts token 0), got {self.position}.")
+
+    @final
+    def token_losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss of each predicted token (B, T - 1), 0 where none counts, and which count."""
+        targets = self._targets(batch)[:, 1:]
+        counted = targets != IGNORED
+        if isinstance(batch, Mapping) and "attention_mask" in batch:
+            counted = counted & (batch["attention_mask"][:, 1:] != 0)
+        wanted = torch.where(counted, targets, 0)
+        losses = F.cross_entropy(outputs[:, :-1].transpose(1, 2), wanted, reduction="none")
+        return torch.where(counted, losses, torch.zeros_like(losses)), counted
+
+    @final
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean (or sum) over the predicted tokens, (B,) nats."""
+        losses, counted = self.token_losses(outputs, batch)
+        total = losses.sum(1)
+        return total / counted.sum(1).clamp(min=1) if self.reduction == "mean" else total
+
+    @final
+    def measure(self, outputs: Any, batch: Batch) -> Tensor:
+        """The log odds of exp(-loss), of the sequence or of one token, (B,)."""
+        if self.position is None:
+            return log_odds(self.loss(outputs, batch))
+        losses, _ = self.token_losses(outputs, batch)
+        if self.position > losses.shape[1]:
+            raise InputError(f"position {self.position} is beyond sequences of {losses.shape[1] + 1} tokens.")
+        return log_odds(losses[:, self.position - 1])
+
+    @staticmethod
+    def _targets(batch: Batch) -> Tensor:
+        if isinstance(batch, Mapping) and not any(name in batch for name in TARGETS):
+            if "input_ids" not in batch:
+                raise InputError(f"CausalLM reads 'labels' or 'input_ids'; the batch has {some(list(batch))}.")
+            return torch.as_tensor(batch["input_ids"])
+        if isinstance(batch, Tensor) or (isinstance(batch, tuple | list) and len(batch) == 1):
+            return batch if isinstance(batch, Tensor) else torch.as_tensor(batch[0])
+        return targets_of(batch)
+
+
+@dataclass(frozen=True)
+class Segmentation(Task):
+    """A class for each pixel: mean cross-entropy over pixels of logits (B, C, H, W) and targets (B, H, W).
+
+    Attributes:
+        ignore: pixels of this value do not count.
+    """
+
+    ignore: int = 255
+
+    @final
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean over the pixels that count, (B,) nats."""
+        targets = targets_of(batch)
+        counted = targets != self.ignore
+        losses = F.cross_entropy(outputs, torch.where(counted, targets, 0), reduction="none")
+        return (losses * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+
+    @final
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """Return logits; torchvision's segmentation models give them as ``out``."""
+        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        if isinstance(inputs, Mapping):
+            return logits_of(model(**_taken(model, inputs)))
+        found = model(inputs)
+        return found["out"] if isinstance(found, Mapping) and "out" in found else logits_of(found)
+
+
+@dataclass(frozen=True, init=False)
+class PerExample(Task):
+    """Any two functions of (outputs, batch); the name enters fingerprints, so change it when a function changes.
+
+    Attributes:
+        function: returns the loss of each example, (B,).
+        measured: returns what is explained, (B,), larger is better; by default the log odds of exp(-loss).
+        title: names the pair of functions.
+        forward: instead of the default forward pass, of (model, batch).
+    """
+
+    function: Callable[[Any, Batch], Tensor]
+    measured: Callable[[Any, Batch], Tensor] | None = None
+    title: str = "mine"
+    forward: Callable[[nn.Module, Batch], Any] | None = None
+
+    def __init__(
+        self,
+        loss: Callable[[Any, Batch], Tensor],
+        measure: Callable[[Any, Batch], Tensor] | None = None,
+        name: str = "mine",
+        outputs: Callable[[nn.Module, Batch], Any] | None = None,
+    ) -> None:
+        for function, what in ((loss, "loss"), (measure, "measure"), (outputs, "outputs")):
+            if not callable(function) and (what == "loss" or function is not None):
+                raise InputTypeError(f"PerExample: {what} must be a function, got {type(function).__name__}.")
+        for attribute, value in (("function", loss), ("measured", measure), ("title", name), ("forward", outputs)):
+            object.__setattr__(self, attribute, value)
+
+    @final
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """Return what the forward pass gives: ``forward``'s, or as of every task."""
+        return super().outputs(model, batch) if self.forward is None else self.forward(model, batch)
+
+    @final
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """The user's loss, (B,)."""
+        return self.function(outputs, batch)
+
+    @final
+    def measure(self, outputs: Any, batch: Batch) -> Tensor:
+        """The user's measured output, (B,)."""
+        return log_odds(self.loss(outputs, batch)) if self.measured is None else self.measured(outputs, batch)
+
+    @property
+    def name(self) -> str:
+        """``PerExample(name)``."""
+        return f"PerExample({self.title})"
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def check_values(values: Tensor, size: int, what: str, task: Task) -> Tensor:
+    """Check and return what a task computed of a batch of ``size`` examples.
+
+    Raises:
+        InputTypeError: no tensor.
+        InputError: not one number per example.
+        NonFiniteError: NaN or infinite.
+    """
+    if not isinstance(values, Tensor):
+        raise InputTypeError(f"{task.name}: {what} must return a tensor, got {type(values).__name__}.")
+    if tuple(values.shape) != (size,):
+        hint = ' Use reduction="none" and reduce over all axes but the first.' if values.ndim != 1 else ""
+        raise InputError(
+            f"{task.name}: {what} must return one number per example, ({size},), got {tuple(values.shape)}.{hint}"
+        )
+    bad = (~torch.isfinite(values.detach())).nonzero()[:, 0].tolist()
+    if bad:
+        raise NonFiniteError(
+            f"{task.name}: {what} is NaN or infinite for {len(bad)} of {size} examples, rows {some(bad)}."
+        )
+    return values
+
+
+def check_task(task: Task, model: nn.Module, batch: Batch) -> None:
+    """Run a task once on a batch, with gradients, before anything long begins.
+
+    Raises:
+        InputTypeError: no :class:`Task`.
+        InputError: a loss or measured output that is reduced over examples, or through which no gradient flows;
+            targets missing from the batch.
+        NonFiniteError: values that are NaN or infinite.
+    """
+    if not isinstance(task, Task):
+        raise InputTypeError(f"task must be a Task of comove.tasks, got {type(task).__name__}.")
+    size = batch_size(batch)
+    with torch.enable_grad():
+        found = task.outputs(model, batch)
+        for what, function in (("loss", task.loss), ("measure", task.measure)):
+            values = check_values(function(found, batch), size, what, task)
+            if not values.requires_grad:
+                raise InputError(
+                    f"{task.name}: no gradient flows through {what} to the model's parameters: it was computed under "
+                    "no_grad, through detach(), argmax or numpy, or all parameters are frozen."
+                )
+    classes = task.labels(batch)
+    if classes is not None and tuple(classes.shape) != (size,):
+        raise InputError(
+            f"{task.name}: labels must return one class per example, ({size},), got {tuple(classes.shape)}."
+        )
