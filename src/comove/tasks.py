@@ -35,8 +35,10 @@ __all__ = [
     "Segmentation",
     "SequenceClassification",
     "Task",
+    "call_arguments",
     "check_task",
     "log_odds",
+    "targets_of",
 ]
 
 TARGETS = ("labels", "label")
@@ -61,9 +63,8 @@ class Task(ABC):
         Of a dictionary the entries ``labels`` and ``label`` are left out, and what the model's ``forward`` does not
         take. Outputs with ``logits`` (transformers) give these.
         """
-        if isinstance(batch, Mapping):
-            return logits_of(model(**_taken(model, batch)))
-        return logits_of(model(batch[0] if isinstance(batch, tuple | list) else batch))
+        args, named = call_arguments(model, batch)
+        return logits_of(model(*args, **named))
 
     @abstractmethod
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
@@ -76,6 +77,10 @@ class Task(ABC):
     def labels(self, batch: Batch) -> Tensor | None:
         """Return the examples' classes (B,), or ``None`` where the task has none: all examples are then one group."""
         return None
+
+    def error_probability(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return 1 - p with p = exp(-loss), (B,): the weight of each example's gradient in TRAK."""
+        return -torch.expm1(-self.loss(outputs, batch))
 
     @property
     def name(self) -> str:
@@ -98,6 +103,17 @@ def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
             "alike in collate, or write Task.outputs."
         )
     return taken
+
+
+def call_arguments(model: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a model is called with: a dictionary's entries by keyword, the first entry of a tuple, or a tensor.
+
+    Raises:
+        InputError: the model's ``forward`` takes none of the dictionary's entries.
+    """
+    if isinstance(batch, Mapping):
+        return (), _taken(model, batch)
+    return (batch[0] if isinstance(batch, tuple | list) else batch,), {}
 
 
 def targets_of(batch: Batch) -> Tensor:
@@ -152,6 +168,11 @@ class _OneClass(Task):
     def labels(self, batch: Batch) -> Tensor:
         """The labels, (B,)."""
         return targets_of(batch)
+
+    @final
+    def error_probability(self, outputs: Any, batch: Batch) -> Tensor:
+        """1 - p of the label, (B,), exact for small values."""
+        return torch.sigmoid(-margin(outputs, targets_of(batch)))
 
 
 @dataclass(frozen=True)
@@ -279,10 +300,8 @@ class Segmentation(Task):
     @final
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
         """Return logits; torchvision's segmentation models give them as ``out``."""
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
-        if isinstance(inputs, Mapping):
-            return logits_of(model(**_taken(model, inputs)))
-        found = model(inputs)
+        args, named = call_arguments(model, batch)
+        found = model(*args, **named)
         return found["out"] if isinstance(found, Mapping) and "out" in found else logits_of(found)
 
 

@@ -196,8 +196,8 @@ def test_least_squares_influence_through_the_network_s_hessian() -> None:
         def __len__(self) -> int:
             return 20
 
-        def inputs(self, positions: slice) -> Tensor:
-            return x[positions]
+        def batch(self, positions: slice) -> tuple[Tensor, Tensor]:
+            return x[positions], y[positions]
 
     data = Data()
     operator = Hessian(gradients, data)

@@ -40,6 +40,9 @@ class Examples:
     def inputs(self, positions: slice) -> Tensor:
         return self.x[positions]
 
+    def batch(self, positions: slice) -> tuple[Tensor, Tensor]:
+        return self.x[positions], self.labels[positions]
+
 
 def gradients_one_by_one(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """(N, parameters) flat loss gradients by a loop of plain autograd."""

@@ -653,8 +653,8 @@ def test_a_second_derivative_that_is_wrong_shows_in_a_matrix_that_is_not_symmetr
         def __len__(self) -> int:
             return 6
 
-        def inputs(self, positions: slice) -> Tensor:
-            return self.x[positions]
+        def batch(self, positions: slice) -> tuple[Tensor, Tensor]:
+            return self.x[positions], self.labels[positions]
 
     torch.manual_seed(0)
     with pytest.raises(InputError, match="not symmetric"):
@@ -716,8 +716,8 @@ def test_a_way_refused_in_a_later_chunk_gives_way_to_the_next() -> None:
         def __len__(self) -> int:
             return 30
 
-        def inputs(self, positions: slice) -> Tensor:
-            return x[positions]
+        def batch(self, positions: slice) -> tuple[Tensor, Tensor]:
+            return x[positions], self.labels[positions]
 
     class Long(Data):
         """What the check sees: no short sentence."""

@@ -16,6 +16,10 @@ from comove.gradients.double_backward import TwiceDifferentiable
 from comove.models import build_model
 
 
+def folds(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
+    return foldable(model, lambda: model(x))
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
@@ -74,7 +78,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
 
 def test_the_output_is_the_same_and_the_model_left_as_it_was(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
-    pairs = foldable(model, x[:1])
+    pairs = foldable(model, lambda: model(x[:1]))
     assert [(type(pair.layer), type(pair.norm)) for pair in pairs] == [(type(model[0]), type(model[1]))]  # type: ignore[index]
     truth = model(x)
     with folded(pairs):
@@ -89,7 +93,7 @@ def test_the_output_is_the_same_and_the_model_left_as_it_was(case: tuple[nn.Modu
 
 def test_gradients_of_the_parameters_follow_from_those_of_the_folded_ones(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
-    (pair,) = foldable(model, x[:1])
+    (pair,) = foldable(model, lambda: model(x[:1]))
     y = torch.arange(6) % 3
     chosen = list(pair.layer.parameters()) + list(pair.norm.parameters())
     truth = torch.autograd.grad(F.cross_entropy(model(x), y), chosen)
@@ -114,7 +118,7 @@ def test_gradients_of_the_parameters_follow_from_those_of_the_folded_ones(case: 
 
 def test_maps_take_leading_dimensions(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
-    (pair,) = foldable(model, x[:1])
+    (pair,) = foldable(model, lambda: model(x[:1]))
     dw, db = normal(2, 5, *pair.layer.weight.shape), normal(2, 5, len(pair.layer.weight), seed=1)
     for function, arguments in (
         (pair.layer_weight, (dw,)),
@@ -137,7 +141,7 @@ def test_hessian_products_through_the_folded_network_are_exact(fast: bool) -> No
         return torch.autograd.grad(gradients, parameters, vectors)
 
     truth = product()
-    with folded(foldable(model, x[:1])):
+    with folded(foldable(model, lambda: model(x[:1]))):
         if fast:
             with TwiceDifferentiable():
                 found = product()
@@ -153,7 +157,7 @@ def test_hessian_products_through_the_folded_network_are_exact(fast: bool) -> No
 def test_networks_are_folded_throughout(name: str, shape: tuple[int, ...], number: int) -> None:
     model = ready(build_model(name, num_classes=4, input_shape=shape))
     x = normal(1, *shape)
-    pairs = foldable(model, x)
+    pairs = foldable(model, lambda: model(x))
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {id(pair.norm) for pair in pairs} == {id(norm) for norm in norms}
     assert len({id(pair.layer) for pair in pairs}) == len(pairs) == number
@@ -235,7 +239,7 @@ def not_normed(net: Any, x: Tensor) -> Tensor:
     ids=lambda function: function.__name__,
 )
 def test_an_output_that_goes_elsewhere_is_not_folded(between: Callable[..., Tensor]) -> None:
-    assert foldable(ready(Net(between)), normal(2, 2, 5, 5)) == ()
+    assert folds(ready(Net(between)), normal(2, 2, 5, 5)) == ()
 
 
 def test_an_output_of_the_model_is_not_folded() -> None:
@@ -248,7 +252,7 @@ def test_an_output_of_the_model_is_not_folded() -> None:
             y = self.conv(x)
             return self.norm(y), y
 
-    assert foldable(ready(Both()), normal(2, 2, 5, 5)) == ()
+    assert folds(ready(Both()), normal(2, 2, 5, 5)) == ()
 
 
 def plainly(net: Any, x: Tensor) -> Tensor:
@@ -265,20 +269,20 @@ def looked_at(net: Any, x: Tensor) -> Tensor:
 
 def test_only_plain_layers_in_evaluation_mode_are_folded() -> None:
     x = normal(2, 2, 5, 5)
-    assert len(foldable(ready(Net(plainly)), x)) == 1
-    assert len(foldable(ready(Net(looked_at)), x)) == 1
+    assert len(folds(ready(Net(plainly)), x)) == 1
+    assert len(folds(ready(Net(looked_at)), x)) == 1
     net = ready(Net(plainly))
     net.conv.register_forward_hook(lambda module, args, output: output * 2)  # type: ignore[union-attr]
-    assert foldable(net, x) == ()
+    assert foldable(net, lambda: net(x)) == ()
     net = ready(Net(plainly))
     net.norm.register_full_backward_hook(lambda module, grad_input, grad_output: None)  # type: ignore[union-attr]
-    assert foldable(net, x) == ()
+    assert foldable(net, lambda: net(x)) == ()
     net = ready(Net(plainly))
     net.norm.train()  # type: ignore[union-attr]
-    assert foldable(net, x) == ()
+    assert foldable(net, lambda: net(x)) == ()
     net = Net(plainly)
     net.norm = nn.BatchNorm2d(4, track_running_stats=False)
-    assert foldable(net.double().eval(), x) == ()
+    assert folds(net.double().eval(), x) == ()
 
     class Doubled(nn.Conv2d):
         def forward(self, input: Tensor) -> Tensor:
@@ -286,17 +290,17 @@ def test_only_plain_layers_in_evaluation_mode_are_folded() -> None:
 
     net = Net(plainly)
     net.conv = Doubled(2, 4, 3)
-    assert foldable(ready(net), x) == ()
+    assert folds(ready(net), x) == ()
 
 
 def test_norms_over_positions_are_not_folded() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5))  # (B, 5, 6): the norm's channels are positions
-    assert foldable(ready(model), normal(2, 5, 4)) == ()
+    assert folds(ready(model), normal(2, 5, 4)) == ()
 
 
 def test_a_pair_folds_scale_zero_without_dividing() -> None:
     model = ready(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)))
-    (pair,) = foldable(model, normal(1, 5))
+    (pair,) = foldable(model, lambda: model(normal(1, 5)))
     assert isinstance(pair, Pair)
     weight, bias = pair.weight_and_bias()
     assert (weight[0] == 0).all()

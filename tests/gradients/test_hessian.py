@@ -41,6 +41,9 @@ class Fixed:
     def inputs(self, positions: slice) -> Tensor:
         return self.x[positions]
 
+    def batch(self, positions: slice) -> tuple[Tensor, Tensor]:
+        return self.x[positions], self.labels[positions]
+
 
 def shaken(model: nn.Module) -> nn.Module:
     """In evaluation mode and float64, with running statistics and affine parameters that are not the defaults."""

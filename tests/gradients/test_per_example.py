@@ -33,6 +33,9 @@ class Examples:
     def inputs(self, positions: slice) -> Tensor:
         return self.x[positions]
 
+    def batch(self, positions: slice) -> tuple[Tensor, Tensor]:
+        return self.x[positions], self.labels[positions]
+
 
 def one_by_one(model: nn.Module, x: Tensor, y: Tensor, scalar: Function = cross_entropy) -> dict[str, Tensor]:
     """The truth: a batch of one, forward and backward, example by example."""
@@ -501,7 +504,7 @@ def test_errors_say_what_must_hold(model: nn.Module, examples: Examples) -> None
         PerExampleGradients(nn.Linear(3, 2).eval(), parameters=["weigth"])
     with pytest.raises(InputError, match="no parameters"):
         PerExampleGradients(nn.Tanh().eval())
-    with pytest.raises(InputError, match="'loss', 'margin'"):
+    with pytest.raises(InputError, match="'loss', 'measure'"):
         PerExampleGradients(model, "hinge")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1"):
         PerExampleGradients(model, memory=0)

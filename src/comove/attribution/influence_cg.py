@@ -92,7 +92,7 @@ def _in_double(model: nn.Module, data: Resident) -> tuple[nn.Module, str]:
     """The model in float64 and that it is; or as it was, where its forward pass casts by itself, and why."""
     try:
         with torch.no_grad():
-            model.double()(Part(data, 0, 1, torch.float64).inputs(slice(0, 1)))
+            model.double()(Part(data, 0, 1, torch.float64).batch(slice(0, 1))[0])
     except RuntimeError as error:
         return model.float(), f"float32, since the forward pass does not run in float64: {first_line(error)}"
     return model, "float64"

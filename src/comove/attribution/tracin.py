@@ -26,6 +26,7 @@ from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, Part, PerExampleGradients, check_finite
 from comove.gradients.projections import Sparse
 from comove.models import last_linear, put_channels_last
+from comove.tasks import call_arguments
 from comove.training import Checkpoint, Resident, Run, resolve_device
 from comove.training.sources import Source
 
@@ -68,7 +69,8 @@ def run_gradients(
     chosen = None
     if last_layer:
         examples = Resident(run.data().train, torch.device(device)) if check_on is None else check_on
-        own = set(map(id, last_linear(model, examples.inputs(slice(0, 2)))[1].parameters()))
+        args, named = call_arguments(model, examples.batch(slice(0, 2)))
+        own = set(map(id, last_linear(model, *args, **named)[1].parameters()))
         chosen = [name for name, parameter in model.named_parameters() if id(parameter) in own]
     return PerExampleGradients(model, "loss", parameters=chosen, check_on=check_on)
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from comove.errors import CorruptFileError, NonFiniteError, some
-from comove.gradients.per_example import Part, PerExampleGradients, margin
+from comove.gradients.per_example import Part, PerExampleGradients
 from comove.gradients.projections import Layers, Projection, Projector
 from comove.models import logits_of, put_channels_last
 from comove.store import claim_cache, digest, new_folder, read_arrays, read_header, set_aside, versions, write_arrays
@@ -50,7 +50,8 @@ class _GradientComputer:
     def __init__(self, gradients: PerExampleGradients) -> None:
         self.gradients = gradients
         self._outputs = torch.empty(0)
-        gradients.model.register_forward_hook(self._keep)  # 1 - p without a second forward pass
+        if gradients.objective.classifies:
+            gradients.model.register_forward_hook(self._keep)  # 1 - p without a second forward pass
 
     def _keep(self, module: nn.Module, args: object, outputs: object) -> None:
         self._outputs = logits_of(outputs).detach()
@@ -63,10 +64,11 @@ class _GradientComputer:
 
     def compute_loss_grad(self, batch: Batch) -> Tensor:
         _, part, chunk = batch
+        examples, objective = part.batch(chunk), self.gradients.objective
         outputs = self._outputs
-        if self.gradients.paths.way != "per-sample rules":  # what the hook saw was a single example
-            outputs = self.gradients.outputs(part.inputs(chunk))
-        return torch.sigmoid(-margin(outputs, part.labels[chunk]))[:, None]  # 1 - p, exact for small values
+        if not objective.classifies or self.gradients.paths.way != "per-sample rules":  # the hook saw single examples
+            outputs = self.gradients.outputs(examples)
+        return objective.task.error_probability(outputs, examples)[:, None]
 
 
 class _Store:

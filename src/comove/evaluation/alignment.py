@@ -27,7 +27,7 @@ from comove.coreset import Coreset, Selector, selector
 from comove.data import Splits
 from comove.errors import InputError
 from comove.gradients.inner_products import flat_rows
-from comove.gradients.per_example import Batches, PerExampleGradients
+from comove.gradients.per_example import PerExampleGradients
 from comove.store import new_folder, write_json
 from comove.training import Recording, Resident, Run, resolve_device, train
 from comove.training.run import read_weights
@@ -115,7 +115,7 @@ class Diagnosis:
         return "\n".join([f"Diagnosis(coresets of {self.budget:.0%}, means over checkpoints):", *lines])
 
 
-def class_means(gradients: PerExampleGradients, data: Batches, classes: int) -> tuple[dict[str, Tensor], Tensor]:
+def class_means(gradients: PerExampleGradients, data: Resident, classes: int) -> tuple[dict[str, Tensor], Tensor]:
     """Return each class's mean gradient (0 if empty), name -> (C, parameter shape), and the counts (C,)."""
     sums = {name: p.new_zeros(classes, *p.shape).detach() for name, p in gradients.parameters.items()}
     counts = torch.bincount(data.labels, minlength=classes)
@@ -127,7 +127,7 @@ def class_means(gradients: PerExampleGradients, data: Batches, classes: int) -> 
 
 
 def alignment(
-    gradients: PerExampleGradients, coreset: Batches, validation: Batches, classes: int
+    gradients: PerExampleGradients, coreset: Resident, validation: Resident, classes: int
 ) -> dict[str, float | npt.NDArray[np.float64]]:
     """Return cosines with G_V (k,) and with one's own class's (k,), and the mean gradient's distance and cosine.
 

@@ -113,8 +113,8 @@ def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     return scale, -shift if norm.bias is None else norm.bias - shift
 
 
-def foldable(model: nn.Module, inputs: Tensor) -> tuple[Pair, ...]:
-    """Return the layers whose output one batch norm takes, and nothing else does, in a forward pass over ``inputs``.
+def foldable(model: nn.Module, forward: Callable[[], Any]) -> tuple[Pair, ...]:
+    """Return the layers whose output one batch norm takes, and nothing else does, in a forward pass.
 
     Both are called once in it, without hooks on them, in evaluation mode and with running statistics. What their
     output goes through is watched operation by operation, so a model that also pools it or changes it in place keeps
@@ -122,7 +122,7 @@ def foldable(model: nn.Module, inputs: Tensor) -> tuple[Pair, ...]:
 
     Args:
         model: without data-dependent control flow, so that one pass stands for all.
-        inputs: (B, ...), as few as one.
+        forward: one forward pass, over as few examples as one.
     """
     layers = [module for module in model.modules() if type(module) in LAYERS and _plain(module)]
     norms = [module for module in model.modules() if type(module) in NORMS and _plain(module) and _fixed(module)]
@@ -136,7 +136,7 @@ def foldable(model: nn.Module, inputs: Tensor) -> tuple[Pair, ...]:
             stack.callback(module.register_forward_pre_hook(watch.entered).remove)
             stack.callback(module.register_forward_hook(watch.after).remove)
         with watch:
-            watch.read(tree_leaves(model(inputs)))  # an output of the whole model goes somewhere else
+            watch.read(tree_leaves(forward()))  # an output of the whole model goes somewhere else
     return watch.pairs()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import random
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -162,7 +163,7 @@ def check_evaluating(model: nn.Module) -> None:
             )
 
 
-def check_deterministic(model: nn.Module, forward: Callable[[], Tensor]) -> Tensor:
+def check_deterministic(model: nn.Module, forward: Callable[[], Any]) -> Any:
     """Call a model twice on the same inputs, and return what it gives.
 
     Args:
@@ -173,7 +174,8 @@ def check_deterministic(model: nn.Module, forward: Callable[[], Tensor]) -> Tens
         InputError: the two differ; the module that draws random numbers is named.
     """
     outputs, again = (_traced(model, forward, seed, [])[1] for seed in (1, 2))
-    if _same(outputs, again):
+    pairs = zip(tree_leaves(outputs), tree_leaves(again), strict=True)
+    if all(_same(one, other) for one, other in pairs if isinstance(one, Tensor)):
         return outputs
     (calls, _), (others, _) = (_traced(model, forward, seed, list(model.named_modules())) for seed in (1, 2))
     for (name, given, made), (_, given_again, made_again) in zip(calls, others, strict=False):
@@ -194,8 +196,8 @@ _Traced: TypeAlias = list[tuple[str, list[Tensor], list[Tensor]]]
 
 
 def _traced(
-    model: nn.Module, forward: Callable[[], Tensor], seed: int, modules: Collection[tuple[str, nn.Module]]
-) -> tuple[_Traced, Tensor]:
+    model: nn.Module, forward: Callable[[], Any], seed: int, modules: Collection[tuple[str, nn.Module]]
+) -> tuple[_Traced, Any]:
     """The inputs and outputs of these modules in the order in which they end, and the outputs of the whole."""
     calls: _Traced = []
     names = {module: f"{name or 'the model'} ({type(module).__name__})" for name, module in modules}
@@ -226,8 +228,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-6, equal_nan=True)  # sums on a GPU come in any order
 
 
-def chosen_parameters(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Parameter]:
-    """Return these parameters, by default the trainable ones, in the model's order.
+def chosen_parameters(model: nn.Module, names: str | Collection[str] | None) -> dict[str, nn.Parameter]:
+    """Return these parameters (names, or glob patterns), by default the trainable ones, in the model's order.
 
     Raises:
         InputError: unknown names, or none.
@@ -236,10 +238,15 @@ def chosen_parameters(model: nn.Module, names: Collection[str] | None) -> dict[s
     if names is None:
         chosen = {name: parameter for name, parameter in known.items() if parameter.requires_grad}
     else:
-        for name in names:
-            if name not in known:
-                raise InputError(f"The model has no parameter {name!r}.{did_you_mean(name, known)}")
-        chosen = {name: parameter for name, parameter in known.items() if name in set(names)}
+        patterns = [names] if isinstance(names, str) else list(names)
+        for pattern in patterns:
+            if pattern not in known and not fnmatch.filter(known, pattern):
+                raise InputError(f"The model has no parameter {pattern!r}.{did_you_mean(pattern, known)}")
+        chosen = {
+            name: parameter
+            for name, parameter in known.items()
+            if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        }
     if not chosen:
         raise InputError("There are no parameters to take gradients of: all are frozen, or parameters= is empty.")
     for name, parameter in chosen.items():

@@ -11,7 +11,7 @@ Shape legend: P parameter entries, K vectors, N examples.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,11 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from comove.data.batches import Batch, map_tensors
 from comove.errors import InputError, NonFiniteError, first_line
 from comove.gradients.batch_norm_folding import folded
 from comove.gradients.double_backward import TwiceDifferentiable
 from comove.gradients.per_example import Batches, PerExampleGradients
-from comove.models import logits_of, without_fast_path
+from comove.gradients.scalars import Values, flat_outputs
+from comove.models import without_fast_path
 from comove.training.loop import one_thread
 
 __all__ = ["Hessian", "flatten", "unflatten"]
@@ -130,12 +132,12 @@ class Hessian:
         """Whether batches may be formed: outputs are compared where the forward pass reads values of its inputs."""
         starts = range(0, len(self._data), CHUNK) if self._gradients.reads_values else ()
         parts = (slice(start, min(start + CHUNK, len(self._data))) for start in starts)
-        return all(self._gradients.same_alone(self._inputs(part)) for part in parts)
+        return all(self._gradients.same_alone(self._batch(part)) for part in parts)
 
-    def _probe(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def _probe(self, outputs: Any, batch: Batch) -> Tensor:
         """A scalar whose Hessian is well-conditioned and sees every output."""
-        weights = torch.linspace(1, 2, outputs[0].numel(), dtype=outputs.dtype, device=outputs.device)
-        return outputs.flatten(1).square() @ weights
+        flat = flat_outputs(outputs)
+        return flat.square() @ torch.linspace(1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
 
     def _direction(self) -> Tensor:
         """A direction in which every parameter moves as far as any other."""
@@ -173,7 +175,7 @@ class Hessian:
         """Whether the forward pass casts to a precision below that of the parameters."""
         watch = _Precisions()
         with torch.no_grad(), watch, self._differentiable():
-            self._gradients.model(self._inputs(self._few))
+            self._gradients.objective.outputs(self._gradients.model, self._batch(self._few))
         eps = torch.finfo(self._parameters[0].dtype).eps
         return any(torch.finfo(dtype).eps > eps for dtype in watch.seen)
 
@@ -204,13 +206,13 @@ class Hessian:
             raise _no_second_derivative(error) from error
         return flatten([torch.zeros_like(p) if h is None else h for h, p in zip(found, self._parameters, strict=True)])
 
-    def _graph(self, part: slice, scalar: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
+    def _graph(self, part: slice, values: Values | None = None) -> tuple[Tensor, ...]:
         """The gradient of the chunk's share of the mean loss, with its graph."""
-        meant, inputs = scalar or self._gradients.scalar, self._inputs(part)
+        objective, batch = self._gradients.objective, self._batch(part)
+        meant = values or objective.values
         try:
             with torch.enable_grad(), self._differentiable(), folded(self._gradients.folded), TwiceDifferentiable():
-                outputs = logits_of(self._gradients.model(inputs))
-                value = meant(outputs, self._data.labels[part]).sum() / len(self._data)
+                value = meant(objective.outputs(self._gradients.model, batch), batch).sum() / len(self._data)
                 found = (
                     torch.autograd.grad(value, self._parameters, create_graph=True, allow_unused=True)
                     if value.requires_grad
@@ -230,11 +232,12 @@ class Hessian:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
 
-    def _inputs(self, part: slice) -> Tensor:
-        inputs = self._data.inputs(part)
-        if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
-            inputs = inputs.contiguous(memory_format=torch.channels_last)  # convolutions run fastest on this
-        return inputs
+    def _batch(self, part: slice) -> Batch:
+        def innermost(tensor: Tensor) -> Tensor:
+            image = tensor.ndim == 4 and tensor.is_floating_point()
+            return tensor.contiguous(memory_format=torch.channels_last) if image else tensor  # convolutions' fastest
+
+        return map_tensors(innermost, self._data.batch(part))
 
     def _bytes_per_example(self) -> int:
         seen: dict[int, int] = {}

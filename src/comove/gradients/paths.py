@@ -22,12 +22,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from comove.data.batches import Batch, batch_size, concatenate, map_tensors, rows_of, tensors_of
 from comove.errors import InputError, first_line
 from comove.gradients.batch_norm_folding import Pair, folded, scale_and_shift
 from comove.gradients.forward_checks import Uses
 from comove.gradients.per_sample_rules import BATCH_NORMS, RULES
-from comove.gradients.scalars import Function
-from comove.models import logits_of, without_fast_path
+from comove.gradients.scalars import Objective, Values, flat_outputs
+from comove.models import without_fast_path
 
 __all__ = ["PerSampleRules", "RefusedPathError", "by_vmap", "one_at_a_time"]
 
@@ -118,22 +119,22 @@ class PerSampleRules:
         """Those that are folded."""
         return tuple(fold.pair for fold in self._folds)
 
-    def gradients(self, inputs: Tensor, labels: Tensor, scalar: Function) -> Iterator[tuple[str, Tensor]]:
+    def gradients(self, batch: Batch, objective: Objective, values: Values) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, (B, *parameter.shape)) in the parameters' order.
 
         Raises:
             RefusedPathError: a layer is used in a way that hooks cannot see.
         """
-        seen = self._backward(inputs, labels, scalar)
+        seen, size = self._backward(batch, objective, values), batch_size(batch)
         waiting: dict[str, Tensor] = {}
         for name in self._uses:
             fold = self._of.get(name)
             if fold is None:
-                yield name, self._plain(name, seen, len(inputs))
+                yield name, self._plain(name, seen, size)
                 continue
             if name not in waiting:
                 with torch.no_grad():
-                    waiting |= fold.gradients(seen, len(inputs))
+                    waiting |= fold.gradients(seen, size)
             yield name, waiting.pop(name)
 
     def _plain(self, name: str, seen: _Seen, batch: int) -> Tensor:
@@ -154,15 +155,16 @@ class PerSampleRules:
         ]
         return {id(module): module for module in found}
 
-    def _backward(self, inputs: Tensor, labels: Tensor, scalar: Function) -> _Seen:
+    def _backward(self, batch: Batch, objective: Objective, values: Values) -> _Seen:
         calls: list[_Call] = []
+        size = batch_size(batch)
         with ExitStack() as stack, torch.enable_grad(), without_fast_path():
             for module in self._modules().values():
-                handle = module.register_forward_hook(partial(_record, calls), with_kwargs=True)
+                handle = module.register_forward_hook(partial(_record, calls, size), with_kwargs=True)
                 stack.callback(handle.remove)
             stack.enter_context(folded([fold.pair for fold in self._folds]))
             stack.enter_context(_affine_batch_norms(self._model))
-            values_B = scalar(logits_of(self._model(inputs)), labels)
+            values_B = values(objective.outputs(self._model, batch), batch)
             seen_calls = tuple(calls)  # gradient checkpointing calls the layers again, on the way back
             edges = [call.edge for call in seen_calls]
             differentiable = bool(edges) and values_B.requires_grad
@@ -172,8 +174,8 @@ class PerSampleRules:
                 _check_rows(gradients, _gradients(values_B * weights_B, edges), weights_B)
         seen: _Seen = {}
         for call, g in zip(seen_calls, gradients, strict=bool(gradients)):
-            if len(call.x) != len(inputs) or call.x._version != call.version:
-                what = "changed in place" if len(call.x) == len(inputs) else f"{tuple(call.x.shape)}, not (B, ...)"
+            if len(call.x) != size or call.x._version != call.version:
+                what = "changed in place" if len(call.x) == size else f"{tuple(call.x.shape)}, not (B, ...)"
                 raise RefusedPathError(f"the input of a {type(call.module).__name__} is {what}")
             if g is not None:
                 seen.setdefault(id(call.module), []).append((call, g))
@@ -209,10 +211,18 @@ def _check_rows(gradients: Sequence[Tensor | None], weighted: Sequence[Tensor | 
 
 
 def _record(
-    calls: list[_Call], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    calls: list[_Call], size: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
 ) -> Tensor | None:
     x = args[0] if args else next(iter(kwargs.values()))
     x = x.detach()
+    if size > 1 and len(x) == 1 and len(output) == 1:
+        # One row for all examples, broadcast later (embeddings of positions): written out, each has its own gradient.
+        x = x.expand(size, *x.shape[1:])
+        output = output.expand(size, *output.shape[1:]).clone()
+        if not output.requires_grad:
+            output.requires_grad_()
+        calls.append(_Call(module, x, x._version, get_gradient_edge(output)))
+        return output
     # The edge is that of the output as the layer made it, whatever is done to the tensor in place afterwards.
     if output.requires_grad:
         calls.append(_Call(module, x, x._version, get_gradient_edge(output)))
@@ -257,48 +267,71 @@ def _collecting(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Ite
 
 
 def one_at_a_time(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, labels: Tensor, scalar: Function
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Batch, objective: Objective, values: Values
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return gradients, name -> (B, *parameter.shape), and outputs (B, C), by plain autograd on batches of one.
+    """Return gradients, name -> (B, *parameter.shape), and outputs (B, K), by plain autograd on batches of one.
 
     It asks nothing of the model but that its backward pass runs; by ``backward``, since reentrant checkpointing has
     no other way.
     """
-    found = {name: p.detach().new_zeros(len(inputs), *p.shape) for name, p in parameters.items()}
+    size = batch_size(batch)
+    found = {name: p.detach().new_zeros(size, *p.shape) for name, p in parameters.items()}
     outputs: list[Tensor] = []
     with _collecting(model, parameters), torch.enable_grad(), without_fast_path():
-        for row in range(len(inputs)):
+        for row in range(size):
             for parameter in model.parameters():
                 parameter.grad = None
-            output = logits_of(model(inputs[row : row + 1]))
-            if output.ndim != 2 or len(output) != 1:
-                raise InputError(
-                    f"For one example a model must return logits (1, C); it returned {tuple(output.shape)}. A "
-                    "squeeze() that names no dimension also removes the batch's: name it, squeeze(1)."
-                )
-            value = scalar(output, labels[row : row + 1]).sum()
+            one = rows_of(batch, slice(row, row + 1))
+            output = objective.outputs(model, one)
+            _check_batch_of_one(output, objective)
+            value = values(output, one).sum()
             if value.requires_grad:
                 torch.autograd.backward(value)
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
                     found[name][row] = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-            outputs.append(output.detach())
-    return found, torch.cat(outputs)
+            outputs.append(flat_outputs(output).detach())
+    return found, concatenate(outputs)
+
+
+def _check_batch_of_one(output: Any, objective: Objective) -> None:
+    shapes = [tuple(part.shape) for part in tensors_of(output)]
+    wrong = [shape for shape in shapes if not shape or shape[0] != 1 or (objective.classifies and len(shape) != 2)]
+    if wrong:
+        expected = "logits (1, C)" if objective.classifies else "tensors (1, ...)"
+        raise InputError(
+            f"For one example a model must return {expected}; it returned {wrong[0]}. A squeeze() that names no "
+            "dimension also removes the batch's: name it, squeeze(1)."
+        )
+
+
+class _Forward(nn.Module):
+    """A task's forward pass as a module, whose parameters ``functional_call`` replaces."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self._objective = model, objective
+
+    def forward(self, batch: Batch) -> Any:
+        return self._objective.outputs(self.model, batch)
 
 
 def by_vmap(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, labels: Tensor, scalar: Function
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Batch, objective: Objective, values: Values
 ) -> dict[str, Tensor]:
     """Return gradients, name -> (B, *parameter.shape), by ``torch.func``.
 
     Raises:
         RefusedPathError: it cannot follow the model.
     """
-    fixed = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+    call = _Forward(model, objective)
+    fixed = {name: value.detach() for name, value in (*call.named_parameters(), *call.named_buffers())}
 
-    def single(chosen: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = logits_of(functional_call(model, {**fixed, **chosen}, (x[None],)))
-        return scalar(outputs, y[None])[0]
+    def single(chosen: dict[str, Tensor], row: tuple[Tensor, ...]) -> Tensor:
+        rest = iter(row)
+        one = map_tensors(lambda _: next(rest)[None], batch)
+        outputs = functional_call(call, {**fixed, **{f"model.{name}": p for name, p in chosen.items()}}, (one,))
+        return values(outputs, one)[0]
 
     chosen = {name: parameter.detach() for name, parameter in parameters.items()}
     try:
@@ -307,7 +340,7 @@ def by_vmap(
             stack.enter_context(without_fast_path())
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "There is a performance drop")  # true, and nothing to do about
-            found: dict[str, Tensor] = vmap(grad(single), (None, 0, 0))(chosen, inputs, labels)
+            found: dict[str, Tensor] = vmap(grad(single), (None, 0))(chosen, tuple(tensors_of(batch)))
     except Exception as error:  # whatever a model's own code meets when it is traced
         raise RefusedPathError(f"torch.func says: {first_line(error)}") from error
     return found

@@ -12,14 +12,15 @@ Shape legend: B examples of a chunk, N examples, Q directions, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from comove.data.batches import Batch, batch_size, concatenate, map_tensors, rows_of, tensors_of
 from comove.errors import ComoveError, InputError, NonFiniteError, first_line, some
 from comove.gradients.batch_norm_folding import Pair, foldable
 from comove.gradients.forward_checks import (
@@ -32,8 +33,9 @@ from comove.gradients.forward_checks import (
 )
 from comove.gradients.inner_products import InnerProducts, flat_rows
 from comove.gradients.paths import PerSampleRules, RefusedPathError, by_vmap, one_at_a_time
-from comove.gradients.scalars import SCALARS, Scalar, cross_entropy, margin
-from comove.models import logits_of, without_fast_path
+from comove.gradients.scalars import Objective, Scalar, Values, cross_entropy, flat_outputs, margin
+from comove.models import without_fast_path
+from comove.tasks import Classification, Task, targets_of
 
 __all__ = [
     "Batches",
@@ -60,15 +62,11 @@ _Chunk: TypeAlias = Iterator[tuple[str, Tensor]]
 class Batches(Protocol):
     """Where examples come from; :class:`comove.training.Resident` is one."""
 
-    @property
-    def labels(self) -> Tensor:
-        """Their labels (N,)."""
-
     def __len__(self) -> int:
         """N."""
 
-    def inputs(self, positions: slice) -> Tensor:
-        """The model's inputs at these positions."""
+    def batch(self, positions: slice) -> Batch:
+        """The examples at these positions, as the task reads them."""
 
 
 def ids_of(data: Batches, rows: Sequence[int]) -> list[int]:
@@ -88,32 +86,28 @@ class Part:
     stop: int
     dtype: torch.dtype | None = None
 
-    @property
-    def labels(self) -> Tensor:
-        """Their labels."""
-        return self.whole.labels[self.start : self.stop]
-
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def inputs(self, positions: slice) -> Tensor:
-        """The model's inputs at these positions of the part."""
-        inputs = self.whole.inputs(slice(self.start + positions.start, self.start + positions.stop))
-        return inputs.to(self.dtype) if self.dtype is not None and inputs.is_floating_point() else inputs
+    def batch(self, positions: slice) -> Batch:
+        """The examples at these positions of the part."""
+        found = self.whole.batch(slice(self.start + positions.start, self.start + positions.stop))
+        if self.dtype is None:
+            return found
+        return map_tensors(lambda part: part.to(self.dtype) if part.is_floating_point() else part, found)
 
 
 @dataclass(frozen=True)
 class _Given:
     """A chunk that was handed over as it is."""
 
-    x: Tensor
-    labels: Tensor
+    examples: Batch
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return batch_size(self.examples)
 
-    def inputs(self, positions: slice) -> Tensor:
-        return self.x[positions]
+    def batch(self, positions: slice) -> Batch:
+        return rows_of(self.examples, positions)
 
 
 @dataclass(frozen=True)
@@ -145,11 +139,13 @@ class PerExampleGradients:
     """Streams per-example gradients of a scalar of the model's output over chosen parameters.
 
     Args:
-        model: any module that maps inputs (B, ...) to outputs (B, C), examples independent of each other, in evaluation
-            mode. It is left as it was, also when something fails.
-        scalar: ``"loss"`` (cross-entropy), ``"margin"`` (z_y - logsumexp of the others), or a function of
-            (outputs (B, C), labels (B,)) that returns (B,).
-        parameters: names as in ``model.named_parameters()``; by default every trainable one.
+        model: any module that treats the examples of a batch independently of each other, in evaluation mode. It is
+            left as it was, also when something fails.
+        scalar: ``"loss"``, ``"measure"`` (what the task measures; ``"margin"`` is the same), or a function of outputs
+            and labels (B,) that returns (B,).
+        task: what batches and outputs mean; by default classification, with batches (inputs, labels).
+        parameters: names as in ``model.named_parameters()``, or glob patterns such as ``"head.*"``; by default every
+            trainable one.
         memory: bytes that a chunk's gradients may take; by default 256 MiB, 2 GiB on a GPU.
         batch: the largest chunk.
         check_on: the examples among which those are that the faster ways are checked on, best the training examples;
@@ -175,13 +171,13 @@ class PerExampleGradients:
         model: nn.Module,
         scalar: Scalar = "loss",
         *,
-        parameters: Collection[str] | None = None,
+        task: Task | None = None,
+        parameters: str | Collection[str] | None = None,
         memory: int | None = None,
         batch: int = BATCH,
         check_on: Batches | None = None,
     ) -> None:
-        if isinstance(scalar, str) and scalar not in SCALARS:
-            raise InputError(f"scalar must be 'loss', 'margin' or a function, got {scalar!r}.")
+        self.objective = Objective(task or Classification(), scalar)
         self.parameters = chosen_parameters(model, parameters)
         on_gpu = any(parameter.is_cuda for parameter in self.parameters.values())
         memory = (MEMORY_ON_GPU if on_gpu else MEMORY) if memory is None else memory
@@ -189,8 +185,7 @@ class PerExampleGradients:
             raise InputError(f"memory and batch must be at least 1, got {memory} and {batch}.")
         check_evaluating(model)
         self.model, self.memory, self.batch = model, memory, batch
-        self.scalar = SCALARS[scalar] if isinstance(scalar, str) else scalar
-        self._built_in = isinstance(scalar, str)
+        self._built_in = isinstance(scalar, str) and self.objective.classifies
         self._check_on = check_on
         self._uses = parameter_uses(model, self.parameters)
         modules = tuple(dict.fromkeys(name for places in self._uses.values() for name, _, _ in places))
@@ -221,26 +216,31 @@ class PerExampleGradients:
         """The number of entries of one example's gradient."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
-    def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the gradients of one chunk, name -> (B, parameter shape).
+
+        Args:
+            batch: as the task reads it; or the inputs (B, ...) of a classifier, with their labels.
+            labels: (B,).
 
         Raises:
             InputError: labels outside the classes, outputs or scalars of another shape; a model that draws random
                 numbers, or has no backward pass.
             NonFiniteError: a gradient is NaN or infinite.
         """
-        found = dict(self.one_by_one(inputs, labels))
-        check_finite(found, _Given(inputs, labels))
+        examples = batch if labels is None else (batch, labels)
+        found = dict(self.one_by_one(examples))
+        check_finite(found, _Given(examples))
         return found
 
-    def one_by_one(self, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def one_by_one(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, (B, parameter shape)) one parameter after another, so that one is held at a time.
 
         Raises:
             InputError: as calling it.
         """
-        self.check(_Given(inputs, labels))
-        yield from self._chunk(inputs, labels)
+        self.check(_Given(batch))
+        yield from self._chunk(batch)
 
     def stream(self, data: Batches) -> Iterator[tuple[slice, Iterator[tuple[str, Tensor]]]]:
         """Yield (positions, gradients) chunk by chunk; gradients yields (name, (B, parameter shape)).
@@ -251,7 +251,7 @@ class PerExampleGradients:
             InputError: as calling it.
         """
         for part in self._slices(data):
-            yield part, self._chunk(data.inputs(part), data.labels[part])
+            yield part, self._chunk(data.batch(part))
 
     @property
     def chunk_size(self) -> int:
@@ -317,11 +317,12 @@ class PerExampleGradients:
         check_finite({"gradient": norms_N}, data)
         return norms_N
 
-    def outputs(self, inputs: Tensor) -> Tensor:
-        """Return the model's outputs (B, C), detached, as the gradients are of."""
-        rows = [inputs[row : row + 1] for row in range(len(inputs))] if self.batches_matter else [inputs]
+    def outputs(self, batch: Batch) -> Any:
+        """Return the model's outputs, detached, as the gradients are of."""
+        size = batch_size(batch)
+        rows = [rows_of(batch, slice(row, row + 1)) for row in range(size)] if self.batches_matter else [batch]
         with torch.no_grad(), without_fast_path():
-            return torch.cat([logits_of(self.model(row)) for row in rows])
+            return concatenate([self.objective.outputs(self.model, row) for row in rows])
 
     # --- the three ways ---
 
@@ -334,13 +335,13 @@ class PerExampleGradients:
         chunk = self.chunk_size
         return [slice(start, min(start + chunk, len(data))) for start in range(0, len(data), chunk)]
 
-    def _chunk(self, inputs: Tensor, labels: Tensor) -> _Chunk:
+    def _chunk(self, batch: Batch) -> _Chunk:
         """The gradients of a chunk; where a way is refused on the way, the next one gives what is missing."""
-        self._check_labels(labels)
+        self._check_labels(batch)
         given: set[str] = set()
         while True:
             try:
-                for name, gradient in self._by(self._paths.way, inputs, labels, self._checked_scalar):
+                for name, gradient in self._by(self._paths.way, batch, self._checked_values):
                     if name not in given:
                         given.add(name)
                         yield name, gradient
@@ -348,7 +349,7 @@ class PerExampleGradients:
             except RefusedPathError as refusal:
                 self._refuse(str(refusal))
 
-    def _by(self, way: Way, inputs: Tensor, labels: Tensor, scalar: Callable[[Tensor, Tensor], Tensor]) -> _Chunk:
+    def _by(self, way: Way, batch: Batch, values: Values) -> _Chunk:
         """The gradients of a chunk by one of the ways.
 
         Raises:
@@ -356,17 +357,15 @@ class PerExampleGradients:
         """
         if way == WAYS[0]:
             with _as_refusal():
-                yield from self._rules.gradients(inputs, labels, scalar)
+                yield from self._rules.gradients(batch, self.objective, values)
         elif way == WAYS[1]:
-            yield from by_vmap(self.model, self.parameters, inputs, labels, scalar).items()
+            yield from by_vmap(self.model, self.parameters, batch, self.objective, values).items()
         else:
-            yield from self._one_at_a_time(inputs, labels, scalar)[0].items()
+            yield from self._one_at_a_time(batch, values)[0].items()
 
-    def _one_at_a_time(
-        self, inputs: Tensor, labels: Tensor, scalar: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _one_at_a_time(self, batch: Batch, values: Values) -> tuple[dict[str, Tensor], Tensor]:
         try:
-            return one_at_a_time(self.model, self.parameters, inputs, labels, scalar)
+            return one_at_a_time(self.model, self.parameters, batch, self.objective, values)
         except ComoveError:
             raise
         except Exception as error:
@@ -375,17 +374,19 @@ class PerExampleGradients:
                 f"{first_line(error)} Check that loss.backward() runs on a batch of one in evaluation mode."
             ) from error
 
-    def _check_labels(self, labels: Tensor) -> None:
-        if self._built_in and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
+    def _check_labels(self, batch: Batch) -> None:
+        labels = targets_of(batch) if self._built_in else None
+        if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
             raise InputError(
                 f"Labels must be in 0 ... {self._classes - 1} (the model has {self._classes} outputs), found "
                 f"{int(labels.min())} ... {int(labels.max())}."
             )
 
-    def _checked_scalar(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        values = self.scalar(outputs, labels)
-        if values.shape != labels.shape:
-            raise InputError(f"scalar must return one value an example, {tuple(labels.shape)}; got {values.shape}.")
+    def _checked_values(self, outputs: Any, batch: Batch) -> Tensor:
+        values, size = self.objective.values(outputs, batch), batch_size(batch)
+        if not isinstance(values, Tensor) or values.shape != (size,):
+            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(f"scalar must return one value per example, ({size},); got {found}.")
         return values
 
     def _refuse(self, reason: str) -> None:
@@ -407,14 +408,13 @@ class PerExampleGradients:
             return
         data = data if self._check_on is None else self._check_on
         rows = self._rows_to_check(len(data))
-        inputs = torch.cat([data.inputs(slice(row, row + 1)) for row in rows])
-        labels = data.labels[rows]
+        batch = concatenate([data.batch(slice(row, row + 1)) for row in rows])
         with without_fast_path():
-            watch = self._check_outputs(inputs)
-        truth, outputs = self._one_at_a_time(inputs, labels, _probe)
+            watch = self._check_outputs(batch)
+        truth, outputs = self._one_at_a_time(batch, _probe)
         check_finite(truth, data, rows)
         self.reads_values = bool(watch.reads)
-        self.batches_matter = not _close(self.outputs(inputs), outputs) or self._mixes(data)
+        self.batches_matter = not _close(flat_outputs(self.outputs(batch)), outputs) or self._mixes(data)
         self._rules.check_rows = bool(watch.reorders)
         why = ""
         if watch.reads:
@@ -422,7 +422,7 @@ class PerExampleGradients:
         elif self.batches_matter:
             why = "an example's outputs depend on the batch it is in"
         while self._paths.way != WAYS[-1]:
-            problem = why or self._problem(self._paths.way, inputs, labels, truth)
+            problem = why or self._problem(self._paths.way, batch, truth)
             if not problem:
                 break
             self._refuse(problem)
@@ -441,50 +441,52 @@ class PerExampleGradients:
         count = min(self.chunk_size, len(data))
         if count <= CHECKED:
             return False
-        inputs = data.inputs(slice(0, count)).flip(0)
-        whole, parts = self.outputs(inputs), torch.cat([self.outputs(part) for part in torch.split(inputs, CHECKED)])
-        return not _close(whole, parts)
+        batch = rows_of(data.batch(slice(0, count)), torch.arange(count - 1, -1, -1))
+        return not _close(flat_outputs(self.outputs(batch)), self._outputs_of_parts(batch, CHECKED))
 
-    def same_alone(self, inputs: Tensor) -> bool:
+    def _outputs_of_parts(self, batch: Batch, size: int) -> Tensor:
+        starts = range(0, batch_size(batch), size)
+        return torch.cat([flat_outputs(self.outputs(rows_of(batch, slice(at, at + size)))) for at in starts])
+
+    def same_alone(self, batch: Batch) -> bool:
         """Whether a batch's outputs are those of its examples one by one."""
-        alone = torch.cat([self.outputs(inputs[row : row + 1]) for row in range(len(inputs))])
-        return _close(self.outputs(inputs), alone)
+        return _close(flat_outputs(self.outputs(batch)), self._outputs_of_parts(batch, 1))
 
-    def _check_outputs(self, inputs: Tensor) -> ForwardPass:
+    def _check_outputs(self, batch: Batch) -> ForwardPass:
         """Check the outputs' shape and that they are not drawn at random; return what the forward pass does."""
-        outputs = check_deterministic(self.model, lambda: logits_of(self.model(inputs)))
-        if outputs.ndim != 2 or len(outputs) != len(inputs):
-            found = tuple(outputs.shape)
-            raise InputError(f"The model must map ({len(inputs)}, ...) inputs to outputs (B, C), got {found}.")
-        self._classes = outputs.shape[1]
-        watch = ForwardPass(inputs)
+        size = batch_size(batch)
+        outputs = check_deterministic(self.model, lambda: self.objective.outputs(self.model, batch))
+        for part in tensors_of(outputs):
+            if part.ndim < 1 or len(part) != size or (self.objective.classifies and part.ndim != 2):
+                found = tuple(part.shape)
+                raise InputError(f"The model must map ({size}, ...) inputs to outputs (B, C), got {found}.")
+        self._classes = flat_outputs(outputs).shape[1]
+        watch = ForwardPass(batch)
         with torch.no_grad(), watch:
-            self.model(inputs)
+            self.objective.outputs(self.model, batch)
         return watch
 
-    def _problem(self, way: Way, inputs: Tensor, labels: Tensor, truth: Mapping[str, Tensor]) -> str:
+    def _problem(self, way: Way, batch: Batch, truth: Mapping[str, Tensor]) -> str:
         """Why a way does not hold for this model; nothing where it gives what plain autograd gave."""
         if way == WAYS[1]:
-            return self._difference(way, inputs, labels, truth)
+            return self._difference(way, batch, truth)
         with without_fast_path():
-            pairs = foldable(self.model, inputs)
+            pairs = foldable(self.model, lambda: self.objective.outputs(self.model, batch))
         check_rows, problem = self._rules.check_rows, ""
         for kept in (pairs, ()) if pairs else ((),):  # what detection missed is computed unfolded
             self._rules = PerSampleRules(self.model, self.parameters, self._uses, kept)
             self._rules.check_rows = check_rows
             # All of them, and a part of them the other way round: what holds must not depend on the batch.
-            some_rows = torch.arange(len(inputs) - 1, -1, -2, device=inputs.device)
-            part = {name: true[some_rows] for name, true in truth.items()}
-            problem = self._difference(way, inputs, labels, truth) or self._difference(
-                way, inputs[some_rows], labels[some_rows.to(labels.device)], part
-            )
+            some_rows = torch.arange(batch_size(batch) - 1, -1, -2)
+            part = {name: true[some_rows.to(true.device)] for name, true in truth.items()}
+            problem = self._difference(way, batch, truth) or self._difference(way, rows_of(batch, some_rows), part)
             if not problem:
                 break
         return problem
 
-    def _difference(self, way: Way, inputs: Tensor, labels: Tensor, truth: Mapping[str, Tensor]) -> str:
+    def _difference(self, way: Way, batch: Batch, truth: Mapping[str, Tensor]) -> str:
         try:
-            ours = dict(self._by(way, inputs, labels, _probe))
+            ours = dict(self._by(way, batch, _probe))
         except RefusedPathError as refusal:
             return str(refusal)
         tolerance = _tolerance(next(iter(truth.values())))
@@ -502,9 +504,10 @@ class PerExampleGradients:
         return f"other gradients of {some(wrong)} than one example at a time gives" if wrong else ""
 
 
-def _probe(outputs: Tensor, labels: Tensor) -> Tensor:
+def _probe(outputs: Any, batch: Batch) -> Tensor:
     """A well-conditioned scalar that sees every output, (B,)."""
-    return outputs @ torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+    flat = flat_outputs(outputs)
+    return flat @ torch.linspace(1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
 
 
 def _tolerance(values: Tensor) -> float:

@@ -1,35 +1,65 @@
-"""s(f(x), y): the scalars of a model's output that are differentiated.
+"""s(f(x), y): the scalars of a model's output that are differentiated, as a task defines them.
 
-Shape legend: B examples, C classes.
+Shape legend: B examples, C classes, K entries of an example's outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["SCALARS", "Function", "Scalar", "cross_entropy", "margin"]
+from comove.data.batches import Batch, tensors_of
+from comove.errors import InputError
+from comove.tasks import Classification, Task, cross_entropy, margin, targets_of
 
-Function: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""A function of logits (B, C) and labels (B,) that returns (B,)."""
-Scalar: TypeAlias = Literal["loss", "margin"] | Function
-"""``"loss"``, ``"margin"``, or a function of logits (B, C) and labels (B,) that returns (B,)."""
+__all__ = ["Function", "Objective", "Scalar", "Values", "cross_entropy", "flat_outputs", "margin"]
 
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log softmax(logits)[label] (B,) of logits (B, C) and labels (B,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return z_y - logsumexp(other z) (B,), the logit of the correct probability (Park et al., ICML 2023, eq. 8)."""
-    target = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
-    own = torch.where(target, logits, 0).sum(1)
-    return own - torch.where(target, -torch.inf, logits).logsumexp(1)
+Function: TypeAlias = Callable[[Any, Tensor], Tensor]
+"""A function of outputs and labels (B,) that returns (B,)."""
+Values: TypeAlias = Callable[[Any, Batch], Tensor]
+"""A function of outputs and the batch that returns (B,)."""
+Scalar: TypeAlias = Literal["loss", "measure", "margin"] | Function
+"""``"loss"``, ``"measure"`` (what the task measures; ``"margin"`` is the same), or a function."""
 
 
-SCALARS: dict[str, Function] = {"loss": cross_entropy, "margin": margin}
+@dataclass(frozen=True)
+class Objective:
+    """Which scalar of a task's outputs is differentiated.
+
+    Raises:
+        InputError: neither ``"loss"``, ``"measure"`` nor a function.
+    """
+
+    task: Task
+    scalar: Scalar
+
+    def __post_init__(self) -> None:
+        if not callable(self.scalar) and self.scalar not in ("loss", "measure", "margin"):
+            raise InputError(f"scalar must be 'loss', 'measure' or a function, got {self.scalar!r}.")
+
+    @property
+    def classifies(self) -> bool:
+        """Whether outputs are logits (B, C) and labels must be below C."""
+        return isinstance(self.task, Classification)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """One forward pass."""
+        return self.task.outputs(model, batch)
+
+    def values(self, outputs: Any, batch: Batch) -> Tensor:
+        """The scalar of each example, (B,)."""
+        if callable(self.scalar):
+            return self.scalar(outputs, targets_of(batch))
+        return self.task.loss(outputs, batch) if self.scalar == "loss" else self.task.measure(outputs, batch)
+
+
+def flat_outputs(outputs: Any) -> Tensor:
+    """Return the numbers of a model's outputs, (B, K), whatever their structure."""
+    parts = [part.reshape(len(part), -1) for part in tensors_of(outputs) if part.is_floating_point()]
+    if not parts:
+        raise InputError("The model's outputs hold no tensor of real numbers.")
+    return torch.cat(parts, 1)

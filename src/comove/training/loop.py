@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from comove.data import ExampleSet
+from comove.data.batches import Batch
 from comove.errors import InputError, did_you_mean
 from comove.models import logits_of, put_channels_last, without_fast_path
 from comove.training.augment import draw_flip_crop, flip_crop
@@ -74,12 +75,15 @@ class Resident:
 
     def __init__(self, examples: ExampleSet, device: torch.device) -> None:
         self.examples, self.device = examples, device
-        self.labels = torch.from_numpy(examples.labels).to(device)
-        held = examples.held
+        labels = examples.labels if examples.labelled else np.zeros(0, np.int64)
+        self.labels = torch.from_numpy(labels).to(device)
+        """(N,) int64; none where the examples have none."""
+        held = None if examples.structured else examples.held
         self._raw = None if held is None else held.to(device)
         self._prepared: torch.Tensor | None = None
         if self._raw is not None and self._raw.numel() * 4 <= PREPARED_BYTES:
             self._prepared = examples.prepare(self._raw)
+        self._latest: tuple[npt.NDArray[np.int64], Batch] | None = None
         self.kept: dict[Any, Any] = {}
         """What was built upon these data and the next training on them uses again."""
 
@@ -97,10 +101,19 @@ class Resident:
         made.kept = {}
         made.examples = self.examples.subset(self.examples.ids[positions])
         where = torch.from_numpy(np.array(positions, np.int64)).to(self.device)
-        made.labels = self.labels[where]
+        made.labels = self.labels[where] if self.examples.labelled else self.labels
         made._prepared = None if self._prepared is None else self._prepared[where]
         made._raw = None if self._raw is None or self._prepared is not None else self._raw[where]
         return made
+
+    def batch(self, positions: torch.Tensor | slice) -> Batch:
+        """Return the examples at ``positions`` as a task reads them: (inputs, labels), or what the items collate to."""
+        if not self.examples.structured:
+            return self.inputs(positions), self.labels[positions]
+        places = np.arange(len(self))[positions] if isinstance(positions, slice) else positions.cpu().numpy()
+        if self._latest is None or not np.array_equal(self._latest[0], places):  # asked for twice, it is read once
+            self._latest = places, self.examples.collated(places, self.device)
+        return self._latest[1]
 
     def inputs(self, positions: torch.Tensor | slice) -> torch.Tensor:
         """Return normalised inputs at ``positions`` (an int64 tensor, or a slice for a view)."""
