@@ -508,7 +508,7 @@ def test_errors_say_what_must_hold(model: nn.Module, examples: Examples) -> None
         PerExampleGradients(model, "hinge")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1"):
         PerExampleGradients(model, memory=0)
-    with pytest.raises(InputError, match=r"one value an example"):
+    with pytest.raises(InputError, match=r"one value per example"):
         PerExampleGradients(model, lambda z, y: z)(examples.x, examples.labels)
     with pytest.raises(InputError, match=r"outputs \(B, C\)"):
         PerExampleGradients(nn.Linear(4, 3).eval())(torch.ones(2, 5, 4), labels(2))
