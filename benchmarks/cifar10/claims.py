@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from comove.evaluation import LDS, Brittleness, paired_difference
-from comove.evaluation.lds_benchmark.result import alpha_name
+from comove.lds.charts import alpha_name
 from comove.evaluation.prediction_brittleness.flips import Estimate
 from comove.lds.uncertainty import recentred_interval
 

@@ -16,7 +16,7 @@ from words import amount, cell, drop, number, share, table
 
 from comove.display import counted
 from comove.evaluation import LDS, Curve, CurvePoint
-from comove.evaluation.lds_benchmark.result import alpha_name
+from comove.lds.charts import alpha_name
 from comove.lds.against_bank import alpha_of
 from comove.plots import brittleness_figure, curve_figure, lds_figure, save_figure
 from comove.store import new_folder, write_bytes

@@ -28,12 +28,15 @@ from comove.data import Splits
 from comove.errors import InputError
 from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, PerExampleGradients
+from comove.plots import diagnosis_figure
 from comove.store import new_folder, write_json
+from comove.store.results import as_plain
 from comove.training import Recording, Resident, Run, resolve_device, train
 from comove.training.run import read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["TRAJECTORIES", "Alignment", "Diagnosis", "alignment", "class_means", "diagnose"]
 
@@ -102,6 +105,14 @@ class Diagnosis:
         import pandas as pd
 
         return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def plot(self) -> Figure:
+        """Draw cosines along both trainings, and distances to the validation gradient: Lemmas 1 to 3, a panel each.
+
+        Raises:
+            InputError: nothing was measured.
+        """
+        return diagnosis_figure([asdict(row) for row in self.rows], self.budget)
 
     def __repr__(self) -> str:
         lines = []
@@ -227,13 +238,9 @@ def diagnose(
         provenance = {"run": run.manifest["fingerprint"], "model": run.model_spec.to_json()}
         found = Diagnosis(tuple(rows), budget, provenance, skipped)
         if out is not None:
-            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": [_plain(r) for r in rows]})
+            plain = [as_plain(asdict(row)) for row in rows]  # what is undefined (a coreset without some class) is null
+            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": plain})
     return found
-
-
-def _plain(row: Alignment) -> dict[str, Any]:
-    """A row for JSON, which has no NaN: what is undefined (a coreset without some class) is null."""
-    return {name: None if value != value else value for name, value in asdict(row).items()}
 
 
 def _train_on(run: Run, kept: Coreset, splits: Splits, folder: Path, device: torch.device, progress: bool) -> Run:

@@ -18,15 +18,6 @@ from comove.store import entries, read_header, read_json, understanding
 __all__ = ["read_brittleness", "read_curves", "read_lds", "read_suspects", "read_texts"]
 
 SUSPECT_COLUMNS = ("method", "id", "score")
-LDS_ENTRIES: dict[str, Any] = {
-    "per_query": list[float | None],
-    "mean": float | None,
-    "interval": list[float | None] | None,
-}
-LDS_ENTRIES |= dict.fromkeys(("undefined", "constant_predictions", "subsets", "seeds"), int)
-LDS_ENTRIES |= dict.fromkeys(("reliability", "noise_ceiling", "alpha"), float | None)
-LDS_ENTRIES |= dict.fromkeys(("method", "output", "against"), str | None)
-LDS_ENTRIES |= {"query_ids": list[int], "confidence": float}
 
 
 def read_lds(path: Path) -> Evidence:
@@ -38,19 +29,8 @@ def read_lds(path: Path) -> Evidence:
     file = path / "lds.json" if path.is_dir() else path
     content = entries(read_json(file), file, {"results": list[dict[str, Any]]}, {"bank": dict})
     with understanding(file):
-        results = tuple(_lds(row, file) for row in content["results"])
+        results = tuple(LDS.from_json(row, file) for row in content["results"])
     return Evidence(results, of_manifest(content["bank"] or {}, told(path)))
-
-
-def _lds(row: Mapping[str, Any], file: Path) -> LDS:
-    entries(row, file, LDS_ENTRIES)
-    own = {name: value for name, value in row.items() if name in LDS.__dataclass_fields__}
-    own["per_query"] = np.array(own["per_query"], np.float64)  # null is NaN
-    own["query_ids"] = np.array(own["query_ids"], np.int64)
-    own["mean"] = np.nan if own["mean"] is None else own["mean"]
-    ends = own["interval"]
-    own["interval"] = None if ends is None else tuple(np.nan if end is None else end for end in ends)
-    return LDS(**own)
 
 
 def read_brittleness(path: Path) -> list[Evidence]:
