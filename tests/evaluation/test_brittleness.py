@@ -20,11 +20,12 @@ from tests.calls import grouped
 from torch import nn
 
 from comove.attribution import Scores
+from comove.attribution.scores import named_scores
 from comove.data import ExampleSet, Ids, Splits
 from comove.errors import CorruptFileError, FingerprintError, InputError
 from comove.evaluation import Brittleness, RetrainingBank, brittleness
 from comove.evaluation.prediction_brittleness.benchmark import measure_brittleness
-from comove.evaluation.prediction_brittleness.removal import named_scores, plan_removal, warn_of_emptied_classes
+from comove.evaluation.prediction_brittleness.removal import plan_removal, warn_of_emptied_classes
 from comove.training import Recipe
 
 N, Q = 30, 6

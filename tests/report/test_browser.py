@@ -13,8 +13,8 @@ import pytest
 
 from comove.attribution import CLD, RandomControl, SameClassControl, Scores
 from comove.data import Splits
+from comove.display import scored
 from comove.evaluation import LDS, Curve
-from comove.plots.numbers import scored
 from comove.report import Suspects, write_report
 from comove.report.lists import top_lists
 from comove.report.thumbnails import pixels

@@ -97,17 +97,17 @@ class Attributor(ABC):
         wanted = self._queries(sources, queries)
         with self._precise():
             values, info = self._scores(state, wanted)
-        told = self._scored(values, first.train_ids, wanted.ids)
+        scored = self._scored(values, first.train_ids, wanted.ids)
         labels = first.train_labels
         return Scores(
-            values[told],
-            first.train_ids[told],
+            values[scored],
+            first.train_ids[scored],
             wanted.ids,
             self.label,
-            None if labels is None else labels[told],
+            None if labels is None else labels[scored],
             wanted.labels,
             first.classes,
-            {**self.options, "runs": len(sources), "not_scored": int((~told).sum()), **info, **_provenance(first)},
+            {**self.options, "runs": len(sources), "not_scored": int((~scored).sum()), **info, **_provenance(first)},
         )
 
     @final

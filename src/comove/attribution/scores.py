@@ -16,7 +16,7 @@ from comove.attribution.scores_file import StoredScores, open_scores, write_scor
 from comove.checks import as_ids, as_real, as_whole, whole_number
 from comove.data import Ids, Splits, positions_of
 from comove.display import are_counts, html_table, scored, short
-from comove.errors import InputError, NonFiniteError
+from comove.errors import InputError, InputTypeError, NonFiniteError, some
 from comove.plots import HELP, HURT, Picture, gallery, loss_trajectories, ranking_bars
 from comove.ties import highest
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from comove.trace import Trace
 
-__all__ = ["Ranking", "Scores"]
+__all__ = ["Ranking", "Scores", "SomeScores", "named_scores"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -323,6 +323,35 @@ class Scores:
         notes = json.dumps(short, default=str)
         size = f"{self.train_ids.size:,} train x {self.query_ids.size:,} queries"
         return f"Scores({self.method}: {size}, positive = helps; {notes})"
+
+
+SomeScores = Scores | Sequence[Scores] | Mapping[str, Scores]
+
+
+def named_scores(scores: SomeScores) -> dict[str, Scores]:
+    """Scores by name: their method's, or the keys of a mapping.
+
+    Raises:
+        InputError: none, or two of one name.
+        InputTypeError: something else than scores.
+    """
+    if isinstance(scores, Mapping):
+        named = [(str(name), item) for name, item in scores.items()]
+    else:
+        several = [scores] if isinstance(scores, Scores) else list(scores)
+        named = [(getattr(item, "method", ""), item) for item in several]
+    wrong = [type(item).__name__ for _, item in named if not isinstance(item, Scores)]
+    if wrong:
+        raise InputTypeError(
+            f"scores must be Scores, a sequence or a mapping of them, got {some(wrong)}; "
+            "Scores(values, train_ids, query_ids, method) makes them from arrays."
+        )
+    names = [name for name, _ in named]
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"Scores must have names of their own, got {some(names) or 'none'}. A mapping {{name: scores}} names them."
+        )
+    return dict(named)
 
 
 def _bars(ranking: Ranking) -> list[tuple[str, float]]:

@@ -10,7 +10,7 @@ from comove.display import MINUS, NOTHING, counted, fixed, percent, span
 from comove.errors import InputError
 from comove.lds.score import LDS
 from comove.plots import Chart, Level, Series, Table, draw, styled
-from comove.plots.chart import LEVEL
+from comove.plots.chart import LEVEL, is_control
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,11 +55,8 @@ def alpha_name(alpha: float) -> str:
 
 def _chart(output: str, results: Sequence[LDS], single: bool) -> Chart:
     first = results[0]
-    lines: dict[str, list[tuple[float, ...]]] = {}
-    for one in sorted(results, key=lambda one: one.alpha or 0):
-        lines.setdefault(str(one.method), []).append((one.alpha or 0, one.mean, *(one.interval or ())))
+    series = _bars(results) if single else _lines(results)
     ceiling = {one.alpha or 0: one.noise_ceiling for one in results if one.noise_ceiling is not None}
-    series = styled(lines)
     known = [value for _, value in sorted(ceiling.items()) if math.isfinite(value)]
     if not single and known:
         points = [(alpha, value, math.nan, math.nan) for alpha, value in sorted(ceiling.items())]
@@ -81,6 +78,21 @@ def _chart(output: str, results: Sequence[LDS], single: bool) -> Chart:
         named=[] if single else [(one, _ratio(one)) for one in sorted({one.alpha or 0 for one in results})],
         notes=[_note(first, known[0] if single and known else None, single)],
     )
+
+
+def _bars(results: Sequence[LDS]) -> list[Series]:
+    unknown = (math.nan, math.nan)
+    points = [(one.alpha or 0, one.mean, *(one.interval or unknown)) for one in results]
+    return [
+        Series(str(one.method), [point], is_control(one.method)) for one, point in zip(results, points, strict=True)
+    ]
+
+
+def _lines(results: Sequence[LDS]) -> list[Series]:
+    lines: dict[str, list[tuple[float, ...]]] = {}
+    for one in sorted(results, key=lambda one: one.alpha or 0):
+        lines.setdefault(str(one.method), []).append((one.alpha or 0, one.mean, *(one.interval or ())))
+    return styled(lines)
 
 
 def _ratio(alpha: float) -> str:

@@ -81,7 +81,14 @@ def _lines(charts: Sequence[Chart]) -> Figure:
             _line(axes, chart, one, one.style)
         if chart.hollow:
             marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linestyle": "none"}
-            axes.plot(*zip(*chart.hollow, strict=True), zorder=3, clip_on=False, color=NEUTRAL, label=chart.hollow_name, **marks)
+            axes.plot(
+                *zip(*chart.hollow, strict=True),
+                zorder=3,
+                clip_on=False,
+                color=NEUTRAL,
+                label=chart.hollow_name,
+                **marks,
+            )
         _levels(axes, chart)
         _axes(axes, chart)
         axes.grid(axis="y", color="0.9", linewidth=0.7)
@@ -107,8 +114,9 @@ def _line(axes: Axes, chart: Chart, series: Series, style: Style) -> None:
     axes.plot(x, y, label=broken(series.name), drawstyle="steps-post" if steps else "default", clip_on=False, **drawn)
     if np.isfinite(low).sum() == 1:  # a band would have no width
         axes.vlines(x, low, high, color=drawn["color"], linewidth=1.2)
-    band: dict[str, Any] = {"alpha": 0.07 if series.control else 0.14, "linewidth": 0}
-    axes.fill_between(x, low, high, step="post" if steps else None, color=drawn["color"], **band)
+    elif np.isfinite(low).any():
+        band: dict[str, Any] = {"alpha": 0.07 if series.control else 0.14, "linewidth": 0}
+        axes.fill_between(x, low, high, step="post" if steps else None, color=drawn["color"], **band)
 
 
 def _levels(axes: Axes, chart: Chart) -> None:

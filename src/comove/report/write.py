@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from comove.attribution import Scores
+from comove.attribution.scores import SomeScores, named_scores
 from comove.coreset import Coreset
 from comove.data import ExampleSet, Ids, Splits, positions_of, spread_over_classes
 from comove.errors import InputError
-from comove.evaluation.prediction_brittleness.removal import SomeScores, named_scores
 from comove.report.compatibility import check_data, check_ids, check_provenance, check_scores
 from comove.report.evidence import PAGES, Evidence, Suspects, as_evidence, by_page, charts_of
 from comove.report.lists import TopLists, top_lists
@@ -71,8 +71,8 @@ def write_report(
         top: how many training examples each method shows at either end.
         most: queries in the report; of more, as many of each class are shown.
         title: by default the name of the data.
-        command: the command line that made the report, told in it.
-        sources: name of a method -> file its scores were read from, told in the report.
+        command: the command line that made the report, shown in it.
+        sources: name of a method -> file its scores were read from, shown in the report.
         limit: bytes the file should not exceed; images lose quality before it does.
 
     Returns:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from comove.attribution.scores import SomeScores, named_scores
 from comove.checks import many_whole
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.data.builtin import as_splits
@@ -32,8 +33,6 @@ from comove.evaluation.prediction_brittleness.models import (
 )
 from comove.evaluation.prediction_brittleness.removal import (
     Removal,
-    SomeScores,
-    named_scores,
     plan_removal,
     warn_of_emptied_classes,
 )

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from comove.attribution.scores import SomeScores, named_scores
 from comove.checks import many_whole, whole_number
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.data.builtin import as_splits
@@ -37,7 +38,7 @@ from comove.evaluation.prediction_brittleness.models import (
     Retraining,
     check_models,
 )
-from comove.evaluation.prediction_brittleness.removal import Removal, SomeScores, named_scores, plan_removal
+from comove.evaluation.prediction_brittleness.removal import Removal, plan_removal
 from comove.jobs import Compute
 from comove.models import Factory
 from comove.training import Training, as_training
