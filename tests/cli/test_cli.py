@@ -278,12 +278,10 @@ def not_blank(path: Path) -> bool:
     return float(pixels.std()) > 5 and min(pixels.shape) > 100
 
 
-def test_cost_prints_the_papers_example_and_what_does_not_follow() -> None:
+def test_cost_prints_the_papers_example_and_where_its_printed_figures_went() -> None:
     result = comove_("cost")
     assert "904.821" in result.out
     refused(comove_("cost", "--printed"), "python benchmarks/paper/appendix_e.py --all")
-    assert "763.739 GB" in result.out
-    assert "Two units are mixed" in result.err
     assert "1,526.725" in comove_("cost", "--one-unit").out
 
 

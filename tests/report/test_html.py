@@ -18,6 +18,7 @@ from PIL import Image
 
 import comove
 from comove.attribution import CLD, RandomControl, Scores
+from comove.coreset import select
 from comove.data import ExampleSet, Splits, spread_over_classes
 from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError
 from comove.evaluation import LDS, Curve
@@ -175,6 +176,32 @@ def test_lds_at_one_ratio_are_bars_and_over_several_lines_with_the_ceiling(
     ceiling = figures[0]["series"][-1]
     assert (ceiling["name"], ceiling["style"]["colour"]) == ("noise ceiling", "level")
     assert [point[:2] for point in ceiling["points"]] == [[0.3, 0.7], [0.5, 0.7]]
+
+
+def test_the_noise_ceiling_is_drawn_from_the_lowest_ratio_on_whatever_the_order_of_the_results(
+    run: Run, scores: tuple[Scores, ...], tmp_path: Path, lds: Callable[..., LDS]
+) -> None:
+    several = [lds(alpha=alpha, method=name) for alpha in (0.9, 0.3, 0.5) for name in ("cld", "trak")]
+    (figure,) = payload(write_report(tmp_path / "r.html", run, scores[0], several))["pages"][0]["figures"]
+    assert [point[0] for series in figure["series"] for point in series["points"]] == [0.3, 0.5, 0.9] * 3
+
+
+def test_a_coreset_shows_what_it_keeps_first_of_each_class(
+    run: Run, scores: tuple[Scores, ...], tmp_path: Path
+) -> None:
+    coreset = select("cld", run, 50)
+    content = payload(write_report(tmp_path / "r.html", run, scores[0], [coreset]))
+    (page,) = content["pages"]
+    assert (page["id"], page["figures"]) == ("curves", [])
+    (kept,) = page["kept"]["lists"]
+    shown = np.array(content["train"]["ids"])[kept["members"]]
+    assert sorted(shown.tolist()) == sorted(coreset.ids.tolist())
+    assert coreset.labels is not None
+    best = [int(coreset.ids[coreset.labels == label][0]) for label in range(10)]
+    assert shown[:10].tolist() == best
+    assert "50 of 200 examples" in kept["note"]
+    with pytest.raises(FingerprintError, match="coreset of cld must be of the training examples"):
+        write_report(tmp_path / "r.html", run, scores[0], [replace(coreset, ids=coreset.ids + 100_000)])
 
 
 def test_provenance_names_command_seed_versions_and_fingerprint(

@@ -76,7 +76,7 @@ def _chart(output: str, results: Sequence[LDS], single: bool) -> Chart:
         caption=_caption(results),
         zero=True,
         named=[] if single else [(one, _ratio(one)) for one in sorted({one.alpha or 0 for one in results})],
-        notes=[_note(first, known[0] if single and known else None, single)],
+        notes=[_note(first, known[0] if single and known else None, single), *_control(results)],
     )
 
 
@@ -125,6 +125,12 @@ def _note(first: LDS, ceiling: float | None, single: bool) -> str:
     ]
     means = "What a method's scores predict for retrained models, ranked as retraining ranked them"
     return f"{'; '.join(measured)}. {means}: 1 is perfect, 0 is no better than chance."
+
+
+def _control(results: Sequence[LDS]) -> list[str]:
+    if all(one.method != "same-class-control" for one in results):
+        return []
+    return ["A method that stays below the same-class control says less of a prediction than the labels do."]
 
 
 def _table(results: Sequence[LDS], single: bool) -> Table:

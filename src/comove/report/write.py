@@ -169,15 +169,13 @@ class _Content:
         return lists
 
     def _kept(self) -> list[Suspects]:
-        """The first examples that each coreset keeps, as many of each class, class by class."""
+        """The first examples that each coreset keeps: of each class the first, then the second, and so on."""
         lists: list[Suspects] = []
         for one in self.pages["coresets"]:
             assert isinstance(one.result, Coreset)
             coreset = one.result
             check_ids(f"The coreset of {coreset.method}", "training", coreset.ids, self.first.train_ids)
-            first = np.sort(positions_of(spread_over_classes(coreset.ids, coreset.labels, MOST_KEPT), coreset.ids))
-            if coreset.labels is not None:
-                first = first[np.argsort(coreset.labels[first], kind="stable")]
+            first = positions_of(spread_over_classes(coreset.ids, coreset.labels, MOST_KEPT), coreset.ids)
             note = (
                 f"The first of each class, of the {len(coreset):,} of {coreset.n_candidates:,} examples that it keeps."
             )
