@@ -114,16 +114,6 @@ def _text(node: ast.expr) -> str | None:
     return "".join(part or "" for part in found) if parts and None not in found else None
 
 
-def test_modules_of_the_package_are_imported_by_statements_not_by_name() -> None:
-    dynamic = [
-        path.relative_to(SOURCE).as_posix()
-        for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
-    ]
-    assert set(dynamic) <= {"__init__.py", "discovery.py", "models/networks.py"}
-
-
 def _layer(module: str) -> str:
     return module.split(".")[1]
 

@@ -64,3 +64,8 @@ def test_the_script_prints_what_does_not_follow_and_on_request_all(
     assert "cld, compute" not in few
     assert "cld, compute" in every
     assert every.count("\n") - few.count("\n") == 53 - 9
+
+
+def test_what_is_called_negligible_is_shown(paper: ModuleType) -> None:
+    assert round(paper.negligible("herding")["herding updates N d k"] / 1e15, 1) == 24.2
+    assert [round(value / 1e15, 1) for value in paper.negligible("graphcut").values()] == [204.0, 242.2]

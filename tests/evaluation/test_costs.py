@@ -57,9 +57,7 @@ def test_a_clean_pass_and_row_zero_are_counted_where_asked_for() -> None:
     assert clean.total_bytes == (PAPER.N + PAPER.Q) * 91 * 4
 
 
-def test_what_is_called_negligible_is_shown() -> None:
-    assert round(cost("herding").left_out["herding updates N d k"] / 1e15, 1) == 24.2
-    assert [round(value / 1e15, 1) for value in cost("graphcut").left_out.values()] == [204.0, 242.2]
+def test_narrower_features_are_stored_in_less() -> None:
     assert round(cost("herding", d=512).total_bytes / 1e9, 3) == 2.598
 
 

@@ -241,7 +241,7 @@ class Scores:
         return cls(**open_scores(Path(path)))
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row a training id and one column a query id."""
+        """A data frame with one row per training id and one column per query id."""
         import pandas as pd
 
         return pd.DataFrame(

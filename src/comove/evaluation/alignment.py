@@ -80,7 +80,7 @@ class Diagnosis:
     """Alignments of several coresets along training.
 
     Attributes:
-        rows: one a method, trajectory and checkpoint.
+        rows: one per method, trajectory and checkpoint.
         budget: share kept.
         provenance: of the run (JSON values).
         skipped: methods that were left out, and why.
@@ -101,7 +101,7 @@ class Diagnosis:
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row a method, trajectory and checkpoint."""
+        """A data frame with one row per method, trajectory and checkpoint."""
         import pandas as pd
 
         return pd.DataFrame([asdict(row) for row in self.rows])

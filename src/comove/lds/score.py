@@ -148,7 +148,7 @@ class LDS:
         return html_facts(title, {**facts, "subsets": self.subsets, "seeds": self.seeds})
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a query: ``query_id`` and ``lds``."""
+        """One row per query: ``query_id`` and ``lds``."""
         import pandas as pd
 
         return pd.DataFrame({"query_id": self.query_ids, "lds": self.per_query})

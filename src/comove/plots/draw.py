@@ -155,7 +155,7 @@ def _apart(xs: Sequence[float], log: bool) -> list[float]:
 
 
 def _one_each(chart: Chart) -> Figure:
-    """A plot a method, with the controls beside it."""
+    """A plot per method, with the controls beside it."""
     controls = [one for one in chart.series if one.control]
     methods = [one for one in chart.series if not one.control]
     rows = -(-len(methods) // COLUMNS)

@@ -18,6 +18,7 @@ from comove.attribution import Scores
 from comove.attribution.scores import SomeScores, named_scores
 from comove.coreset import Coreset
 from comove.data import ExampleSet, Ids, Splits, positions_of, spread_over_classes
+from comove.display import short
 from comove.errors import InputError
 from comove.report.compatibility import check_data, check_ids, check_provenance, check_scores
 from comove.report.evidence import PAGES, Evidence, Suspects, as_evidence, by_page, charts_of
@@ -306,21 +307,17 @@ def _joined(parts: Sequence[ExampleSet], ids: Ids) -> ExampleSet:
 
 def _shortened(texts: Mapping[int, str], ids: Mapping[str, Ids], room: int) -> dict[str, list[str]]:
     """Texts cut to what fits: first to what one would read, then further as far as it takes."""
-    share = room // max(1, 2 * sum(array.size for array in ids.values()))  # two bytes a letter, about
+    share = room // max(1, 2 * sum(array.size for array in ids.values()))  # about two bytes per letter
     limits = [max(FEWEST_LETTERS, min(letters, share)) for letters in LETTERS]
     return {
-        side: [_cut(str(texts.get(id_, "")), letters) for id_ in ids[side].tolist()]
+        side: [short(texts.get(id_, ""), letters) for id_ in ids[side].tolist()]
         for side, letters in zip(("query", "train"), limits, strict=True)
     }
 
 
-def _cut(text: str, letters: int) -> str:
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "\u2026"
-
-
 def _method(name: str, scores: Scores) -> dict[str, Any]:
-    short, opened, options = name.removesuffix(")").partition("(") if name.endswith(")") else (name, "", "")
-    return {"name": name, "short": short, "options": options if opened else "", "queries": int(scores.query_ids.size)}
+    head, opened, options = name.removesuffix(")").partition("(") if name.endswith(")") else (name, "", "")
+    return {"name": name, "short": head, "options": options if opened else "", "queries": int(scores.query_ids.size)}
 
 
 def _run_name(source: Source, count: int) -> str:

@@ -85,9 +85,11 @@ def write_table(path: str | os.PathLike[str], frame: pd.DataFrame) -> Path:
 
 
 def as_plain(value: Any) -> Any:
-    """A value for JSON: arrays and tuples as lists, NaN as ``None``, within mappings and lists too."""
+    """A value for JSON: arrays and tuples as lists, NaN and infinities as ``None``, within mappings and lists too."""
     if isinstance(value, Mapping):
-        return {name: as_plain(part) for name, part in value.items()}
-    if isinstance(value, np.ndarray | tuple | list):
-        return [as_plain(part) for part in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return {str(name): as_plain(part) for name, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, tuple | list):
+        return [as_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

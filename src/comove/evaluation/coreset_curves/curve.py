@@ -66,7 +66,7 @@ class Curve:
     """The accuracies of a coreset curve.
 
     Attributes:
-        points: one a trained model; the method ``"full data"`` is trained on everything.
+        points: one per trained model; the method ``"full data"`` is trained on everything.
         n_train: number of training examples.
         n_query: number of examples the accuracy is measured on.
         provenance: model, recipe and data (JSON values).
@@ -82,7 +82,7 @@ class Curve:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row a method and budget: mean, standard deviation over seeds (ddof 1; NaN for one seed) and count."""
+        """One row per method and budget: mean, standard deviation over seeds (ddof 1; NaN for one seed) and count."""
         groups: dict[tuple[str, float], list[CurvePoint]] = {}
         for point in self.points:
             groups.setdefault((point.method, point.budget), []).append(point)
@@ -121,7 +121,7 @@ class Curve:
         return next((share for share in shares if self.mean(method, share) >= target), None)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row a trained model."""
+        """A data frame with one row per trained model."""
         import pandas as pd
 
         return pd.DataFrame(self.points, columns=list(CurvePoint._fields))

@@ -185,7 +185,7 @@ class Detection:
         return Estimate(gap, *recentred_interval(one.resampled_B - two.resampled_B, gap, self.confidence))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a method: average precision, and precision among the P most suspicious, with their bounds."""
+        """One row per method: average precision, and precision among the P most suspicious, with their bounds."""
         rows = []
         for method in self.methods:
             area, at = self.average_precision(method), self.at_wrong(method)

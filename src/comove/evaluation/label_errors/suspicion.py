@@ -139,7 +139,7 @@ class Suspicion:
     # --- telling and keeping ---
 
     def to_pandas(self, method: str | None = None) -> pd.DataFrame:
-        """A data frame with one row an example, the most suspicious first (by ``method``, else the first).
+        """A data frame with one row per example, the most suspicious first (by ``method``, else the first).
 
         Columns: ``id``, ``label``, ``class``; ``suggested`` and ``confidence``, where known; of each method its value,
         and ``<method>_rank`` (1 is the most suspicious).

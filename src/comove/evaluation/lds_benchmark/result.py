@@ -134,11 +134,11 @@ class Benchmark:
         return tuple(gap for pair in itertools.combinations(self.methods, 2) for gap in self.compare(*pair))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON row a result."""
+        """One JSON row per result."""
         return [{**result.to_json(), "runs": len(self.runs)} for result in self.results]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A long data frame: one row a method, output and alpha, with the interval as ``low`` and ``high``."""
+        """A long data frame: one row per method, output and alpha, with the interval as ``low`` and ``high``."""
         import pandas as pd
 
         rows = [{**row, **_ends(row["interval"]), "queries": len(row["query_ids"])} for row in self.rows()]

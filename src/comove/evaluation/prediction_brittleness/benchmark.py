@@ -6,7 +6,7 @@
 rests on, the fewer removals flip it. A flip rate means little by itself: some predictions flip when a model is merely
 trained again (k = 0), some when any k examples go, or any k of the query's class. All three stand beside the methods.
 
-Shape suffixes: M methods and controls, Q queries, K numbers removed, R models a removed set, B voting models.
+Shape suffixes: M methods and controls, Q queries, K numbers removed, R models per removed set, B voting models.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Bisection takes for granted that what k examples flip, more examples flip too. R
 order of strength, so that may fail; bisection, which asks on one path only, cannot notice. Therefore one more size of
 each query, drawn at random from those not asked, is tried afterwards, and what contradicts is counted.
 
-Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models a removed set.
+Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models per removed set.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def counterfactual_sizes(
         out: a folder: ``removal-bank/`` (shared with :func:`comove.evaluation.brittleness`),
             ``counterfactual.safetensors``, ``counterfactual.csv``.
         training: how models are trained; its seed is also that of the controls and the audit.
-        seeds: R, models a removed set; their majority counts.
+        seeds: R, models per removed set; their majority counts.
         base_seeds: models of all training examples whose majority is the prediction.
         queries: ids of the query split; by default all that were scored.
         controls: whether random and same-class removal stand beside the methods.

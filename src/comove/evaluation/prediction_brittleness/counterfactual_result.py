@@ -1,6 +1,6 @@
 """The result of a search for counterfactual sizes.
 
-Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models a removed set.
+Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models per removed set.
 """
 
 from __future__ import annotations
@@ -124,12 +124,12 @@ class Counterfactual:
     # --- telling ---
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a method and size of the grid: the share of queries flipped by it, with its bounds."""
+        """One row per method and size of the grid: the share of queries flipped by it, with its bounds."""
         cells = [(name, int(k), self.share(name, int(k))) for name in self.methods for k in self.grid]
         return [{"method": name, "k": k, "flipped": s.value, "low": s.low, "high": s.high} for name, k, s in cells]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row a query and one column a method: sizes, missing where not flipped."""
+        """A data frame with one row per query and one column per method: sizes, missing where not flipped."""
         import pandas as pd
 
         sizes_QM = pd.DataFrame(self.sizes.T, index=pd.Index(self.query_ids, name="query_id"), columns=self.methods)

@@ -1,6 +1,6 @@
 """The result of a brittleness measurement.
 
-Shape suffixes: M methods and controls, Q queries, K numbers removed, R models a removed set, B voting models.
+Shape suffixes: M methods and controls, Q queries, K numbers removed, R models per removed set, B voting models.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Brittleness:
     # --- telling ---
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a method and k, after one for k = 0: rates and margin drops with their bounds (NaN if unknown)."""
+        """One row per method and k, after one for k = 0: rates and margin drops with their bounds (NaN if unknown)."""
         rows = [_row(NOTHING, 0, self.noise, self.noise_margin_drop, 0)]
         for m, method in enumerate(self.methods):
             for i, k in enumerate(self.ks):
