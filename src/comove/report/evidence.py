@@ -40,7 +40,7 @@ PAGES: Mapping[str, tuple[str, str, str]] = {
     "curves": (
         "Coresets",
         "Which examples are worth keeping?",
-        "Models were trained from scratch on what each method keeps, and tested on queries no method saw.",
+        "What each method keeps, and how accurate models trained from scratch on it are on queries no method saw.",
     ),
 }
 """Page -> its tab, its heading, and what it is about."""
