@@ -68,5 +68,6 @@ def collect(outcome: Outcome, job: object, warned: set[_Warning]) -> Any:
             warnings.warn_explicit(*warning)
     if outcome.error is None:
         return outcome.result
-    outcome.error.add_note(f"In a worker process, job {str(job)[:200]}:\n{outcome.traceback}")
+    if outcome.traceback:
+        outcome.error.add_note(f"In a worker process, job {str(job)[:200]}:\n{outcome.traceback}")
     raise outcome.error
