@@ -377,7 +377,7 @@ class _Section:
         goal = _goal(measured) if not self.study.shrunk else ""
         left_out = "The first model, with capture or compilation, is left out of the seconds."
         if not self.found.content["machine"].get("gpu"):
-            left_out = "On a CPU nothing is captured: it is the same code without the graph, in float32."
+            left_out = "On a CPU nothing is compiled: both rows are the same loop."
         return f"{table(head, rows)}\n{left_out}{goal}\n"
 
     def _figure(self, figure: Any, name: str) -> str:

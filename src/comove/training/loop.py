@@ -1,15 +1,15 @@
 """The training loop, and evaluation passes.
 
 Recorded runs are trained by :func:`fit`, and so are the models of banks and coreset curves one by one. For many models
-there are two faster loops of the same steps: side by side (:mod:`comove.training.many.stacked`) and from a captured
-graph (:mod:`comove.training.many.captured`). They draw weights, order and augmentation as :func:`fit` does and are
-tested against it, to rounding: not to the bit.
+there are two faster ways: side by side (:mod:`comove.training.many.stacked`), and on a GPU in a compiled network
+(:mod:`comove.training.many.compiled`). They draw weights, order and augmentation as :func:`fit` does and are tested
+against it, to rounding: not to the bit.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -152,6 +152,7 @@ def fit(
     device: torch.device | str = "cpu",
     hooks: Hooks | None = None,
     state: OptimizerState | None = None,
+    forward: Callable[[torch.Tensor], Any] | None = None,
 ) -> None:
     """Train ``model`` in place.
 
@@ -166,6 +167,7 @@ def fit(
         device: where to compute.
         hooks: called along the way.
         state: where to resume; the model must hold the weights of that moment.
+        forward: computes what ``model`` computes, faster; by default the model itself.
 
     Raises:
         InputError: fewer than two examples.
@@ -177,7 +179,7 @@ def fit(
     state = state or OptimizerState()
     if recipe.channels_last:
         put_channels_last(model)
-    stepper = _Stepper(model, recipe, device, state)
+    stepper = _Stepper(model, recipe, device, state, forward or model)
     with one_thread(_gains_nothing_by_threads(model, recipe, device)):
         _epochs(stepper, data, seed, state, hooks)
     model.eval()
@@ -232,8 +234,15 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 class _Stepper:
     """One optimizer step after another, in the recipe's precision."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, state: OptimizerState) -> None:
-        self.model, self.recipe = model, recipe
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        device: torch.device,
+        state: OptimizerState,
+        forward: Callable[[torch.Tensor], Any],
+    ) -> None:
+        self.model, self.recipe, self.forward = model, recipe, forward
         half = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(recipe.precision)
         self.half = half if device.type == "cuda" else None
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.half == torch.float16)
@@ -245,7 +254,7 @@ class _Stepper:
         """Take one step and return the logits it started from."""
         self.optimizer.lr = lr
         with torch.autocast("cuda", dtype=self.half) if self.half is not None else nullcontext():
-            logits = logits_of(self.model(inputs))
+            logits = logits_of(self.forward(inputs))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
