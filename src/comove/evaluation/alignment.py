@@ -29,7 +29,7 @@ from comove.errors import InputError
 from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, PerExampleGradients
 from comove.plots import diagnosis_figure
-from comove.store import new_folder, write_json
+from comove.store import new_folder, slug, write_json
 from comove.store.results import as_plain
 from comove.training import Recording, Resident, Run, resolve_device, train
 from comove.training.run import read_weights
@@ -245,7 +245,7 @@ def diagnose(
 
 def _train_on(run: Run, kept: Coreset, splits: Splits, folder: Path, device: torch.device, progress: bool) -> Run:
     """Train the run's network from the same weights, with the same recipe and seed, on the coreset."""
-    name = "".join(c if c.isalnum() else "-" for c in kept.method)
+    name = slug(kept.method)
     ids = splits.train.ids[np.isin(splits.train.ids, kept.ids)]  # in their own order: everything kept is the run itself
     small = replace(splits, train=splits.train.subset(ids), name=f"{splits.name}, coreset {kept.method}", source={})
     return train(

@@ -29,6 +29,7 @@ from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, PerExampleGradients
 from comove.gradients.r_operator import Tape
 from comove.gradients.recording import record
+from comove.jobs.base import torch_threads
 from comove.models import logits_of, without_fast_path
 
 __all__ = ["Hessian", "flatten", "unflatten"]
@@ -239,7 +240,7 @@ class Hessian:
         total = torch.zeros_like(vectors)
         directions = list(unflatten(vectors, self._gradients.parameters).values())
         small = self._batched and vectors.device.type == "cpu" and len(self._data) * vectors.numel() < SMALL_WORK
-        with _threads(1 if small else torch.get_num_threads()):
+        with torch_threads(1 if small else torch.get_num_threads()):
             for grads in self._kept if self._kept is not None else map(self._graph, self._chunks):
                 total += self._product(grads, directions, vectors.ndim == 2)
         return total
@@ -347,13 +348,3 @@ def _no_second_derivative(error: Exception) -> InputError:
         "Replace that layer by one of elementary operations (gradient checkpointing: switch it off, or "
         "use_reentrant=False), or use a method without second derivatives (TRAK, TracIn, Grad-Dot)."
     )
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

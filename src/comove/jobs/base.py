@@ -13,7 +13,7 @@ from typing import Any
 
 from comove.errors import ComoveError, InputError
 
-__all__ = ["Executor", "JobLostError", "Results", "Serial", "Work", "check_retries", "job_lost", "one_torch_thread"]
+__all__ = ["Executor", "JobLostError", "Results", "Serial", "Work", "check_retries", "job_lost", "torch_threads"]
 
 Results = Generator[tuple[int, Any], None, None]
 """Yields (index of the job, its result); closing it ends the workers."""
@@ -55,12 +55,12 @@ class Executor(ABC):
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Run the block with torch on one CPU thread: sums are split alike everywhere, so bits are equal everywhere."""
+def torch_threads(number: int) -> Iterator[None]:
+    """Run the block with torch on so many CPU threads; with one, sums are split alike and bits equal everywhere."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
@@ -73,10 +73,10 @@ class Serial(Executor):
 
     def results(self, work: Work) -> Results:
         """Yield (index, result) in the order of the jobs."""
-        with one_torch_thread():
+        with torch_threads(1):
             do = work.setup(work.payload)
         for index, job in enumerate(work.jobs):
-            with one_torch_thread():
+            with torch_threads(1):
                 result = do(job)
             yield index, result
 

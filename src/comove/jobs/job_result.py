@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from comove.jobs.base import one_torch_thread
+from comove.jobs.base import torch_threads
 from comove.jobs.serialization import Parts, pack, unpack
 
 __all__ = ["Outcome", "attempt", "collect", "packed"]
@@ -30,7 +30,7 @@ class Outcome:
 def attempt(do: Callable[[], Any]) -> Outcome:
     """Call ``do`` in a worker on one torch thread, and catch what it raises and warns of."""
     outcome = Outcome()
-    with _recorded(outcome.warnings), one_torch_thread():
+    with _recorded(outcome.warnings), torch_threads(1):
         try:
             outcome.result = do()
         except (Exception, SystemExit) as error:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comove.errors import InputError
-from comove.jobs.base import Executor, Results, Serial, Work, check_retries, one_torch_thread
+from comove.jobs.base import Executor, Results, Serial, Work, check_retries, torch_threads
 from comove.jobs.serialization import Parts, pack
 from comove.jobs.worker_pool import WorkerPool
 
@@ -73,14 +73,14 @@ class Local(Executor):
 def _begin_here(work: Work, pool: WorkerPool) -> Results:
     """Do jobs in this process until workers are ready, or to the end when none would pay."""
     started, allocations = time.perf_counter(), _gpu_allocations()
-    with one_torch_thread():
+    with torch_threads(1):
         do = work.setup(work.payload)
     start_seconds = START_SECONDS + time.perf_counter() - started
     tried = False
     while not pool.ready and (index := pool.take()) is not None:
         started, worked = time.perf_counter(), time.process_time()
         try:
-            with one_torch_thread():
+            with torch_threads(1):
                 result = do(work.jobs[index])
         except Exception:
             yield from pool.good()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from comove.data import ExampleSet
 from comove.errors import InputError, did_you_mean
+from comove.jobs.base import torch_threads
 from comove.models import logits_of, put_channels_last, without_fast_path
 from comove.training.augment import draw_flip_crop, flip_crop
 from comove.training.randomness import generator_for, seeded
@@ -219,16 +220,9 @@ def _gains_nothing_by_threads(model: nn.Module, recipe: Recipe, device: torch.de
     return device.type == "cpu" and not convolves and work < SMALL_WORK
 
 
-@contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
+def one_thread(wanted: bool = True) -> AbstractContextManager[None]:
     """Compute on one CPU thread within the block, if ``wanted``; the caller's number of threads comes back."""
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(1) if wanted else nullcontext()
 
 
 class _Stepper:

@@ -27,7 +27,7 @@ from comove.plots import Chart, Level, Table, draw, is_wide, styled
 from comove.plots.chart import Style
 from comove.retraining.bank import RetrainingBank
 from comove.retraining.subsets import everything, only
-from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_header, set_aside
+from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_header, set_aside, slug
 from comove.training import Run, Training, as_training
 from comove.training.sources import Source, SourceLike, as_sources
 
@@ -317,8 +317,7 @@ def _select(
 ) -> Chosen:
     """A coreset: read if an earlier run selected it, else selected and saved."""
     made_from = digest({"method": name, "share": repr(share), "number": number, "runs": list(runs)})
-    slug = "".join(c if c.isalnum() else "-" for c in name)
-    file = folder / f"{slug}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
+    file = folder / f"{slug(name)}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
     if file.exists():
         try:
             return Chosen(name, share, number, _kept_coreset(file, made_from))
