@@ -106,10 +106,18 @@ def _print_to(file: str) -> None:
 
 
 def _watch(driver: int, folder: str) -> None:
-    while os.getppid() == driver or sys.platform == "win32":
+    while _lives(driver):
         time.sleep(0.5)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
+
+
+def _lives(driver: int) -> bool:
+    if sys.platform == "win32":  # where the parent's id stays when the parent is gone
+        import psutil
+
+        return psutil.pid_exists(driver)
+    return os.getppid() == driver
 
 
 def start_jobs() -> bytes:

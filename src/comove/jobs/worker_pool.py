@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,9 @@ class WorkerPool:
 
     def stop(self) -> None:
         """End all workers at once."""
-        for worker in self._workers:
-            worker.stop()
+        if self._workers:
+            with ThreadPoolExecutor(len(self._workers)) as pool:  # each waits for the end of a process
+                list(pool.map(_Worker.stop, self._workers))
         for _ in self._threads:
             self._room.release()
             self._queue.put(None)
