@@ -32,7 +32,6 @@ from comove.evaluation.label_errors.signals import SIGNALS
 from comove.evaluation.label_errors.suggestions import mean_probabilities, other_class
 from comove.evaluation.label_errors.suspicion import Suspicion
 from comove.plots import save_figure
-from comove.plots.label_errors import detection_figure, suspicion_gallery
 from comove.training import Run, as_recipe, train
 from comove.training.sources import as_sources
 
@@ -122,8 +121,8 @@ def study_of(name: str, study: Study, folder: Path, data_dir: str | None) -> dic
     suspicion, seconds = ranked(runs)
     detection = detect(suspicion, wrong)
     print(detection, flush=True)
-    save_figure(detection_figure(detection), RESULTS / f"clean-{name}.png")
-    gallery = suspicion_gallery(suspicion, splits.train, 10, [m for m in suspicion.methods if m != "random"], wrong)
+    save_figure(detection.plot(), RESULTS / f"clean-{name}.png")
+    gallery = suspicion.plot(splits.train, 10, [m for m in suspicion.methods if m != "random"], wrong_ids=wrong)
     save_figure(gallery, RESULTS / f"clean-{name}-gallery.png")
     alone = [detect(rank_labels(run, list(SIGNALS), suggest=False), wrong) for run in runs]
     flipped = positions_of(wrong, suspicion.train_ids)

@@ -28,7 +28,7 @@ from comove.evaluation import Curve, coreset_curve
 from comove.evaluation.coreset_curves.noise import noise_kept
 from comove.evaluation.coreset_curves.stability import early_epochs, stability
 from comove.evaluation.costs.measured import measured_cost
-from comove.plots import curve_figure, save_figure
+from comove.plots import save_figure
 from comove.training import Recipe, Recording, Run, Training, as_recipe, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -110,7 +110,7 @@ def study_of(name: str, study: Study, folder: Path, data_dir: str | None) -> dic
     splits = load_dataset(name, data_dir=data_dir, seed=0, **study.data_options)
     runs = recorded(study, splits, folder / "runs", study.runs)
     own = coreset_curve(runs[0], METHODS, study.budgets, seeds=study.seeds, out=folder / "own", skip=True)
-    save_figure(curve_figure(own), RESULTS / f"coreset-curves-{name}.png")
+    save_figure(own.plot(), RESULTS / f"coreset-curves-{name}.png")
     print(own, flush=True)
     other = coreset_curve(
         runs[0],
@@ -122,7 +122,7 @@ def study_of(name: str, study: Study, folder: Path, data_dir: str | None) -> dic
         skip=True,
         training=Training(study.other, recipe_of(study, splits).to_json()),
     )
-    save_figure(curve_figure(other), RESULTS / f"coreset-transfer-{name}.png")
+    save_figure(other.plot(), RESULTS / f"coreset-transfer-{name}.png")
     print(other, flush=True)
     methods = [method for method in METHODS if method not in own.skipped]
     found = {

@@ -20,7 +20,7 @@ from comove.attribution import Scores
 from comove.errors import FingerprintError
 from comove.evaluation import RetrainingBank, brittleness, linear_datamodeling_score, subsets
 from comove.jobs import Compute, Serial
-from comove.plots import lds_figure
+from comove.lds.charts import lds_figure
 from comove.store import write_json
 from comove.training import Run
 from comove.training.loop import one_thread
@@ -28,7 +28,7 @@ from comove.training.loop import one_thread
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "cifar10"
 MODULES = (
     "study", "declared", "steps", "slices", "digests", "removing", "published", "claims", "page", "flops", "speed",
-    "scoring", "machine", "spent", "words",
+    "scoring", "machine", "compute_cost", "words",
 )  # fmt: skip
 
 
@@ -547,7 +547,7 @@ def test_what_cld_says_beyond_the_class_is_its_partial_correlation(parts: _Parts
 def test_flops_of_recording_are_those_of_the_rows_that_are_read(parts: _Parts, finished: Path) -> None:
     published = parts.published.Published(finished / "results" / "tiny")
     labels = ("cld(correlation=spearman)", parts.claims.PAPER_CLD)
-    dense, paper = (parts.spent.cost_of(published, label)[1] for label in labels)
+    dense, paper = (parts.compute_cost.cost_of(published, label)[1] for label in labels)
     entry = published.costs["runs"]
     trained, recorded = (entry[f"flops {name}"] / entry["count"] * 2 for name in ("training", "recording"))
     assert dense == pytest.approx(trained + recorded, rel=1e-3)

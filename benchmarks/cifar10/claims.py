@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from comove.evaluation import LDS, Brittleness, paired_difference
-from comove.evaluation.lds_benchmark.result import alpha_name
-from comove.evaluation.prediction_brittleness.flips import Estimate
+from comove.evaluation.estimate import Estimate
+from comove.lds.charts import alpha_name
 from comove.lds.uncertainty import recentred_interval
 
 __all__ = ["HOLDS", "PAPER_CLD", "Claim", "claims_of"]

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 from claims import PAPER_CLD, claims_of
+from compute_cost import cost_of
 from declared import STUDIES, Study
 from published import Published
-from spent import cost_of
 from words import amount, cell, drop, number, share, table
 
 from comove.display import counted
 from comove.evaluation import LDS, Curve, CurvePoint
-from comove.evaluation.lds_benchmark.result import alpha_name
 from comove.lds.against_bank import alpha_of
-from comove.plots import brittleness_figure, curve_figure, lds_figure, save_figure
+from comove.lds.charts import alpha_name, lds_figure
+from comove.plots import save_figure
 from comove.store import new_folder, write_bytes
 
 __all__ = ["write_page"]
@@ -326,7 +326,7 @@ class _Section:
         found = self.found.brittleness
         if found is None:
             return self._not_run("brittleness")
-        name = self._figure(brittleness_figure(found), "brittleness")
+        name = self._figure(found.plot(), "brittleness")
         rows = [[f"`{m}`", *(share(found, m, k) for k in found.ks)] for m in found.methods]
         shown = table(["flipped", *(f"k = {k}" for k in found.ks)], rows)
         drops = [[f"`{m}`", *(drop(found.margin_drop(m, k)) for k in found.ks)] for m in found.methods]
@@ -343,7 +343,7 @@ class _Section:
             return self._not_run("curves")
         points = tuple(CurvePoint(**point) for point in content["points"])
         curve = Curve(points, content["n_train"], content["n_query"], {})
-        name = self._figure(curve_figure(curve), "curves")
+        name = self._figure(curve.plot(), "curves")
         summary = curve.summary()
         budgets = sorted({row["budget"] for row in summary if row["method"] != "full data"})
         cells = {(row["method"], row["budget"]): f"{row['mean']:.1%} ± {row['std']:.1%}" for row in summary}
@@ -377,7 +377,7 @@ class _Section:
         goal = _goal(measured) if not self.study.shrunk else ""
         left_out = "The first model, with capture or compilation, is left out of the seconds."
         if not self.found.content["machine"].get("gpu"):
-            left_out = "On a CPU nothing is captured: it is the same code without the graph, in float32."
+            left_out = "On a CPU nothing is compiled: both rows are the same loop."
         return f"{table(head, rows)}\n{left_out}{goal}\n"
 
     def _figure(self, figure: Any, name: str) -> str:

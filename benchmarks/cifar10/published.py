@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 from steps import Session, truth_plans
 
 from comove.evaluation import LDS, Brittleness, GroundTruth, RetrainingBank
-from comove.evaluation.prediction_brittleness.flips import Estimate, mean_with_interval
+from comove.evaluation.estimate import Estimate, mean_with_interval
 from comove.lds.against_bank import alpha_of
 from comove.lds.score import spearman_columns
 from comove.store import new_folder, read_checked, read_json, write_checked, write_json

@@ -14,13 +14,13 @@ from comove.evaluation.costs.measured import flops_of
 from comove.models import ModelSpec
 from comove.store import read_json, write_json
 from comove.training import Engine, Member, Resident, resolve_device, train_many
-from comove.training.many.captured import why_not_captured
+from comove.training.many.compiled import why_not_compiled
 
 __all__ = ["LIMIT", "measure_speed"]
 
 LIMIT = 800e12
 """FLOP/s that one H100 reaches in half precision at its best."""
-KINDS = ("one-by-one", "captured", "compiled")
+KINDS = ("one-by-one", "captured")
 
 
 def measure_speed(at: Session) -> None:
@@ -32,7 +32,7 @@ def measure_speed(at: Session) -> None:
     except CorruptFileError:
         found = {}
     device = resolve_device(at.device)
-    kinds = [kind for kind in KINDS if kind not in found and (kind != "compiled" or device.type == "cuda")]
+    kinds = [kind for kind in KINDS if kind not in found]
     if not kinds:
         return
     whole = at.study.whole_splits()
@@ -50,7 +50,7 @@ def measure_speed(at: Session) -> None:
 
 def _one(at: Session, kind: str, spec: ModelSpec, train: Resident, query: Resident, step_flops: float) -> Any:
     recipe, n = at.study.recipe, len(train)
-    if kind != "one-by-one" and (reason := why_not_captured(spec, train, recipe, compiled=kind == "compiled")):
+    if kind != "one-by-one" and (reason := why_not_compiled(spec, train, recipe)):
         return {"refused": reason}
     engine = Engine(kind, 1, "speed")  # type: ignore[arg-type]
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from comove.attribution import CLD, RandomControl, SameClassControl, Scores
+from comove.attribution.queries import choose_queries
 from comove.coreset import Coreset, select
-from comove.data import Ids, Splits, positions_of
 from comove.data.builtin import load_dataset
-from comove.evaluation import LDS, Benchmark, Curve, coreset_curve, lds_benchmark
+from comove.evaluation import Benchmark, Curve, coreset_curve, lds_benchmark
 from comove.jobs import Compute
-from comove.plots import coreset_gallery, curve_figure, influence_grid, lds_bars, save_figure, trajectories
-from comove.report import Section, write_page
+from comove.plots import save_figure
+from comove.report import write_report
 from comove.retraining import subsets
-from comove.store import new_folder, versions
-from comove.trace import Trace
+from comove.store import new_folder
 from comove.training import Training
-from comove.training.sources import BankSource
 
-__all__ = ["Demo", "choose_queries", "run_demo"]
+__all__ = ["Demo", "run_demo"]
 
 
 @dataclass(frozen=True)
@@ -37,19 +32,6 @@ class Demo:
     benchmark: Benchmark
     page: Path
     seconds: float
-
-
-def choose_queries(source: Trace | BankSource, count: int) -> list[int]:
-    """Choose ``count`` recorded query ids, spread over the classes (the first of each, then the second, ...)."""
-    ids = source.explained_ids
-    labels = np.zeros(ids.size, np.int64)
-    if source.query_labels is not None:
-        labels = source.query_labels[positions_of(ids, source.query_ids, "query ids")]
-    turn = np.zeros(ids.size, np.int64)
-    for label in np.unique(labels):
-        turn[labels == label] = np.arange(int((labels == label).sum()))
-    chosen: Ids = ids[np.lexsort((labels, turn))[:count]]
-    return [int(id_) for id_ in chosen]
 
 
 def run_demo(
@@ -104,70 +86,24 @@ def run_demo(
         out=folder / "curve",
         compute=Compute(progress=progress),
     )
-    say("4/4  drawing the page")
-    page = _page(folder, splits, scores, coreset, curve, benchmark)
-    return Demo(scores, coreset, curve, benchmark, page, time.monotonic() - started)
-
-
-def _page(folder: Path, splits: Splits, scores: Scores, coreset: Coreset, curve: Curve, benchmark: Benchmark) -> Path:
-    run = benchmark.runs[0]
+    say("4/4  drawing the figures and writing the report")
     shown = scores.query_ids[:6].tolist()
     figures = {
-        "influence.png": influence_grid(scores, splits, shown),
-        "trajectories.png": trajectories(run.trace, scores, shown[0]),
-        "lds.png": lds_bars(benchmark.results),
-        "curve.png": curve_figure(curve),
-        "coreset.png": coreset_gallery(coreset, splits.train),
+        "influence": scores.plot(shown, splits=splits),
+        "trajectories": scores.plot_losses(benchmark.runs[0].trace, shown[0]),
+        "lds": benchmark.plot(),
+        "curve": curve.plot(),
+        "coreset": coreset.plot(splits.train),
     }
     for name, figure in figures.items():
-        save_figure(figure, folder / "figures" / name)
-    first = benchmark.results[0]
-    sections = [
-        Section(
-            "Which training examples does a prediction depend on?",
-            f"CLD scores averaged over {len(benchmark.runs)} runs of an MLP on {len(splits.train):,} real handwritten "
-            "digits: the training examples whose losses moved most with the query's (blue), and most against it "
-            "(orange). The losses below them are of the first run.",
-            figures=["figures/influence.png", "figures/trajectories.png"],
-        ),
-        Section(
-            "Are the scores right? Linear datamodeling score against real retraining",
-            f"{first.subsets} random halves of the training data × {first.seeds} seeds were trained from scratch. LDS "
-            "is the rank correlation, over subsets, of what the scores predict with what retraining gave; the interval "
-            "is a 95% bootstrap over queries and subsets. A method that stays below the same-class control tells less "
-            "than the labels do.",
-            ["method", "LDS", "95% interval", "undefined queries"],
-            [lds_row(result) for result in benchmark.results],
-            ["figures/lds.png"],
-        ),
-        Section(
-            "Which examples are worth keeping?",
-            "Models trained from scratch on class-balanced CLD coresets and on random ones; accuracy on held-out "
-            "queries that no selector saw, mean and standard deviation over 3 seeds.",
-            ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
-            curve_rows(curve),
-            ["figures/curve.png", "figures/coreset.png"],
-        ),
-    ]
-    made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
-    footer = f"comove demo, seed {run.seed}; data fingerprint {splits.fingerprint}; {made_with}."
-    return write_page(folder / "index.html", "comove demo: digits", sections, footer)
-
-
-def lds_row(result: LDS) -> list[str]:
-    """An LDS as table cells."""
-    low, high = result.interval if result.interval is not None else (float("nan"), float("nan"))
-    span = f"{_cell(low)} to {_cell(high)}" if result.interval is not None else "-"
-    return [str(result.method), _cell(result.mean), span, str(result.undefined)]
-
-
-def curve_rows(curve: Curve) -> list[list[str]]:
-    """A curve's summary as table cells, accuracies in percent."""
-    return [
-        [row["method"], f"{row['budget']:.0%}", f"{row['size']:,}", *(_cell(100 * row[x], 1) for x in ("mean", "std"))]
-        for row in curve.summary()
-    ]
-
-
-def _cell(value: float, digits: int = 3) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else "-"  # + 0.0: no "-0.000"
+        save_figure(figure, folder / "figures" / f"{name}.png")
+    page = write_report(
+        folder / "index.html",
+        benchmark.runs,
+        scores,
+        [benchmark, curve, coreset],
+        dataset=splits,
+        title="comove demo: digits",
+        command=f"comove demo --seed {seed}",
+    )
+    return Demo(scores, coreset, curve, benchmark, page, time.monotonic() - started)

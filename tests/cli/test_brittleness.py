@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from comove import cli
 from comove.attribution import Scores
 from comove.evaluation import Brittleness, Counterfactual, RetrainingBank
-from comove.evaluation.prediction_brittleness.flips import Estimate
+from comove.evaluation.estimate import Estimate
 from comove.retraining.files import ResultFiles
 
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4", "--executor", "serial", "-q")

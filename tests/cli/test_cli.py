@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,13 @@ from typer.testing import CliRunner
 import comove
 from comove import cli
 from comove.attribution import attributors
+from comove.attribution.queries import choose_queries
 from comove.coreset import Coreset, selectors
 from comove.data import Splits, split
 from comove.data.builtin import load_dataset
-from comove.demo import choose_queries, lds_row, run_demo
-from comove.evaluation import LDS
+from comove.demo import run_demo
 from comove.evaluation.coreset_curves.stability import stability
 from comove.models import model_names
-from comove.report import Section, write_page
 from comove.training import RECIPES, Run, loop, train
 
 COMMANDS = (
@@ -280,12 +278,10 @@ def not_blank(path: Path) -> bool:
     return float(pixels.std()) > 5 and min(pixels.shape) > 100
 
 
-def test_cost_prints_the_papers_example_and_what_does_not_follow() -> None:
+def test_cost_prints_the_papers_example_and_where_its_printed_figures_went() -> None:
     result = comove_("cost")
     assert "904.821" in result.out
-    assert "9 of 53 printed figures do not follow" in result.out
-    assert "763.739 GB" in result.out
-    assert "Two units are mixed" in result.err
+    refused(comove_("cost", "--printed"), "python benchmarks/paper/appendix_e.py --all")
     assert "1,526.725" in comove_("cost", "--one-unit").out
 
 
@@ -679,22 +675,22 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class _Links(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if name in ("src", "href") and value is not None]
-
-
-def test_the_demo_page_refers_to_figures_that_are_there_and_not_blank(demo_folder: Path) -> None:
-    links = _Links()
-    links.feed((demo_folder / "index.html").read_text())
-    assert len(links.found) == 5
-    for link in links.found:
-        assert not_blank(demo_folder / link), link
-    assert {path.name for path in (demo_folder / "figures").iterdir()} == {Path(link).name for link in links.found}
+def test_the_demo_writes_the_report_and_figures_beside_it(demo_folder: Path) -> None:
+    text = (demo_folder / "index.html").read_text(encoding="utf-8")
+    found = re.search(r'id="payload">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    content = json.loads(found[1])
+    pages = {page["id"]: page for page in content["pages"]}
+    assert [row[0] for row in pages["lds"]["figures"][0]["table"]["rows"]][:1] == ["cld"]
+    assert {row[0] for row in pages["curves"]["figures"][0]["table"]["rows"]} == {"full data", "cld", "random"}
+    (kept,) = pages["curves"]["kept"]["lists"]
+    shown = [content["train"]["ids"][member] for member in kept["members"]]
+    assert set(shown) <= set(Coreset.load(demo_folder / "coreset.csv").ids.tolist())
+    assert len(content["query"]["ids"]) == 20
+    names = {"influence", "trajectories", "lds", "curve", "coreset"}
+    assert {path.stem for path in (demo_folder / "figures").iterdir()} == names
+    for name in names:
+        assert not_blank(demo_folder / "figures" / f"{name}.png"), name
 
 
 def test_the_demo_leaves_scores_a_coreset_a_bank_and_a_curve(demo_folder: Path) -> None:
@@ -725,28 +721,12 @@ def test_the_demo_command_prints_what_it_found_and_trains_nothing_a_second_time(
     np.testing.assert_array_equal(comove.Scores.load(demo_folder / "scores.safetensors").values, scores)
 
 
-def test_text_on_a_page_is_escaped(tmp_path: Path) -> None:
-    bad = "<script>alert('x')</script>"
-    page = write_page(tmp_path / "index.html", bad, [Section(bad, bad, [bad], [[bad]], [f'"{bad}'])], bad)
-    text = page.read_text()
-    assert "<script>" not in text
-    assert text.count("&lt;script&gt;") == 10
-
-
 def test_queries_are_spread_over_the_classes(small_digits: Splits, run: Run) -> None:
     chosen = choose_queries(run.trace, 25)
     labels = small_digits.query.labels[small_digits.query.positions(chosen)]
     assert labels[:20].tolist() == list(range(10)) * 2
     assert len(set(chosen)) == 25
     assert len(choose_queries(run.trace, 10_000)) == 40
-
-
-def test_an_lds_without_an_interval_or_a_sign_is_shown_plainly() -> None:
-    found = comove.linear_datamodeling_score(np.zeros((4, 2)), np.eye(4, dtype=bool), np.arange(8.0).reshape(4, 2))
-    assert isinstance(found, LDS)
-    cells = lds_row(found)
-    assert "nan" not in " ".join(cells)
-    assert "-0.000" not in cells
 
 
 def test_the_entry_point_is_the_function_the_package_declares() -> None:

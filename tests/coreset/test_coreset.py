@@ -132,5 +132,5 @@ def test_an_unknown_name_suggests_the_nearest(run: Run) -> None:
 
 
 def test_it_prints_itself() -> None:
-    assert repr(made()) == "Coreset(m: 3 of 30, 1 to 2 a class over 2 classes)"
+    assert repr(made()) == "Coreset(m: 3 of 30, 1 to 2 per class over 2 classes)"
     assert repr(made(labels=None)) == "Coreset(m: 3 of 30)"

@@ -17,7 +17,7 @@ from comove.correlation import constant, pairwise, per_class, sizes, top_k
 from comove.correlation.inputs import Side, sides
 from comove.correlation.product import panels
 from comove.correlation.standardise import Plan
-from comove.correlation.top_k_heap import Kept, descending, unpack
+from comove.correlation.top_k_heap import TopK, descending, unpack
 from comove.correlation.workers import Workers
 from comove.errors import InputError, InputTypeError, NonFiniteError
 from comove.ties import tie_order
@@ -316,7 +316,7 @@ def test_scores_equal_once_clipped_or_but_for_the_sign_of_zero_tie_to_the_lower_
     if path != "numpy":
         request.getfixturevalue(path)
     ranks = np.array([3, 0, 2, 1])
-    best = Kept(sides(GOOD, GOOD, None, None)[0], 3, 2, 1.0, ranks if path == "numpy" else torch.from_numpy(ranks))
+    best = TopK(sides(GOOD, GOOD, None, None)[0], 3, 2, 1.0, ranks if path == "numpy" else torch.from_numpy(ranks))
     best.look(0, tile if path == "numpy" else torch.from_numpy(tile))
     best.settle()
     ids, scores = unpack(descending(torch.as_tensor(best.keys_BK).numpy()))

@@ -14,7 +14,7 @@ from comove.data import Splits
 from comove.errors import InputError
 from comove.evaluation import diagnose
 from comove.evaluation.alignment import alignment, class_means
-from comove.plots import diagnosis_figure, save_figure
+from comove.plots import save_figure
 from comove.training import Resident, Run
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_diagnose_follows_each_coreset_along_both_trainings_and_keeps_what_it_tr
         assert all(row.drift == 0 for row in found.of(method, "full data"))
         assert all(row.drift > 0 for row in found.of(method, "coreset"))
     assert diagnose(run, ["cld", "random"], 0.3, checkpoints=3, out=tmp_path).rows == found.rows  # opened, not trained
-    assert save_figure(diagnosis_figure(found), tmp_path / "d.png").stat().st_size > 10_000
+    assert save_figure(found.plot(), tmp_path / "d.png").stat().st_size > 10_000
     assert len(found.to_pandas()) == 12
     assert "along coreset" in repr(found)
 

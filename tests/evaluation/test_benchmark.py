@@ -30,8 +30,8 @@ from comove.evaluation import (
     plans_of,
     subsets,
 )
-from comove.evaluation.lds_benchmark.result import alpha_name
 from comove.jobs import Compute
+from comove.lds.charts import alpha_name
 from comove.training import Recipe, Run, Training
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)

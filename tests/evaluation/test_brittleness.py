@@ -20,11 +20,12 @@ from tests.calls import grouped
 from torch import nn
 
 from comove.attribution import Scores
+from comove.attribution.scores import named_scores
 from comove.data import ExampleSet, Ids, Splits
 from comove.errors import CorruptFileError, FingerprintError, InputError
 from comove.evaluation import Brittleness, RetrainingBank, brittleness
 from comove.evaluation.prediction_brittleness.benchmark import measure_brittleness
-from comove.evaluation.prediction_brittleness.removal import named_scores, plan_removal, warn_of_emptied_classes
+from comove.evaluation.prediction_brittleness.removal import plan_removal, warn_of_emptied_classes
 from comove.training import Recipe
 
 N, Q = 30, 6
@@ -192,7 +193,7 @@ def test_emptied_classes_are_counted_and_warned_of_before_training() -> None:
     found = measure_brittleness(removal, [9, 10, 12], Planted(), seeds=1, base_seeds=3)
     assert found.class_emptied.sum(1).tolist() == [[0, 6, 6], [0, 0, 0], [0, 6, 6]]
     told = "own class first removes every example of the query's class at k = 10 for 6 queries, k = 12 for 6 queries."
-    models = "1 model a removed set; of all examples 3 models for the prediction, 3 for the noise of retraining."
+    models = "1 model per removed set; of all examples 3 models for the prediction, 3 for the noise of retraining."
     assert found.notes() == [
         f"6 queries, 0 predicted wrongly before anything is removed; {models}",
         told,

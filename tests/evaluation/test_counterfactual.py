@@ -14,11 +14,12 @@ import pytest
 from tests.calls import grouped
 
 from comove.attribution import Scores
+from comove.attribution.scores import named_scores
 from comove.data import ExampleSet, Ids, Splits
 from comove.errors import CorruptFileError, InputError
 from comove.evaluation import Brittleness, Counterfactual, brittleness, counterfactual_sizes
 from comove.evaluation.prediction_brittleness.counterfactual import search_counterfactuals
-from comove.evaluation.prediction_brittleness.removal import named_scores, plan_removal
+from comove.evaluation.prediction_brittleness.removal import plan_removal
 from comove.training import Recipe
 
 N, Q = 60, 20

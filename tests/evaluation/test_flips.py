@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from comove.evaluation.prediction_brittleness.flips import Estimate, flip_rate, majority, mean_with_interval
+from comove.evaluation.estimate import Estimate, mean_with_interval
+from comove.evaluation.prediction_brittleness.flips import flip_rate, majority
 
 
 def test_the_majority_is_the_most_frequent_class_and_ties_go_to_the_smallest() -> None:

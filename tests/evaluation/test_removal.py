@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from comove.attribution import Scores
+from comove.attribution.scores import named_scores
 from comove.data import ExampleSet, Ids, Splits
 from comove.errors import CorruptFileError, InputError, InputTypeError
 from comove.evaluation.prediction_brittleness import models as removal_models
 from comove.evaluation.prediction_brittleness.models import BankRetraining, FullData
-from comove.evaluation.prediction_brittleness.removal import Removal, named_scores, plan_removal
+from comove.evaluation.prediction_brittleness.removal import Removal, plan_removal
 from comove.ties import tie_order
 
 N, Q = 30, 6
@@ -140,8 +141,8 @@ def test_scores_need_names_of_their_own() -> None:
     assert list(named_scores(a)) == ["m"]
     with pytest.raises(InputError, match=r"names of their own.*got m, m"):
         named_scores([a, b])
-    with pytest.raises(InputError, match="got random removal"):
-        named_scores({"random removal": a})
+    with pytest.raises(InputError, match="other names than random removal and same-class removal, got random removal"):
+        planned(scores_of(RANDOM, "random removal"))
     with pytest.raises(InputError, match="got none"):
         named_scores([])
     with pytest.raises(InputTypeError, match="got ndarray"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +93,47 @@ def test_jobs_begin_here_and_go_on_in_workers_once_these_are_ready(monkeypatch: 
     assert order[0] == os.getpid()
     assert 1 <= here < 200
     assert len(set(order)) in (2, 3)
+
+
+def test_a_job_that_writes_to_a_shared_array_changes_it_for_no_other_process() -> None:
+    def setup(shared: Any) -> Callable[[int], tuple[int, float]]:
+        def job(number: int) -> tuple[int, float]:
+            shared["array"] += 1
+            shared["tensor"] += 1
+            time.sleep(0.05)
+            return os.getpid(), float(shared["array"][0]) * float(shared["tensor"][-1])
+
+        return job
+
+    shared: dict[str, Any] = {"array": np.zeros(5_000), "tensor": torch.zeros(5_000)}
+    counts: dict[int, list[float]] = {}
+    run_jobs(
+        range(40),
+        setup,
+        shared,
+        lambda _, result: counts.setdefault(result[0], []).append(result[1]),
+        executor=Local(2),
+        description="",
+    )
+    for seen in counts.values():
+        assert seen == [number**2 for number in range(1, len(seen) + 1)]
+    assert shared["array"].sum() == shared["tensor"].sum() == 0
+
+
+def test_a_worker_whose_jobs_take_more_and_more_memory_is_kept() -> None:
+    def setup(_: None) -> Callable[[int], int]:
+        held = []
+
+        def job(number: int) -> int:
+            held.append(np.ones(number * 50_000_000, np.uint8))
+            time.sleep(0.6)
+            return os.getpid()
+
+        return job
+
+    processes: set[int] = set()
+    run_jobs(range(5), setup, None, lambda _, pid: processes.add(pid), executor=Local(1), description="")
+    assert len(processes) == 1
 
 
 @pytest.mark.parametrize(
@@ -251,10 +293,12 @@ class Scripts:
         modules = folder / "modules"
         modules.mkdir(parents=True)
         (modules / "a_module_beside.py").write_text("def double(x):\n    return 2 * x\n", encoding="utf-8")
+        (folder / "temporary").mkdir()
         (folder / "script.py").write_text(SCRIPT.format(modules=str(modules), workers=workers), encoding="utf-8")
         process = subprocess.Popen(
             [sys.executable, "script.py"],
             cwd=folder,
+            env={**os.environ, "TMPDIR": str(folder / "temporary")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -291,6 +335,7 @@ def test_a_script_without_a_main_guard_ends_well_and_its_workers_end_with_it_how
     os.killpg(interrupted.pid, signal.SIGINT)  # as Ctrl-C in a terminal does: the driver and the workers
     killed.kill()
     assert gone([second, last], PATIENCE)
+    assert list((third / "temporary").iterdir()) == []  # the last worker took the shared arrays away
     assert interrupted.wait(PATIENCE) == -signal.SIGINT
     assert interrupted.communicate()[1].rstrip().endswith("KeyboardInterrupt")
 
@@ -298,6 +343,7 @@ def test_a_script_without_a_main_guard_ends_well_and_its_workers_end_with_it_how
     printed, errors = finishing.communicate(timeout=60)
     assert (printed, errors) == ("imported\n[(0, 0), (1, 2), (2, 4)]\n", "")
     assert gone([first], PATIENCE)
+    assert [*(folder / "temporary").iterdir(), *(other / "temporary").iterdir()] == []
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from comove.evaluation import Brittleness, Counterfactual
 from comove.evaluation.prediction_brittleness.models import FullData
 from comove.evaluation.prediction_brittleness.removal import CONTROLS
-from comove.plots import brittleness_figure, counterfactual_figure, save_figure
+from comove.plots import save_figure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +80,7 @@ def drawn(figure: Figure) -> Any:
 
 def test_every_line_of_figure_8b_holds_the_rates_of_its_method_in_percent() -> None:
     result = brittle()
-    found = lines(brittleness_figure(result))
+    found = lines(result.plot())
     assert len(found) == 5
     shown = {"trak": "trak", METHODS[1]: "cld\ncorrelation=covariance\n\\$x"}
     for name in result.methods:
@@ -92,7 +92,7 @@ def test_every_line_of_figure_8b_holds_the_rates_of_its_method_in_percent() -> N
 
 def test_bands_are_the_intervals() -> None:
     result = brittle(controls=False)
-    bands = brittleness_figure(result).axes[0].collections
+    bands = result.plot().axes[0].collections
     spans = [band.get_paths()[0].get_extents() for band in bands]
     for span, name in zip(spans, sorted(METHODS, key=lambda name: -result.rate(name, 400).value), strict=True):
         bounds = np.array([result.rate(name, k)[1:] for k in result.ks]) * 100
@@ -100,20 +100,21 @@ def test_bands_are_the_intervals() -> None:
 
 
 def test_controls_are_grey_and_dashed_and_methods_differ_in_colour_and_mark() -> None:
-    found = lines(brittleness_figure(brittle()))
+    found = lines(brittle().plot())
     controls = [found[f"{name} (control)"] for name in CONTROLS]
     assert {line.get_color() for line in controls} == {"#555555"}
-    assert len({line.get_linestyle() for line in controls} | {"-"}) == 3
+    dashes = {str(line._dash_pattern) for line in controls}  # type: ignore[attr-defined]
+    assert len(dashes | {str((0, None))}) == 3
     methods = [line for name, line in found.items() if "control" not in name and "nothing" not in name]
     assert len({line.get_color() for line in methods}) == len({line.get_marker() for line in methods}) == 2
 
 
 def test_marks_are_hollow_where_a_class_was_removed_whole() -> None:
     plain = brittle()
-    assert "hollow" not in " ".join(lines(brittleness_figure(plain)))
+    assert "hollow" not in " ".join(lines(plain.plot()))
     emptied_MQK = plain.class_emptied.copy()
     emptied_MQK[1, 3, 2:] = emptied_MQK[3, 0, 3] = True
-    axes = brittleness_figure(replace(plain, class_emptied=emptied_MQK)).axes[0]
+    axes = replace(plain, class_emptied=emptied_MQK).plot().axes[0]
     hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
     own = {(k, 100 * plain.rate(plain.methods[m], k).value) for m, k in ((1, 100), (1, 400), (3, 400))}
     assert {(x, y) for line in hollow for x, y in points(line)} == own
@@ -122,7 +123,7 @@ def test_marks_are_hollow_where_a_class_was_removed_whole() -> None:
 
 def test_the_legend_has_the_order_of_the_lines_on_the_right() -> None:
     result = brittle()
-    legend = brittleness_figure(result).axes[0].get_legend()
+    legend = result.plot().axes[0].get_legend()
     assert legend is not None
     named = [text.get_text().split("\n")[0].removesuffix(" (control)") for text in legend.get_texts()][:-1]
     ends = {name.split("(")[0]: result.rate(name, 400).value for name in result.methods}
@@ -131,20 +132,20 @@ def test_the_legend_has_the_order_of_the_lines_on_the_right() -> None:
 
 @pytest.mark.parametrize(("ks", "scale"), [((10, 400), "log"), ((10, 50), "linear"), ((5,), "linear")])
 def test_the_axis_is_logarithmic_where_ks_span_much(ks: tuple[int, ...], scale: str) -> None:
-    figure = brittleness_figure(brittle(ks))
+    figure = brittle(ks).plot()
     assert figure.axes[0].get_xscale() == scale
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [str(k) for k in ks]
     assert drawn(figure).std() > 0.02
 
 
 def test_a_single_query_is_drawn_without_bands() -> None:
-    assert drawn(brittleness_figure(brittle(queries=1))).std() > 0.02
+    assert drawn(brittle(queries=1).plot()).std() > 0.02
 
 
 @pytest.mark.parametrize("points", [2, 6, 25])
 def test_stairs_rise_to_the_share_flipped_within_the_largest_removal(points: int, tmp_path: Path) -> None:
     result = counter(points)
-    figure = counterfactual_figure(result)
+    figure = result.plot()
     found = lines(figure)
     line = found["trak"]
     assert line.get_drawstyle() == "steps-post"

@@ -15,10 +15,10 @@ from comove.attribution import Scores
 from comove.attribution.cld import CLD
 from comove.coreset import Coreset, select
 from comove.data import ExampleSet, Splits
+from comove.display import scored
 from comove.errors import InputError, StorageError
 from comove.evaluation import LDS, Curve, CurvePoint, linear_datamodeling_score
-from comove.plots import coreset_gallery, curve_figure, influence_grid, lds_bars, save_figure, thumbnail, trajectories
-from comove.plots.numbers import scored
+from comove.plots import save_figure, thumbnail
 from comove.trace import Trace
 from comove.training import Run
 
@@ -79,7 +79,7 @@ def test_an_influence_grid_shows_each_query_and_its_top_and_bottom(
     queries: int, k: int, scores: Scores, small_digits: Splits
 ) -> None:
     chosen = scores.query_ids[:queries].tolist()
-    figure = influence_grid(scores, small_digits, chosen, k)
+    figure = scores.plot(chosen, splits=small_digits, k=k)
     assert len(figure.axes) == queries * (2 * k + 1)
     assert ink(figure) > 0.05
     written = texts(figure)
@@ -91,22 +91,22 @@ def test_an_influence_grid_shows_each_query_and_its_top_and_bottom(
 
 def test_every_cell_of_the_grid_shows_the_image_of_its_own_id(scores: Scores, small_digits: Splits) -> None:
     query = int(scores.query_ids[4])
-    figure = influence_grid(scores, small_digits, [query], 2)
+    figure = scores.plot([query], splits=small_digits, k=2)
     wanted = [*scores.top(2, query=query).ids, *scores.bottom(2, query=query).ids]
     for axes, id_ in zip(figure.axes[1:], wanted, strict=True):
         image = np.asarray(axes.get_images()[0].get_array())
-        np.testing.assert_allclose(image, thumbnail(small_digits.train, int(id_)))
+        np.testing.assert_allclose(image, thumbnail(small_digits.train.image(int(id_))))
 
 
 def test_a_grid_without_queries_or_with_too_many_columns_is_refused(scores: Scores, small_digits: Splits) -> None:
     with pytest.raises(InputError, match="at least one query"):
-        influence_grid(scores, small_digits, [])
+        scores.plot([], splits=small_digits)
     with pytest.raises(InputError, match="k must be a whole number from 1 to 200, got 201"):
-        influence_grid(scores, small_digits, [int(scores.query_ids[0])], 201)
+        scores.plot([int(scores.query_ids[0])], splits=small_digits, k=201)
     with pytest.raises(InputError, match="k must be a whole number from 1 to 200, got 0"):
-        influence_grid(scores, small_digits, [int(scores.query_ids[0])], 0)
+        scores.plot([int(scores.query_ids[0])], splits=small_digits, k=0)
     with pytest.raises(InputError, match="Unknown"):
-        influence_grid(scores, small_digits, [-7])
+        scores.plot([-7], splits=small_digits)
 
 
 def test_class_names_are_text_and_no_formulas() -> None:
@@ -119,37 +119,37 @@ def test_class_names_are_text_and_no_formulas() -> None:
     splits = Splits(part([0, 1, 2], [0, 1, 2]), None, part([9], [2]))
     scores = Scores(np.array([[1.0], [0], [-1]]), splits.train.ids, splits.query.ids, "m$_2$", splits.train.labels)
     scores = Scores(scores.values, scores.train_ids, scores.query_ids, "m$_2$", scores.train_labels, None, tuple(names))
-    assert ink(influence_grid(scores, splits, [9], 1)) > 0.05
+    assert ink(scores.plot([9], splits=splits, k=1)) > 0.05
     coreset = Coreset(splits.train.ids, np.ones(3), np.ones(3), splits.train.labels, "$m$", 3, tuple(names))  # type: ignore[arg-type]
-    assert ink(coreset_gallery(coreset, splits.train, 2)) > 0.02
-    assert ink(curve_figure(curve_of(0.5, 0.6, methods=(r"$\frac{$",)))) > 0.01
+    assert ink(coreset.plot(splits.train, per_class=2)) > 0.02
+    assert ink(curve_of(0.5, 0.6, methods=(r"$\frac{$",)).plot()) > 0.01
 
 
 # --- thumbnails ---------------------------------------------------------------------------------------------------
 
 
 def test_eight_bit_images_keep_their_brightness_and_others_are_stretched(images: ExampleSet) -> None:
-    colour = thumbnail(images, 1003)
+    colour = thumbnail(images.image(1003))
     assert colour.shape == (12, 12, 3)
     np.testing.assert_allclose(colour, images.raw(np.array([3]))[0].numpy().transpose(1, 2, 0) / 255, rtol=1e-6)
     grey = ExampleSet.from_arrays(torch.full((1, 1, 4, 4), 51, dtype=torch.uint8), [0])
-    np.testing.assert_allclose(thumbnail(grey, 0), np.full((4, 4), 0.2), rtol=1e-6)
+    np.testing.assert_allclose(thumbnail(grey.image(0)), np.full((4, 4), 0.2), rtol=1e-6)
     floats = ExampleSet.from_arrays(torch.linspace(-3, 5, 48).reshape(1, 3, 4, 4), [0])
-    stretched = thumbnail(floats, 0)
+    stretched = thumbnail(floats.image(0))
     assert (stretched.min(), stretched.max(), stretched.shape) == (0, 1, (4, 4, 3))
 
 
 def test_a_constant_image_is_drawn(images: ExampleSet) -> None:
     flat = ExampleSet.from_arrays(torch.full((2, 1, 4, 4), 3.0), [0, 0])
-    assert (thumbnail(flat, 0) == 0).all()
+    assert (thumbnail(flat.image(0)) == 0).all()
     coreset = Coreset(flat.ids, np.ones(2), np.ones(2), flat.labels, "m", 2)  # type: ignore[arg-type]
-    pixels(coreset_gallery(coreset, flat))
+    pixels(coreset.plot(flat))
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 4), (2, 4, 4), (4, 4, 3)])
 def test_inputs_that_are_no_images_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="are no images"):
-        thumbnail(ExampleSet.from_arrays(torch.zeros(1, *shape), [0]), 0)
+        thumbnail(np.zeros(shape))
 
 
 # --- trajectories -------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_inputs_that_are_no_images_are_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("k", [1, 3])
 def test_trajectories_are_the_recorded_losses(k: int, trace: Trace, scores: Scores) -> None:
     query = int(scores.query_ids[3])
-    figure = trajectories(trace, scores, query, k)
+    figure = scores.plot_losses(trace, query, k=k)
     lines = figure.axes[0].get_lines()
     assert len(lines) == 2 * k + 1
     for line, id_ in zip(lines, [*scores.top(k, query=query).ids, *scores.bottom(k, query=query).ids], strict=False):
@@ -172,7 +172,7 @@ def test_trajectories_are_the_recorded_losses(k: int, trace: Trace, scores: Scor
 
 def test_beside_losses_on_a_logarithmic_axis_stand_their_changes_on_a_linear_one(trace: Trace, scores: Scores) -> None:
     query = int(scores.query_ids[3])
-    losses, changes = trajectories(trace, scores, query, 2).axes
+    losses, changes = scores.plot_losses(trace, query, k=2).axes
     assert (losses.get_yscale(), changes.get_yscale()) == ("log", "linear")
     assert "log scale" in losses.get_ylabel()
     drawn = [
@@ -187,21 +187,21 @@ def test_beside_losses_on_a_logarithmic_axis_stand_their_changes_on_a_linear_one
 
 def test_a_title_says_that_scores_are_of_several_runs_and_losses_of_one(trace: Trace, scores: Scores) -> None:
     query = int(scores.query_ids[3])
-    assert "scores of 2 runs, losses of one" in texts(trajectories(trace, scores, query))
-    assert "runs" not in texts(trajectories(trace, CLD().fit(trace).attribute([query]), query))
+    assert "scores of 2 runs, losses of one" in texts(scores.plot_losses(trace, query))
+    assert "runs" not in texts(CLD().fit(trace).attribute([query]).plot_losses(trace, query))
 
 
 def test_a_loss_of_zero_stays_on_the_logarithmic_axis() -> None:
     losses = np.array([[1.0, 0.0], [0.5, 0.0], [0.0, 0.0]])
     flat = Trace.from_arrays(train_losses=losses, query_losses=losses[:, :1])
-    assert ink(trajectories(flat, CLD().fit(flat).attribute(), 0, 1)) > 0.01
+    assert ink(CLD().fit(flat).attribute().plot_losses(flat, 0, k=1)) > 0.01
 
 
 def test_trajectories_refuse_an_unknown_query_and_too_many_lines(trace: Trace, scores: Scores) -> None:
     with pytest.raises(InputError, match="Unknown query ids"):
-        trajectories(trace, scores, -3)
+        scores.plot_losses(trace, -3)
     with pytest.raises(InputError, match="k must be a whole number from 1 to 200"):
-        trajectories(trace, scores, int(scores.query_ids[0]), 201)
+        scores.plot_losses(trace, int(scores.query_ids[0]), k=201)
 
 
 # --- curve --------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_trajectories_refuse_an_unknown_query_and_too_many_lines(trace: Trace, s
 
 @pytest.mark.parametrize("accuracies", [(0.5,), (0.5, 0.6, 0.7)])
 def test_a_curve_has_a_line_a_method_and_the_full_data_dotted(accuracies: tuple[float, ...]) -> None:
-    figure = curve_figure(curve_of(*accuracies))
+    figure = curve_of(*accuracies).plot()
     axes = figure.axes[0]
     legend = axes.get_legend()
     assert legend is not None
@@ -226,7 +226,7 @@ def test_a_curve_has_a_line_a_method_and_the_full_data_dotted(accuracies: tuple[
 @pytest.mark.parametrize(("budgets", "scale"), [((0.1, 0.3), "linear"), ((0.01, 0.012, 0.1, 0.9), "log")])
 def test_shares_far_apart_are_on_a_logarithmic_axis_that_says_so(budgets: tuple[float, ...], scale: str) -> None:
     points = [CurvePoint("cld", budget, int(200 * budget), 0, 0.5) for budget in budgets]
-    axes = curve_figure(Curve(tuple(points), 200, 40, {})).axes[0]
+    axes = Curve(tuple(points), 200, 40, {}).plot().axes[0]
     assert axes.get_xscale() == scale
     assert ("log scale" in axes.get_xlabel()) == (scale == "log")
     shown = [label.get_text() for label in axes.get_xticklabels()]
@@ -235,12 +235,12 @@ def test_shares_far_apart_are_on_a_logarithmic_axis_that_says_so(budgets: tuple[
 
 def test_many_methods_still_have_a_line_each() -> None:
     names = tuple(f"method {n}" for n in range(12))
-    figure = curve_figure(curve_of(0.9, 0.8, methods=names))
+    figure = curve_of(0.9, 0.8, methods=names).plot()
     assert all(name in texts(figure) for name in names)
 
 
 def test_the_full_data_line_alone_is_drawn() -> None:
-    assert ink(curve_figure(curve_of(0.5, methods=()))) > 0.005
+    assert ink(curve_of(0.5, methods=()).plot()) > 0.005
 
 
 # --- gallery ------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_the_full_data_line_alone_is_drawn() -> None:
 
 def test_a_gallery_has_a_row_a_class_best_on_the_left(run: Run, small_digits: Splits) -> None:
     coreset = select("cld", run, 60)
-    figure = coreset_gallery(coreset, small_digits.train, 3)
+    figure = coreset.plot(small_digits.train, per_class=3)
     assert len(figure.axes) == 10 * 3
     assert coreset.labels is not None
     for label in range(10):
@@ -256,14 +256,14 @@ def test_a_gallery_has_a_row_a_class_best_on_the_left(run: Run, small_digits: Sp
         row = [axes for axes in figure.axes[3 * label : 3 * label + 3] if axes.get_images()]
         for axes, id_ in zip(row, kept, strict=True):
             np.testing.assert_allclose(
-                np.asarray(axes.get_images()[0].get_array()), thumbnail(small_digits.train, int(id_))
+                np.asarray(axes.get_images()[0].get_array()), thumbnail(small_digits.train.image(int(id_)))
             )
     assert ink(figure) > 0.05
 
 
 def test_one_class_one_example_and_more_columns_than_examples_are_drawn(run: Run, small_digits: Splits) -> None:
     for budget in ({4: 1}, {4: 2}):
-        figure = coreset_gallery(select("cld", run, budget), small_digits.train, 5)
+        figure = select("cld", run, budget).plot(small_digits.train, per_class=5)
         assert len(figure.axes) == 5
         assert ink(figure) > 0.01
 
@@ -271,26 +271,26 @@ def test_one_class_one_example_and_more_columns_than_examples_are_drawn(run: Run
 def test_a_coreset_without_labels_takes_those_of_the_examples(run: Run, small_digits: Splits) -> None:
     whole = select("cld", run, 30)
     bare = Coreset(whole.ids, whole.scores, whole.weights, None, whole.method, whole.n_candidates)
-    first, second = (pixels(coreset_gallery(coreset, small_digits.train, 3)) for coreset in (whole, bare))
+    first, second = (pixels(coreset.plot(small_digits.train, per_class=3)) for coreset in (whole, bare))
     np.testing.assert_array_equal(first, second)
 
 
 def test_of_a_thousand_classes_the_first_twenty_are_shown() -> None:
     many = ExampleSet.from_arrays(torch.rand(1000, 1, 2, 2), np.arange(1000))
     coreset = Coreset(many.ids, np.ones(1000), np.ones(1000), many.labels, "m", 1000)  # type: ignore[arg-type]
-    assert len(coreset_gallery(coreset, many, 1).axes) == 20
+    assert len(coreset.plot(many, per_class=1).axes) == 20
 
 
 def test_a_coreset_of_other_examples_is_refused(run: Run, small_digits: Splits) -> None:
     with pytest.raises(InputError, match="Unknown ids"):
-        coreset_gallery(select("random", run, 5), small_digits.query)
+        select("random", run, 5).plot(small_digits.query)
 
 
 # --- files --------------------------------------------------------------------------------------------------------
 
 
 def test_a_figure_is_written_whole_as_png(tmp_path: Path) -> None:
-    path = save_figure(lds_bars([lds()]), tmp_path / "new" / "lds.png")
+    path = save_figure(lds().plot(), tmp_path / "new" / "lds.png")
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
     assert [file.name for file in path.parent.iterdir()] == ["lds.png"]
 
@@ -298,12 +298,12 @@ def test_a_figure_is_written_whole_as_png(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="Cannot make the folder"):
-        save_figure(lds_bars([lds()]), tmp_path / "file" / "lds.png")
+        save_figure(lds().plot(), tmp_path / "file" / "lds.png")
 
 
 def test_drawing_sets_up_no_display_and_no_global_figure() -> None:
     import sys
 
-    lds_bars([lds()])
+    lds().plot()
     if "matplotlib.pyplot" in sys.modules:  # another test's import; ours must have registered nothing there
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []

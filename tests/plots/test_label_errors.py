@@ -11,7 +11,6 @@ from comove.errors import InputError
 from comove.evaluation.label_errors.detection import detect
 from comove.evaluation.label_errors.suspicion import Suspicion
 from comove.plots.drawing import HURT, NEUTRAL
-from comove.plots.label_errors import detection_figure, suspicion_gallery
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def suspicion(images: ExampleSet) -> Suspicion:
 def test_the_gallery_shows_the_worst_first_with_label_suggestion_and_id(
     suspicion: Suspicion, images: ExampleSet
 ) -> None:
-    figure = suspicion_gallery(suspicion, images, 12, ["one"], np.array([1039, 1036]))
+    figure = suspicion.plot(images, 12, "one", wrong_ids=np.array([1039, 1036]))
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 20  # two rows of ten
     assert titles[:4] == ["d\n\u2192 a\n#1039", "c\n\u2192 a\n#1038", "\\$b\\$\n\u2192 a\n#1037", "a\n\u2192 a\n#1036"]
@@ -35,14 +34,14 @@ def test_the_gallery_shows_the_worst_first_with_label_suggestion_and_id(
     assert colours == [HURT, "#000000", "#000000", HURT]
     shown = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_allclose(shown, images.raw(np.array([39]))[0].numpy().transpose(1, 2, 0) / 255, atol=1e-6)
-    unknown = suspicion_gallery(suspicion, images, 3)
+    unknown = suspicion.plot(images, 3, ["one", "random"])
     assert len(unknown.axes) == 6
     assert to_hex(unknown.axes[0].title.get_color()) == NEUTRAL
 
 
 def test_the_lines_of_a_detection_are_its_precision_recall_and_average_precision(suspicion: Suspicion) -> None:
     found = detect(suspicion, np.arange(1030, 1040), bootstrap=30)
-    precise, recall, areas = detection_figure(found).axes
+    precise, recall, areas = found.plot().axes
     x, y = precise.lines[0].get_data()
     np.testing.assert_allclose(np.asarray(x), 100 * found.hits("one") / 10)
     np.testing.assert_allclose(np.asarray(y), 100 * found.hits("one") / np.arange(1, 41))
@@ -53,9 +52,9 @@ def test_the_lines_of_a_detection_are_its_precision_recall_and_average_precision
 
 
 def test_a_gallery_of_nothing_or_of_too_many_is_refused(suspicion: Suspicion, images: ExampleSet) -> None:
-    with pytest.raises(InputError, match="at least one method"):
-        suspicion_gallery(suspicion, images, 3, [])
+    with pytest.raises(InputError, match="no picture to draw"):
+        suspicion.plot(images, 3, [])
     with pytest.raises(InputError, match="from 1 to 40"):
-        suspicion_gallery(suspicion, images, 41)
+        suspicion.plot(images, 41)
     with pytest.raises(InputError, match="Unknown ids"):
-        suspicion_gallery(suspicion, images.subset(images.ids[:5]), 3, ["one"])
+        suspicion.plot(images.subset(images.ids[:5]), 3)

@@ -12,8 +12,8 @@ import pytest
 
 from comove.errors import InputError
 from comove.evaluation import LDS, linear_datamodeling_score
-from comove.plots import lds_bars, lds_curves, lds_figure
-from comove.plots.lines import line_styles
+from comove.lds.charts import lds_figure
+from comove.plots.chart import line_styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def several(**changes: Any) -> list[LDS]:
 
 def test_bars_have_the_lengths_of_the_means_and_the_ceiling_is_dashed() -> None:
     results = [lds(), lds(method="random-control")]
-    figure = lds_bars(results)
+    figure = lds_figure(results)
     axes: Any = figure.axes[0]
     assert [patch.get_width() for patch in axes.patches] == [result.mean for result in results]
     assert axes.patches[0].get_facecolor() != axes.patches[1].get_facecolor()  # controls stand apart
@@ -73,7 +73,7 @@ def test_one_seed_has_no_ceiling_and_no_bootstrap_no_interval() -> None:
     single = lds(seeds=1, bootstrap=0)
     assert single.interval is None
     assert single.noise_ceiling is None
-    figure = lds_bars([single])
+    figure = lds_figure([single])
     assert "noise ceiling" not in texts(figure)
     assert ink(figure) > 0.02
 
@@ -81,18 +81,17 @@ def test_one_seed_has_no_ceiling_and_no_bootstrap_no_interval() -> None:
 def test_an_undefined_lds_leaves_an_empty_row() -> None:
     undefined = lds(constant=True)
     assert math.isnan(undefined.mean)
-    assert ink(lds_bars([undefined])) > 0.01
-    assert ink(lds_bars([lds(), undefined])) > 0.02
+    assert ink(lds_figure([undefined])) > 0.01
+    assert ink(lds_figure([lds(), undefined])) > 0.02
 
 
 def test_an_interval_beside_its_mean_is_drawn_to_the_mean() -> None:
-    assert ink(lds_bars([dataclasses.replace(lds(), mean=0.5, interval=(0.6, 0.7))])) > 0.02
+    assert ink(lds_figure([dataclasses.replace(lds(), mean=0.5, interval=(0.6, 0.7))])) > 0.02
 
 
 def test_no_result_is_refused() -> None:
-    for draw in (lds_bars, lds_curves, lds_figure):
-        with pytest.raises(InputError, match="no LDS to draw"):
-            draw([])
+    with pytest.raises(InputError, match="no LDS to draw"):
+        lds_figure([])
 
 
 def test_bars_of_several_outputs_have_a_panel_each_on_one_scale() -> None:
@@ -122,7 +121,7 @@ def test_a_line_a_method_goes_through_its_means_from_the_lowest_ratio_on_in_a_pa
 
 def test_bands_are_the_intervals() -> None:
     results = [result for result in several() if result.method == "cld" and result.output == "margin"]
-    (band,) = lds_curves(results).axes[0].collections
+    (band,) = lds_figure(results).axes[0].collections
     corners = np.asarray(band.get_paths()[0].vertices)
     for result in results:
         heights = [height for alpha, height in corners.tolist() if math.isclose(alpha, result.alpha or 0)]
@@ -130,7 +129,7 @@ def test_bands_are_the_intervals() -> None:
 
 
 def test_the_legend_has_the_order_of_the_lines_and_the_ceiling_first() -> None:
-    legend = lds_curves(several()).axes[-1].get_legend()
+    legend = lds_figure(several()).axes[-1].get_legend()
     assert legend is not None
     names = [text.get_text().split("\n")[0] for text in legend.get_texts()]
     assert names == ["noise ceiling", "random-control", "trak", "cld"]
@@ -138,10 +137,10 @@ def test_the_legend_has_the_order_of_the_lines_and_the_ceiling_first() -> None:
 
 def test_ticks_are_the_ratios_and_the_last_ratio_is_named_by_what_it_leaves_out() -> None:
     results = [lds(alpha=alpha, output="margin") for alpha in (0.5, 0.9, 0.95, 1 - 1 / 1400)]
-    labels = lds_curves(results).axes[0].get_xticklabels()
+    labels = lds_figure(results).axes[0].get_xticklabels()
     assert [label.get_text() for label in labels] == ["0.5", "0.9", "0.95", "1\u22121/1,400"]
     assert {label.get_rotation() for label in labels} == {40}  # crowded
-    roomy = lds_curves(results[:2]).axes[0].get_xticklabels()
+    roomy = lds_figure(results[:2]).axes[0].get_xticklabels()
     assert {label.get_rotation() for label in roomy} == {0}
 
 
@@ -159,24 +158,22 @@ def test_one_seed_no_interval_and_an_undefined_point_are_drawn() -> None:
 
 def test_the_title_says_how_many_subsets_and_seeds_also_where_they_differ() -> None:
     results = several()
-    assert "3 queries, 6 subsets \u00d7 2 seeds at each ratio, 95% intervals" in texts(lds_curves(results))
+    assert "3 queries, 6 subsets \u00d7 2 seeds at each ratio, 95% intervals" in texts(lds_figure(results))
     mixed = [dataclasses.replace(results[0], subsets=9), *results[1:]]
-    assert "6 to 9 subsets \u00d7 2 seeds" in texts(lds_curves(mixed))
+    assert "6 to 9 subsets \u00d7 2 seeds" in texts(lds_figure(mixed))
 
 
 def test_names_are_text_and_no_formulas() -> None:
-    assert ink(lds_bars([lds(method=r"$\frac{$"), lds(method="a$b$")])) > 0.02
-    assert ink(lds_curves([lds(method=r"$\frac{$", alpha=alpha, output="$x$") for alpha in (0.3, 0.5)])) > 0.01
+    assert ink(lds_figure([lds(method=r"$\frac{$"), lds(method="a$b$")])) > 0.02
+    assert ink(lds_figure([lds(method=r"$\frac{$", alpha=alpha, output="$x$") for alpha in (0.3, 0.5)])) > 0.01
 
 
 def test_every_method_of_twenty_has_a_look_of_its_own_and_controls_are_grey() -> None:
     styles = line_styles([*(f"method {n}" for n in range(20)), "random-control", "same-class-control"])
-    looks = {tuple(sorted((key, str(value)) for key, value in style.items())) for style in styles.values()}
-    assert len(looks) == 22
-    assert len({styles[f"method {n}"]["color"] for n in range(8)}) == 8
-    assert [styles[f"method {n}"]["linestyle"] == "-" for n in range(10)] == [True] * 8 + [False] * 2
-    assert styles["random-control"]["color"] == styles["same-class-control"]["color"]
-    assert list(styles)[-2:] == ["random-control", "same-class-control"]
+    assert len(set(styles.values())) == 22
+    assert len({styles[f"method {n}"].colour for n in range(8)}) == 8
+    assert [styles[f"method {n}"].dash == () for n in range(10)] == [True] * 8 + [False] * 2
+    assert styles["random-control"].colour == styles["same-class-control"].colour == "control"
 
 
 def test_one_ratio_is_bars_and_several_are_lines() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from comove.plots.numbers import fixed, percent, scored, span
+from comove.display import fixed, percent, scored, span
 
 
 @pytest.mark.parametrize(

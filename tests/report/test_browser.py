@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from comove.attribution import CLD, RandomControl, SameClassControl, Scores
+from comove.coreset import select
 from comove.data import Splits
+from comove.display import scored
 from comove.evaluation import LDS, Curve
-from comove.plots.numbers import scored
 from comove.report import Suspects, write_report
 from comove.report.lists import top_lists
 from comove.report.thumbnails import pixels
@@ -82,7 +83,7 @@ def report(
 ) -> Path:
     """A report of digits with every page but brittleness."""
     suspects = [Suspects(name, runs[0].trace.train_ids[:7], np.arange(7.0)) for name in ("aum", "loss")]
-    results = [lds(), lds(method="other"), curve, *suspects]
+    results = [lds(), lds(method="other"), curve, select("cld", runs[0], 50), *suspects]
     return write_report(tmp_path_factory.mktemp("report") / "report.html", runs, scores, results, top=5)
 
 
@@ -276,6 +277,19 @@ def test_the_table_of_the_lds_fits_a_telephone(visit: Open, report: Path) -> Non
     )
     assert sizes
     assert all(whole <= seen for whole, seen in sizes)
+
+
+def test_what_a_coreset_keeps_first_stands_below_the_curves_with_its_pictures(
+    visit: Open, report: Path, runs: tuple[Run, ...]
+) -> None:
+    page = visit(report, "#curves")
+    drawn(page, "#panel-curves section .suspect canvas")
+    coreset = select("cld", runs[0], 50)
+    section = page.locator("#panel-curves section")
+    assert section.locator("h3").inner_text() == "Kept first by cld"
+    ids = section.locator(".suspect").evaluate_all("(all) => all.map((one) => one.querySelector('.quiet').textContent)")
+    shown = [text.removeprefix("#") for text in ids]
+    assert sorted(map(int, shown)) == sorted(coreset.ids.tolist())
 
 
 def test_many_suspects_are_folded_and_unfold_by_key_and_for_print(visit: Open, tmp_path: Path) -> None:

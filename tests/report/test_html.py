@@ -18,13 +18,14 @@ from PIL import Image
 
 import comove
 from comove.attribution import CLD, RandomControl, Scores
-from comove.data import ExampleSet, Splits
+from comove.coreset import select
+from comove.data import ExampleSet, Splits, spread_over_classes
 from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError
 from comove.evaluation import LDS, Curve
 from comove.report import Evidence, Provenance, Suspects, write_report
-from comove.report.lists import NOBODY, top_lists
+from comove.report.lists import NO_MEMBER, top_lists
 from comove.report.packing import json_for_script, json_ids
-from comove.report.queries import query_facts, spread
+from comove.report.queries import query_facts
 from comove.report.saved_results import read_curves, read_lds, read_suspects, read_texts
 from comove.report.thumbnails import PER_SHEET, pixels, sheets_of
 from comove.report.trajectories import trajectories_of
@@ -141,8 +142,8 @@ def test_a_method_that_scored_other_queries_has_empty_lists_there(tmp_path: Path
     whole = CLD().fit(trace).attribute()
     part = replace(whole.subset(query_ids=[8]), method="other")
     lists = top_lists({"cld": whole, "other": part}, trace.query_ids, 20)
-    assert (lists.members[1, [0, 2, 3]] == NOBODY).all()
-    assert (lists.members[0, :, :, 12:] == NOBODY).all()  # only 12 training examples
+    assert (lists.members[1, [0, 2, 3]] == NO_MEMBER).all()
+    assert (lists.members[0, :, :, 12:] == NO_MEMBER).all()  # only 12 training examples
     assert sorted(lists.train_ids[lists.members[1, 1, 0, :12]].tolist()) == trace.train_ids.tolist()
     write_report(tmp_path / "r.html", trace, [whole, part], top=20)
 
@@ -167,17 +168,40 @@ def test_lds_at_one_ratio_are_bars_and_over_several_lines_with_the_ceiling(
 ) -> None:
     one = payload(write_report(tmp_path / "a.html", run, scores[0], [lds()]))["pages"][0]["figures"]
     assert [figure["kind"] for figure in one] == ["bars"]
-    assert one[0]["levels"] == [{"name": "noise ceiling", "at": 0.7}]
+    assert [(level["name"], level["at"]) for level in one[0]["levels"]] == [("noise ceiling", 0.7)]
     several = [lds(alpha=0.3, mean=float("nan"), interval=None), lds(), lds(output="correct")]
     figures = payload(write_report(tmp_path / "b.html", run, scores[0], several))["pages"][0]["figures"]
     assert [figure["kind"] for figure in figures] == ["lines", "bars"]
     assert figures[0]["series"][0]["points"][0] == [0.3, None, None, None]  # NaN is no JSON
-    assert figures[0]["series"][-1] == {
-        "name": "noise ceiling",
-        "control": False,
-        "level": True,
-        "points": [[0.3, 0.7], [0.5, 0.7]],
-    }
+    ceiling = figures[0]["series"][-1]
+    assert (ceiling["name"], ceiling["style"]["colour"]) == ("noise ceiling", "level")
+    assert [point[:2] for point in ceiling["points"]] == [[0.3, 0.7], [0.5, 0.7]]
+
+
+def test_the_noise_ceiling_is_drawn_from_the_lowest_ratio_on_whatever_the_order_of_the_results(
+    run: Run, scores: tuple[Scores, ...], tmp_path: Path, lds: Callable[..., LDS]
+) -> None:
+    several = [lds(alpha=alpha, method=name) for alpha in (0.9, 0.3, 0.5) for name in ("cld", "trak")]
+    (figure,) = payload(write_report(tmp_path / "r.html", run, scores[0], several))["pages"][0]["figures"]
+    assert [point[0] for series in figure["series"] for point in series["points"]] == [0.3, 0.5, 0.9] * 3
+
+
+def test_a_coreset_shows_what_it_keeps_first_of_each_class(
+    run: Run, scores: tuple[Scores, ...], tmp_path: Path
+) -> None:
+    coreset = select("cld", run, 50)
+    content = payload(write_report(tmp_path / "r.html", run, scores[0], [coreset]))
+    (page,) = content["pages"]
+    assert (page["id"], page["figures"]) == ("curves", [])
+    (kept,) = page["kept"]["lists"]
+    shown = np.array(content["train"]["ids"])[kept["members"]]
+    assert sorted(shown.tolist()) == sorted(coreset.ids.tolist())
+    assert coreset.labels is not None
+    best = [int(coreset.ids[coreset.labels == label][0]) for label in range(10)]
+    assert shown[:10].tolist() == best
+    assert "50 of 200 examples" in kept["note"]
+    with pytest.raises(FingerprintError, match="coreset of cld must be of the training examples"):
+        write_report(tmp_path / "r.html", run, scores[0], [replace(coreset, ids=coreset.ids + 100_000)])
 
 
 def test_provenance_names_command_seed_versions_and_fingerprint(
@@ -232,9 +256,9 @@ def test_losses_alone_tell_nothing_of_predictions(tmp_path: Path, small_trace: T
 
 def test_more_queries_than_asked_for_are_spread_over_classes() -> None:
     ids, labels = np.arange(30), np.repeat([0, 1, 2], [20, 8, 2])
-    chosen = spread(ids, labels, 8)
+    chosen = spread_over_classes(ids, labels, 8)
     assert np.bincount(labels[chosen]).tolist() == [3, 3, 2]
-    assert spread(ids, None, 30).tolist() == ids.tolist()
+    assert spread_over_classes(ids, None, 30).tolist() == ids.tolist()
 
 
 # --- escaping ----------------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from comove.checks import as_ids, as_real, as_whole, whole_number
 from comove.data import Ids, Splits, positions_of
-from comove.display import figure, html_table
-from comove.errors import CorruptFileError, InputError, NonFiniteError
+from comove.display import are_counts, html_table, scored, short
+from comove.errors import CorruptFileError, InputError, InputTypeError, NonFiniteError, some
+from comove.plots import HELP, HURT, Picture, gallery, loss_trajectories, ranking_bars
 from comove.store import StoredArray, check_kind, entries, new_folder, open_array, read_arrays, read_header
 from comove.store.arrays import Layout, as_bytes, lay_out
 from comove.store.checksums import BlockSums, block_sums
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Ranking", "Scores"]
+    from comove.trace import Trace
+
+__all__ = ["Ranking", "Scores", "SomeScores", "named_scores"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -265,20 +268,63 @@ class Scores:
             columns=pd.Index(self.query_ids, name="query_id"),
         )
 
-    def plot(self, query: int | None = None, *, k: int = 10, splits: Splits | None = None) -> Figure:
+    def plot(
+        self, query: int | Sequence[int] | None = None, *, k: int | None = None, splits: Splits | None = None
+    ) -> Figure:
         """Draw the k training examples that help a query most and the k that hurt it most: bars, or pictures.
 
         Args:
-            query: the query's id; may be left out when there is only one.
-            k: how many of each.
+            query: the query's id; may be left out when there is only one. Of pictures also several, a row each.
+            k: how many of each; by default 10 bars, 5 pictures.
             splits: the data, if it is images to be shown.
 
         Raises:
-            InputError: an unknown query, k above the number of examples, inputs that are no images.
+            InputError: an unknown query, or none, k above the number of examples, inputs that are no images.
         """
-        if splits is None:
-            return figure("ranking_bars", self, query, k)
-        return figure("influence_grid", self, splits, [self.top(1, query=query).query], k)
+        queries = [query] if query is None or isinstance(query, int | np.integer) else list(query)
+        if len(queries) != 1 and splits is None:
+            raise InputError(f"Bars are of one query, got {len(queries)}; with splits=, pictures are of several.")
+        count = k if k is not None else 10 if splits is None else 5
+        rankings = [(self.top(count, query=one), self.bottom(count, query=one)) for one in queries]
+        if splits is not None:
+            return self._pictures(rankings, splits)
+        helps, hurts = (_bars(ranking) for ranking in rankings[0])
+        return ranking_bars(helps, hurts, method=self.method, query=rankings[0][0].query)
+
+    def _pictures(self, rankings: Sequence[tuple[Ranking, Ranking]], splits: Splits) -> Figure:
+        """A row per query: itself, who helps it (blue) and who hurts it (orange)."""
+        if not rankings:
+            raise InputError("Pictures of influence need at least one query.")
+        counts, rows = are_counts(self.values), []
+        for pair in rankings:
+            query = pair[0].query
+            label = splits.query.labels[splits.query.positions([query])[0]]
+            rows.append([Picture(splits.query.image(query), f"query {query}\n{short(splits.classes[label])}")])
+            for ranking, colour in zip(pair, (HELP, HURT), strict=True):
+                for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
+                    text = f"{short(name)}\n#{id_}  {scored(score, counts=counts)}"
+                    rows[-1].append(Picture(splits.train.image(id_), text, colour))
+        return gallery(rows, f"{self.method}: training examples that help (blue) and hurt (orange) each query")
+
+    def plot_losses(self, trace: Trace, query: int | None = None, *, k: int = 3) -> Figure:
+        """Draw the query's loss along training beside those of the k examples that help and hurt it most.
+
+        Args:
+            trace: that recorded them.
+            query: the query's id; may be left out when there is only one.
+            k: how many examples at either end.
+
+        Raises:
+            InputError: an unknown query, k above the number of examples.
+        """
+        helps, hurts = self.top(k, query=query), self.bottom(k, query=query)
+        columns = [positions_of(ranking.ids, trace.train_ids, "train ids") for ranking in (helps, hurts)]
+        own = trace.query_losses[:, positions_of([helps.query], trace.query_ids, "query ids")[0]]
+        runs = self.info.get("runs", 1)
+        of_one = f"; scores of {runs:,} runs, losses of one" if isinstance(runs, int) and runs > 1 else ""
+        title = f"Training examples that help and hurt query {helps.query} most ({self.method}{of_one})"
+        losses = [trace.train_losses[:, places] for places in columns]
+        return loss_trajectories([row.epoch for row in trace.rows], own, *losses, query=helps.query, title=title)
 
     def _repr_html_(self) -> str:
         rows = []
@@ -295,6 +341,40 @@ class Scores:
         notes = json.dumps(short, default=str)
         size = f"{self.train_ids.size:,} train x {self.query_ids.size:,} queries"
         return f"Scores({self.method}: {size}, positive = helps; {notes})"
+
+
+SomeScores = Scores | Sequence[Scores] | Mapping[str, Scores]
+
+
+def named_scores(scores: SomeScores) -> dict[str, Scores]:
+    """Scores by name: their method's, or the keys of a mapping.
+
+    Raises:
+        InputError: none, or two of one name.
+        InputTypeError: something else than scores.
+    """
+    if isinstance(scores, Mapping):
+        named = [(str(name), item) for name, item in scores.items()]
+    else:
+        several = [scores] if isinstance(scores, Scores) else list(scores)
+        named = [(getattr(item, "method", ""), item) for item in several]
+    wrong = [type(item).__name__ for _, item in named if not isinstance(item, Scores)]
+    if wrong:
+        raise InputTypeError(
+            f"scores must be Scores, a sequence or a mapping of them, got {some(wrong)}; "
+            "Scores(values, train_ids, query_ids, method) makes them from arrays."
+        )
+    names = [name for name, _ in named]
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"Scores must have names of their own, got {some(names) or 'none'}. A mapping {{name: scores}} names them."
+        )
+    return dict(named)
+
+
+def _bars(ranking: Ranking) -> list[tuple[str, float]]:
+    names = [f"#{id_} {name}".strip() for id_, name in zip(ranking.ids, ranking.class_names(), strict=True)]
+    return list(zip(names, ranking.scores.tolist(), strict=True))
 
 
 def _long(value: object) -> bool:

@@ -40,8 +40,8 @@ def attribute(
     Example: comove attribute runs/a runs/b --method cld --queries 20 --top 10 --out scores/
     """
     from comove.attribution import CLD, attributors
+    from comove.attribution.queries import choose_queries
     from comove.data import positions_of
-    from comove.demo import choose_queries
     from comove.discovery import parse_method
     from comove.evaluation.lds_benchmark.benchmark import file_name
     from comove.jobs import as_executor
@@ -110,9 +110,8 @@ def _write_top(scores: Any, k: int, path: Path) -> None:
 
 
 def _attribution_figure(source: object, scores: Any, path: Path) -> Path | None:
-    from comove.plots import influence_grid
     from comove.training import Run
 
     if not isinstance(source, Run):
         return draw(None, path)
-    return draw(lambda: influence_grid(scores, source.data(), scores.query_ids[:8].tolist()), path)
+    return draw(lambda: scores.plot(scores.query_ids[:8].tolist(), splits=source.data()), path)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from comove.attribution import Scores
     from comove.data import Splits
     from comove.evaluation import Brittleness, Counterfactual, Runs
-    from comove.evaluation.prediction_brittleness.flips import Estimate
+    from comove.evaluation.estimate import Estimate
     from comove.jobs import Compute
     from comove.training import Training
 
@@ -102,7 +102,7 @@ def _scores(
     out: Path,
 ) -> list[Scores]:
     """Train the runs (and the bank of random halves where a method needs one), and score the queries."""
-    from comove.demo import choose_queries
+    from comove.attribution.queries import choose_queries
     from comove.evaluation import RetrainingBank, attribution_runs, score_methods
     from comove.evaluation.lds_benchmark.benchmark import needs_bank
     from comove.retraining import subsets
@@ -133,7 +133,7 @@ def _warnings_shown() -> Iterator[None]:
 
 def _show(found: Brittleness, out: Path) -> None:
     from comove.evaluation.prediction_brittleness.result import NOTHING
-    from comove.plots import brittleness_figure, save_figure
+    from comove.plots import save_figure
 
     level = f"{found.confidence:.0%} intervals over queries"
     columns = ["method", *(f"k = {k:,}" for k in found.ks)]
@@ -143,13 +143,13 @@ def _show(found: Brittleness, out: Path) -> None:
     drops = [[name, *(_amount(found.margin_drop(name, k)) for k in found.ks)] for name in found.methods]
     lost = f"\nMargin of the label lost, with {level}"
     table(lost, columns, [[NOTHING, _amount(found.noise_margin_drop), *blank], *drops])
-    save_figure(brittleness_figure(found), out / "brittleness.png")
+    save_figure(found.plot(), out / "brittleness.png")
     say("\n".join(found.notes()))
     say(f"Written to {out}/: brittleness.csv, .png and .safetensors, runs, removal-scores, removal-bank")
 
 
 def _show_sizes(found: Counterfactual, out: Path) -> None:
-    from comove.plots import counterfactual_figure, save_figure
+    from comove.plots import save_figure
 
     largest = int(found.grid[-1])
     rows = [
@@ -158,7 +158,7 @@ def _show_sizes(found: Counterfactual, out: Path) -> None:
     ]
     columns = ["method", "half flip by k =", f"flipped by {largest:,} (%)", "not flipped"]
     table(f"\nSmallest removal that flips a query, up to {largest:,}", columns, rows)
-    save_figure(counterfactual_figure(found), out / "counterfactual.png")
+    save_figure(found.plot(), out / "counterfactual.png")
     say("\n".join(found.notes()))
     say(f"Written to {out}/: counterfactual.csv, .png and .safetensors")
 

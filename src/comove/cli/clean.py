@@ -94,13 +94,12 @@ def _hold_to(found: Suspicion, wrong: Any, out: Path) -> list[str]:
     """Say how many of the labels flipped on purpose each method finds."""
     from comove.evaluation.label_errors.detection import detect
     from comove.plots import save_figure
-    from comove.plots.label_errors import detection_figure
-    from comove.store import write_bytes
+    from comove.store.results import write_table
 
     detection = detect(found, wrong)
     for name, frame in (("detection", detection.to_pandas()), ("curves", detection.curves())):
-        write_bytes(out / f"{name}.csv", frame.to_csv(index=False).encode())
-    save_figure(detection_figure(detection), out / "detection.png")
+        write_table(out / f"{name}.csv", frame)
+    save_figure(detection.plot(), out / "detection.png")
     _print_detection(detection)
     return list(DETECTED)
 
@@ -117,10 +116,9 @@ def _print_detection(detection: Detection) -> None:
 
 def _gallery(sources: list[Any], found: Suspicion, top: int, order: str, wrong: Any, out: Path) -> list[str]:
     """Pictures of the most suspicious examples, where the data is at hand and is images."""
-    from comove.plots.label_errors import suspicion_gallery
     from comove.training import Run
 
     run = next((source for source in sources if isinstance(source, Run)), None)
-    make = None if run is None else lambda: suspicion_gallery(found, run.data().train, top, [order], wrong)
+    make = None if run is None else lambda: found.plot(run.data().train, top, order, wrong_ids=wrong)
     drawn = draw(make, out / GALLERY)
     return [drawn.name] if drawn else []

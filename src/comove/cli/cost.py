@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from comove.cli.app import command, facts, say, table
+from comove.cli.app import command, facts, table
 from comove.cli.options import open_runs
+from comove.errors import InputError
 
 __all__ = ["cost"]
 
@@ -25,16 +26,19 @@ def cost(
     large_flops: Annotated[float | None, typer.Option(help="fL, of the large model.")] = None,
     features: Annotated[int | None, typer.Option(min=1, help="d, numbers of features an example.")] = None,
     one_unit: Annotated[bool, typer.Option("--one-unit", help="ResNet-18 and -50 both at 2 FLOPs a MAC.")] = False,
-    printed: Annotated[bool, typer.Option("--printed", help="Every figure of the paper beside ours.")] = False,
+    printed: Annotated[bool, typer.Option("--printed", help="Now python benchmarks/paper/appendix_e.py.")] = False,
 ) -> None:
     """What each coreset method costs by the formulas of the paper's Appendix E, and what a run of yours really cost.
 
-    Without options: the paper's example, and which of its printed figures do not follow from its formulas.
+    Without options: the paper's example. What the paper prints of it, and what of that does not follow from its own
+    formulas, python benchmarks/paper/appendix_e.py says, in the repository.
 
     Example: comove cost --n 50000 --q 500 --k 5000 --epochs 30 --proxy-epochs 30 --features 512
 
     Example: comove cost runs/a
     """
+    if printed:
+        raise InputError("--printed is now a script of the repository: python benchmarks/paper/appendix_e.py --all")
     if run is not None:
         _measured(run)
         return
@@ -51,23 +55,9 @@ def cost(
         rows.append([method, terms, f"{found.total_flops / 1e15:,.3f}", f"{found.total_bytes / 1e9:,.3f}"])
     title = "Appendix E" + (", in one unit" if one_unit else "") + (", with other sizes" if changes else "")
     table(title, ["method", "terms in PFLOP", "PFLOP", "GB stored"], rows, plain=2)
-    if not changes and not one_unit:
-        _against_the_paper(printed)
-
-
-def _against_the_paper(everything: bool) -> None:
-    from comove.evaluation.costs.printed import notes, printed_figures, unreproduced
-
-    wrong = unreproduced()
-    shown = printed_figures() if everything else wrong
-    rows = [[f.where, f"{f.printed} {f.unit}".strip(), f.as_printed, "" if f.agrees else f.why] for f in shown]
-    title = f"\n{len(wrong)} of {len(printed_figures())} printed figures do not follow from their formulas"
-    table(title, ["figure", "printed", "recomputed", "why"], rows, plain=4)
-    say("\n" + "\n".join(f"- {note}" for note in notes()))
 
 
 def _measured(path: Path) -> None:
-    from comove.errors import InputError
     from comove.evaluation.costs.measured import measured_cost
     from comove.training import Run
 

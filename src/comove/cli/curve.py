@@ -120,14 +120,13 @@ def _proxy(run: Path | None, task: TrainingOptions, out: Path) -> Run:
 
 
 def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
-    from comove.demo import curve_rows
-    from comove.plots import curve_figure, save_figure
+    from comove.plots import save_figure
 
-    save_figure(curve_figure(curve), folder / "curve.png")
+    save_figure(curve.plot(), folder / "curve.png")
     table(
         f"\nAccuracy of {target} on {curve.n_query:,} held-out queries",
         ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
-        curve_rows(curve),
+        curve.cells(),
     )
     for method, reason in curve.skipped.items():
         say(f"{method} is left out: {reason}", "Note:", "yellow")

@@ -9,6 +9,7 @@ import typer
 
 from comove.cli.app import command, print_ranking, say, table
 from comove.cli.options import Quiet
+from comove.display import plain
 
 __all__ = ["demo"]
 
@@ -19,13 +20,13 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the split and of everything after it.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Everything below on real handwritten digits, with a page of figures, in about a minute.
+    """Everything below on real handwritten digits, with a report, in about a minute.
 
     Interrupted, it goes on from what it has when the same command is run again.
 
     Example: comove demo --out demo/
     """
-    from comove.demo import curve_rows, lds_row, run_demo
+    from comove.demo import run_demo
 
     made = run_demo(out, seed=seed, progress=not quiet, say=say)
     query = int(made.scores.query_ids[0])
@@ -33,7 +34,15 @@ def demo(
     table(
         "\nLinear datamodeling score (margin), against real retraining",
         ["method", "LDS", "95% interval", "undefined"],
-        [lds_row(result) for result in made.benchmark.results],
+        [
+            [
+                str(one.method),
+                plain(one.mean),
+                " to ".join(map(plain, one.interval)) if one.interval else "-",
+                f"{one.undefined:,}",
+            ]
+            for one in made.benchmark.results
+        ],
     )
     ceiling = made.benchmark.results[0].noise_ceiling
     if ceiling is not None:
@@ -41,6 +50,6 @@ def demo(
     table(
         "\nAccuracy of models trained on coresets",
         ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
-        curve_rows(made.curve),
+        made.curve.cells(),
     )
-    say(f"\nDone in {made.seconds:.0f} s. Open {made.page} for the figures; everything is in {out}/.")
+    say(f"\nDone in {made.seconds:.0f} s. Open {made.page} for the report; everything is in {out}/.")

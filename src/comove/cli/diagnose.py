@@ -34,7 +34,7 @@ def diagnose(
     Example: comove diagnose runs/a --methods cld random el2n --budget 0.1 --out diagnose/
     """
     from comove.evaluation.alignment import diagnose as measure
-    from comove.plots import diagnosis_figure, save_figure
+    from comove.plots import save_figure
     from comove.training import Run
 
     share = parse_share(budget, "--budget")
@@ -55,7 +55,7 @@ def diagnose(
     for method, reason in found.skipped.items():
         say(f"{method} is left out: {reason}", "Note:", "yellow")
     found.to_pandas().to_csv(out / "diagnosis.csv", index=False)
-    save_figure(diagnosis_figure(found), out / "diagnosis.png")
+    save_figure(found.plot(), out / "diagnosis.png")
     rows = [
         [r.method, r.trajectory, f"{r.epoch}", f"{r.mean:+.3f}", f"{r.own_class:+.3f}", f"{r.distance:.2f}"]
         for r in found.rows

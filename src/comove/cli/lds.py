@@ -20,7 +20,7 @@ from comove.cli.options import (
     parse_methods,
 )
 from comove.cli.train import recording_of
-from comove.display import counted
+from comove.display import counted, plain
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def lds(
     Example: comove lds --methods cld trak --alpha 0.3 0.5 0.7 0.9 loo --output margin correct --out lds/
     """
     from comove.evaluation import FitSubsets, Runs, lds_benchmark
-    from comove.plots import lds_figure, save_figure
+    from comove.plots import save_figure
 
     chosen, splits = parse_methods(fitted.methods, ["cld"], fitted.controls), task.splits()
     if bank is None:
@@ -92,7 +92,7 @@ def lds(
     )
     for name in benchmark.outputs:
         _print_table(benchmark, name)
-    save_figure(lds_figure(benchmark.results), out / "lds.png")
+    save_figure(benchmark.plot(), out / "lds.png")
     say("* highest, or not decidedly below the highest: by the paired intervals in differences.csv")
     say(f"Retrained models: {benchmark.retrained:,} trained now, {benchmark.reused:,} reused")
     say(f"Written to {out}/: lds.csv, lds.json, differences.csv, lds.png, runs, scores{'' if bank else ', bank'}")
@@ -130,12 +130,12 @@ def _known_truth(
 
 
 def _print_table(benchmark: Benchmark, output: str) -> None:
-    from comove.evaluation.lds_benchmark.result import alpha_name
+    from comove.lds.charts import alpha_name
 
     columns = [[result for result in benchmark.at(alpha) if result.output == output] for alpha in benchmark.alphas]
     first = columns[0][0]
     rows = [[str(line[0].method), *map(_cell, line, columns)] for line in zip(*columns, strict=True)]
-    rows.append(["noise ceiling", *(_number(column[0].noise_ceiling) for column in columns)])
+    rows.append(["noise ceiling", *(plain(column[0].noise_ceiling) for column in columns)])
     if any(column[0].undefined for column in columns):
         rows.append(["undefined queries", *(str(column[0].undefined) for column in columns)])
     sizes = dict.fromkeys((column[0].subsets, column[0].seeds) for column in columns)
@@ -157,8 +157,4 @@ def _cell(result: LDS, column: Sequence[LDS]) -> str:
     best = max(column, key=lambda other: other.mean)
     star = " " if paired_difference(best, result).decided else "*"
     low, high = result.interval or (None, None)
-    return f"{_number(result.mean)} [{_number(low)}, {_number(high)}]{star}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no "-0.000"
+    return f"{plain(result.mean)} [{plain(low)}, {plain(high)}]{star}"

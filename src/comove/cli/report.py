@@ -72,7 +72,7 @@ def report(
 def _cld(sources: Sequence[Any], queries: int) -> list[Scores]:
     """What the runs tell without anything else."""
     from comove.attribution import CLD
-    from comove.demo import choose_queries
+    from comove.attribution.queries import choose_queries
     from comove.training.sources import as_sources
 
     first = as_sources(sources, frozenset(), "report")[0]

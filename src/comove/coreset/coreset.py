@@ -13,18 +13,11 @@ import numpy.typing as npt
 
 from comove.data import ExampleSet, Ids
 from comove.data.tables import read_rows, write_rows
-from comove.display import figure, html_table
+from comove.display import are_counts, html_table, scored, short
 from comove.errors import InputError
-from comove.store import (
-    as_ids,
-    check_kind,
-    entries,
-    new_folder,
-    read_arrays,
-    read_header,
-    understanding,
-    write_arrays,
-)
+from comove.plots import Picture, coreset_bars, gallery
+from comove.store import as_ids, new_folder, understanding
+from comove.store.results import freeze, load_result, save_result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Coreset"]
 
-FORMAT_VERSION = 2
+HEADER = {"method": str, "n_candidates": int, "info": dict}
+MOST_CLASSES = 20
+"""Rows of pictures: one of a thousand classes could not be drawn."""
 TABLE = ("id", "score", "weight", "label")
 
 
@@ -72,9 +67,7 @@ class Coreset:
         for name, array in arrays.items():
             if array.shape != ids.shape:
                 raise InputError(f"The {name} of a coreset of {ids.size} must have its size, got {array.shape}.")
-            own = array.view()
-            own.flags.writeable = False
-            object.__setattr__(self, name, own)
+        freeze(self, arrays)
 
     def __len__(self) -> int:
         return int(self.ids.size)
@@ -117,17 +110,13 @@ class Coreset:
             StorageError: it cannot be written.
         """
         target = Path(path)
-        new_folder(target.parent)
         if target.suffix == ".csv":
+            new_folder(target.parent)
             write_rows(target, [*TABLE, "class"], self._rows())
             return
-        arrays: dict[str, npt.NDArray[Any]] = {"ids": self.ids, "scores": self.scores, "weights": self.weights}
-        if self.labels is not None:
-            arrays["labels"] = self.labels
-        head = {"kind": "comove/coreset", "format_version": FORMAT_VERSION, "method": self.method}
-        rest = {"n_candidates": self.n_candidates, "classes": self.classes, "info": dict(self.info)}
+        arrays = {name: getattr(self, name) for name in ("ids", "scores", "weights", "labels")}
         origin = {} if made_from is None else {"made_from": made_from}
-        write_arrays(target, arrays, {**head, **rest, **origin})
+        save_result(target, "coreset", arrays, {name: getattr(self, name) for name in (*HEADER, "classes")} | origin)
 
     def _rows(self) -> Iterator[list[object]]:
         for position, id_ in enumerate(self.ids.tolist()):
@@ -145,22 +134,9 @@ class Coreset:
         file = Path(path)
         if file.suffix == ".csv":
             return cls._from_csv(file)
-        _, header = read_header(file)
-        check_kind(header, "coreset", FORMAT_VERSION, file)
-        kinds = {"method": str, "n_candidates": int, "info": dict}
-        own = entries(header, file, kinds, {"classes": list[str]})
-        arrays = read_arrays(file)
+        own, arrays = load_result(file, "coreset", HEADER, {"classes": list[str]})
         with understanding(file):
-            return cls(
-                arrays["ids"],
-                arrays["scores"],
-                arrays["weights"],
-                arrays.get("labels"),
-                own["method"],
-                own["n_candidates"],
-                None if own["classes"] is None else tuple(own["classes"]),
-                own["info"],
-            )
+            return cls(labels=arrays.pop("labels", None), **arrays, **own)
 
     @classmethod
     def _from_csv(cls, file: Path) -> Coreset:
@@ -182,9 +158,19 @@ class Coreset:
         Raises:
             InputError: an example that is not in ``examples``, or is no image.
         """
-        return (
-            figure("coreset_bars", self) if examples is None else figure("coreset_gallery", self, examples, per_class)
-        )
+        if examples is None:
+            names = self.classes or {label: str(label) for label in self.per_class}
+            kept = {names[label]: count for label, count in self.per_class.items()}
+            return coreset_bars(kept, self.scores, method=self.method, candidates=self.n_candidates)
+        labels = examples.labels[examples.positions(self.ids)]
+        counts = are_counts(self.scores)
+        rows = []
+        for label in np.unique(labels)[:MOST_CLASSES]:
+            first, name = np.flatnonzero(labels == label)[:per_class], short(examples.classes[label])
+            scores = [scored(float(self.scores[place]), plus=False, counts=counts) for place in first]
+            images = [examples.image(int(self.ids[place])) for place in first]
+            rows.append([Picture(image, f"{name}\nscore {score}") for image, score in zip(images, scores, strict=True)])
+        return gallery(rows, f"{self.method}: first kept of each class", columns=per_class)
 
     def _repr_html_(self) -> str:
         if self.labels is None:
@@ -199,7 +185,7 @@ class Coreset:
         counts = list(self.per_class.values())
         missing = max(0, len(self.classes or ()) - len(counts))
         spread = (
-            f", {0 if missing else min(counts)} to {max(counts)} a class over {len(counts) + missing} classes"
+            f", {0 if missing else min(counts)} to {max(counts)} per class over {len(counts) + missing} classes"
             if counts
             else ""
         )

@@ -12,7 +12,7 @@ from comove.checks import whole_number
 from comove.correlation.inputs import ArrayLike, Side, sides
 from comove.correlation.product import Panel, panels, score_tile, tile_of
 from comove.correlation.standardise import CommonMode, Correlation, RowScaling, namespace, plan_for, ranges
-from comove.correlation.top_k_heap import Kept, descending, unpack
+from comove.correlation.top_k_heap import TopK, descending, unpack
 from comove.correlation.workers import plain_products, workers
 from comove.ties import tie_order
 
@@ -72,7 +72,7 @@ def top_k(
         for query_panel in panels(query, plan, tile_q, crew):
             tiles = list(ranges(query_panel.start, query_panel.stop, tile_q))
             parts = -(-crew.number // len(tiles))  # of the training examples, where there are more threads than tiles
-            best = [Kept(train, q.stop - q.start, k, limit, rank_N) for q in tiles for _ in range(parts)]
+            best = [TopK(train, q.stop - q.start, k, limit, rank_N) for q in tiles for _ in range(parts)]
             for train_panel in panels(train, plan, tile_n, crew):
                 rows = list(ranges(train_panel.start, train_panel.stop, tile_n))
                 jobs = [(q, rows[part::parts]) for q in tiles for part in range(parts)]
@@ -91,13 +91,13 @@ def _tie_ranks(train: Side) -> tuple[Any, Any]:
     return order_N, train.native(rank_N)
 
 
-def _best_of(parts: Sequence[Kept], k: int) -> Any:
+def _best_of(parts: Sequence[TopK], k: int) -> Any:
     """The best k of the same queries over several parts of the training examples, highest first."""
     keys = [part.keys_BK for part in parts]
     return descending(namespace(keys[0]).concatenate(keys, 1))[:, :k]
 
 
-def _look_through(kept: Kept, train: Panel, query: Panel, q: slice, rows: Sequence[slice]) -> None:
+def _look_through(kept: TopK, train: Panel, query: Panel, q: slice, rows: Sequence[slice]) -> None:
     """The tiles of some queries, in the order of the training examples: what beats the bar that the last ones left."""
     if not rows:
         return

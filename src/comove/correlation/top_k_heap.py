@@ -10,7 +10,7 @@ import torch
 from comove.correlation.inputs import Side
 from comove.correlation.standardise import namespace
 
-__all__ = ["NOTHING", "Kept", "descending", "pack", "unpack"]
+__all__ = ["NOTHING", "TopK", "descending", "pack", "unpack"]
 
 NOTHING = -(0x7F800001 << 32)  # below the key of any finite score, above the least int64; reads back as -inf
 
@@ -38,7 +38,7 @@ def descending(keys_QK: Any) -> Any:
     return np.ascontiguousarray(keys_QK[:, ::-1])
 
 
-class Kept:
+class TopK:
     """The best k keys (B, K) of B queries; the least of each query's, its bar, stands in column 0.
 
     What equals a bar is packed too, and compared by its key: ``rank_N`` says which of equal scores goes first.
@@ -46,9 +46,8 @@ class Kept:
 
     def __init__(self, train: Side, width: int, k: int, limit: float, rank_N: Any) -> None:
         self.keys_BK = train.zeros(width, k, dtype="int64") + NOTHING
-        self._limit, self._waiting, self._begun, self._rank_N = limit, 0, False, rank_N
-        self._found: list[tuple[Any, Any]] = []
-        self._raise_bar()
+        self._limit, self._begun, self._rank_N = limit, False, rank_N
+        self._settled()
 
     def look(self, first: int, tile_NB: Any) -> None:
         """Take what of a tile of scores beats the bar, the tile's first row being the training example ``first``."""
@@ -58,7 +57,7 @@ class Kept:
             found = pack(tile_NB.clamp(-self._limit, self._limit).T.contiguous(), rank_N)
             self.keys_BK = torch.cat([self.keys_BK, found], 1).topk(k).values
             return
-        at = _true_at(tile_NB >= (self._bar_B if self._begun else self._first_bar(tile_NB)))
+        at = np.flatnonzero(tile_NB >= (self._bar_B if self._begun else self._first_bar(tile_NB)))
         self._begun = True
         row = at // width
         column = (at - row * width).astype(np.uint16)  # a tile is narrower than 65,536: _join sorts them by radix
@@ -75,10 +74,12 @@ class Kept:
         if self._waiting:
             columns, keys = zip(*self._found, strict=True)
             self.keys_BK = _join(self.keys_BK, np.concatenate(columns), np.concatenate(keys))
-        self._raise_bar()
+        self._settled()
 
-    def _raise_bar(self) -> None:
-        self._bar_B, self._found, self._waiting = self._open(unpack(self.keys_BK[:, 0])[1]), [], 0
+    def _settled(self) -> None:
+        self._found: list[tuple[Any, Any]] = []
+        self._waiting = 0
+        self._bar_B = self._open(unpack(self.keys_BK[:, 0])[1])
 
     def _open(self, bar_B: Any) -> Any:
         """Let everything pass a bar at the lower limit: all that is clipped to it is equal."""
@@ -92,17 +93,6 @@ class Kept:
             return self._bar_B
         kth_B = np.partition(np.ascontiguousarray(tile_NB.T), -k, axis=1)[:, -k]
         return self._open(np.minimum(kth_B, limit))
-
-
-def _true_at(mask: Any) -> Any:
-    """Flat positions of the few true entries; eight at a time are skipped where none is true."""
-    flat = mask.reshape(-1)
-    if len(flat) % 8:
-        return np.flatnonzero(flat)
-    words = flat.view(np.uint64)
-    word = np.flatnonzero(words != 0)  # the positions of booleans are found far faster than those of numbers
-    hit = np.flatnonzero(words.take(word).view(np.bool_))
-    return word[hit >> 3] * 8 + (hit & 7)
 
 
 def _join(best_BK: Any, column: Any, key: Any) -> Any:

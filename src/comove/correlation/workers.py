@@ -41,14 +41,17 @@ class Workers:
 
 
 @contextmanager
-def workers(side: Side) -> Iterator[Workers]:
-    """As many threads as torch is set to use; an accelerator takes one piece after another."""
-    number = torch.get_num_threads() if side.device.type == "cpu" else 1
+def _pool(number: int) -> Iterator[Workers]:
     if number == 1:
         yield Workers(None, 1)
         return
     with ThreadPoolExecutor(number) as pool:
         yield Workers(pool, number)
+
+
+def workers(side: Side) -> AbstractContextManager[Workers]:
+    """As many threads as torch is set to use; an accelerator takes one piece after another."""
+    return _pool(torch.get_num_threads() if side.device.type == "cpu" else 1)
 
 
 @contextmanager
@@ -58,12 +61,8 @@ def product_workers() -> Iterator[Workers]:
     For jobs that run with torch on one thread, as executors run them.
     """
     number = max((library.num_threads for library in _libraries().lib_controllers if _is_blas(library)), default=1)
-    with plain_products():
-        if number == 1:
-            yield Workers(None, 1)
-            return
-        with ThreadPoolExecutor(number) as pool:
-            yield Workers(pool, number)
+    with plain_products(), _pool(number) as found:
+        yield found
 
 
 def plain_products() -> AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from comove.data.examples import (
     split,
     stratified_sample,
 )
+from comove.data.spread import spread_over_classes
 
 __all__ = [
     "ExampleSet",
@@ -27,5 +28,6 @@ __all__ = [
     "positions_of",
     "reload_splits",
     "split",
+    "spread_over_classes",
     "stratified_sample",
 ]

@@ -400,6 +400,11 @@ class ExampleSet:
             return map_tensors(lambda tensor: tensor.to(device), self._source.batch(self._places[positions]))
         return self.batch(positions, device)
 
+    def image(self, id_: int) -> npt.NDArray[Any]:
+        """Return the input of one example as stored, such as an image (1 or 3, H, W), for a figure."""
+        raw: npt.NDArray[Any] = self.raw(self.positions([id_]))[0].numpy()
+        return raw
+
     def batch(
         self, positions: npt.NDArray[np.int64], device: torch.device | str = "cpu"
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,12 +28,15 @@ from comove.data import Splits
 from comove.errors import InputError
 from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import PerExampleGradients
-from comove.store import new_folder, write_json
+from comove.plots import diagnosis_figure
+from comove.store import new_folder, slug, write_json
+from comove.store.results import as_plain
 from comove.training import Recording, Resident, Run, resolve_device, train
 from comove.training.run import read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["TRAJECTORIES", "Alignment", "Diagnosis", "alignment", "class_means", "diagnose"]
 
@@ -77,7 +80,7 @@ class Diagnosis:
     """Alignments of several coresets along training.
 
     Attributes:
-        rows: one a method, trajectory and checkpoint.
+        rows: one per method, trajectory and checkpoint.
         budget: share kept.
         provenance: of the run (JSON values).
         skipped: methods that were left out, and why.
@@ -98,10 +101,18 @@ class Diagnosis:
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row a method, trajectory and checkpoint."""
+        """A data frame with one row per method, trajectory and checkpoint."""
         import pandas as pd
 
         return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def plot(self) -> Figure:
+        """Draw cosines along both trainings, and distances to the validation gradient: Lemmas 1 to 3, a panel each.
+
+        Raises:
+            InputError: nothing was measured.
+        """
+        return diagnosis_figure([asdict(row) for row in self.rows], self.budget)
 
     def __repr__(self) -> str:
         lines = []
@@ -227,18 +238,14 @@ def diagnose(
         provenance = {"run": run.manifest["fingerprint"], "model": run.model_spec.to_json()}
         found = Diagnosis(tuple(rows), budget, provenance, skipped)
         if out is not None:
-            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": [_plain(r) for r in rows]})
+            plain = [as_plain(asdict(row)) for row in rows]  # what is undefined (a coreset without some class) is null
+            write_json(folder / "diagnosis.json", {"budget": budget, **provenance, "rows": plain})
     return found
-
-
-def _plain(row: Alignment) -> dict[str, Any]:
-    """A row for JSON, which has no NaN: what is undefined (a coreset without some class) is null."""
-    return {name: None if value != value else value for name, value in asdict(row).items()}
 
 
 def _train_on(run: Run, kept: Coreset, splits: Splits, folder: Path, device: torch.device, progress: bool) -> Run:
     """Train the run's network from the same weights, with the same recipe and seed, on the coreset."""
-    name = "".join(c if c.isalnum() else "-" for c in kept.method)
+    name = slug(kept.method)
     ids = splits.train.ids[np.isin(splits.train.ids, kept.ids)]  # in their own order: everything kept is the run itself
     small = replace(splits, train=splits.train.subset(ids), name=f"{splits.name}, coreset {kept.method}", source={})
     return train(

@@ -4,13 +4,11 @@
 executors give the same bits on processors of one kind: a job runs with torch on one thread wherever it is done.
 """
 
-from comove.jobs.base import Executor, JobLostError
+from comove.jobs.base import Executor, JobLostError, Serial
 from comove.jobs.compute import Compute
 from comove.jobs.local import Local
-from comove.jobs.pending import run_pending
 from comove.jobs.ray_cluster import RayCluster
 from comove.jobs.run import as_executor, run_jobs
-from comove.jobs.serial import Serial
 
 __all__ = [
     "Compute",
@@ -21,5 +19,4 @@ __all__ = [
     "Serial",
     "as_executor",
     "run_jobs",
-    "run_pending",
 ]

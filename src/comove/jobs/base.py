@@ -1,16 +1,19 @@
-"""What an executor is: it turns a list of jobs into a stream of results, in whatever order they come."""
+"""What an executor is: it turns a list of jobs into a stream of results, in whatever order they come.
+
+:class:`Serial` is the plainest.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from comove.errors import ComoveError, InputError
 
-__all__ = ["Executor", "JobLostError", "Results", "Work", "check_retries", "job_lost", "one_torch_thread"]
+__all__ = ["Executor", "JobLostError", "Results", "Serial", "Work", "check_retries", "job_lost", "torch_threads"]
 
 Results = Generator[tuple[int, Any], None, None]
 """Yields (index of the job, its result); closing it ends the workers."""
@@ -52,16 +55,34 @@ class Executor(ABC):
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Run the block with torch on one CPU thread: sums are split alike everywhere, so bits are equal everywhere."""
+def torch_threads(number: int) -> Iterator[None]:
+    """Run the block with torch on so many CPU threads; with one, sums are split alike and bits equal everywhere."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Serial(Executor):
+    """One job after another in this process; what every other executor must equal to the bit."""
+
+    def results(self, work: Work) -> Results:
+        """Yield (index, result) in the order of the jobs."""
+        with torch_threads(1):
+            do = work.setup(work.payload)
+        for index, job in enumerate(work.jobs):
+            with torch_threads(1):
+                result = do(job)
+            yield index, result
+
+    def session(self) -> AbstractContextManager[object]:
+        """There is nothing to keep."""
+        return nullcontext()
 
 
 def check_retries(retries: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from comove.jobs.base import one_torch_thread
+from comove.jobs.base import torch_threads
 from comove.jobs.serialization import Parts, pack, unpack
 
 __all__ = ["Outcome", "attempt", "collect", "packed"]
@@ -30,7 +30,7 @@ class Outcome:
 def attempt(do: Callable[[], Any]) -> Outcome:
     """Call ``do`` in a worker on one torch thread, and catch what it raises and warns of."""
     outcome = Outcome()
-    with _recorded(outcome.warnings), one_torch_thread():
+    with _recorded(outcome.warnings), torch_threads(1):
         try:
             outcome.result = do()
         except (Exception, SystemExit) as error:
@@ -68,5 +68,6 @@ def collect(outcome: Outcome, job: object, warned: set[_Warning]) -> Any:
             warnings.warn_explicit(*warning)
     if outcome.error is None:
         return outcome.result
-    outcome.error.add_note(f"In a worker process, job {str(job)[:200]}:\n{outcome.traceback}")
+    if outcome.traceback:
+        outcome.error.add_note(f"In a worker process, job {str(job)[:200]}:\n{outcome.traceback}")
     raise outcome.error

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comove.errors import InputError
-from comove.jobs.base import Executor, Results, Work, check_retries, one_torch_thread
-from comove.jobs.serial import Serial
+from comove.jobs.base import Executor, Results, Serial, Work, check_retries, torch_threads
 from comove.jobs.serialization import Parts, pack
-from comove.jobs.worker_pool import Crew
+from comove.jobs.worker_pool import WorkerPool
 
 __all__ = ["Local", "processor", "usable_cpus"]
 
@@ -53,50 +52,50 @@ class Local(Executor):
 
     def results(self, work: Work) -> Results:
         """Yield (index, result) as they are done."""
-        crew = Crew(work.jobs, self.retries)
+        pool = WorkerPool(work.jobs, self.retries)
         try:
             if self.workers is None:
-                yield from _begin_here(work, crew)
+                yield from _begin_here(work, pool)
             elif (parts := _sendable(work)) is None:
                 yield from Serial().results(work)
                 return
             else:
-                crew.start(parts, min(self.workers, len(work.jobs)), _gpus())
-            yield from crew.rest()
+                pool.start(parts, min(self.workers, len(work.jobs)), _gpus())
+            yield from pool.rest()
         finally:
-            crew.stop()
+            pool.stop()
 
     def session(self) -> AbstractContextManager[object]:
         """There is nothing to keep: every run has workers of its own, set up for it."""
         return nullcontext()
 
 
-def _begin_here(work: Work, crew: Crew) -> Results:
+def _begin_here(work: Work, pool: WorkerPool) -> Results:
     """Do jobs in this process until workers are ready, or to the end when none would pay."""
     started, allocations = time.perf_counter(), _gpu_allocations()
-    with one_torch_thread():
+    with torch_threads(1):
         do = work.setup(work.payload)
     start_seconds = START_SECONDS + time.perf_counter() - started
     tried = False
-    while not crew.ready and (index := crew.take()) is not None:
+    while not pool.ready and (index := pool.take()) is not None:
         started, worked = time.perf_counter(), time.process_time()
         try:
-            with one_torch_thread():
+            with torch_threads(1):
                 result = do(work.jobs[index])
         except Exception:
-            yield from crew.good()
+            yield from pool.good()
             raise
         seconds, worked = time.perf_counter() - started, time.process_time() - worked
-        crew.left -= 1
+        pool.left -= 1
         yield index, result
         on_gpu = _gpu_allocations() > allocations
         most = _gpus() if on_gpu else usable_cpus()
         seconds = seconds if on_gpu else worked  # others' work makes jobs and starts longer alike
-        if not tried and (workers := _paying_workers(most, crew.left, seconds, start_seconds)):
+        if not tried and (workers := _paying_workers(most, pool.left, seconds, start_seconds)):
             tried, parts = True, _sendable(work)
             if parts is not None:
-                crew.start(parts, workers, _gpus())
-        yield from crew.arrived()
+                pool.start(parts, workers, _gpus())
+        yield from pool.arrived()
 
 
 def _paying_workers(most: int, left: int, seconds: float, start_seconds: float) -> int:

@@ -24,9 +24,8 @@ import numpy as np
 from comove.errors import InputError
 from comove.jobs.base import Executor, JobLostError, Results, Work, check_retries, job_lost
 from comove.jobs.job_result import Outcome, collect
-from comove.jobs.ray_task import do_job
 from comove.jobs.serialization import Parts, from_bytes, pack, to_bytes
-from comove.jobs.worker_process import import_path
+from comove.jobs.worker import do_ray_job, import_path
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -93,7 +92,7 @@ class RayCluster(Executor):
 
         # Ray would end the process after every task on a GPU: with max_calls=0 it keeps it, and its set-up.
         options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "max_retries": self.retries, "max_calls": 0}
-        task: Callable[..., Any] = ray.remote(**options)(do_job).remote
+        task: Callable[..., Any] = ray.remote(**options)(do_ray_job).remote
         return task
 
     def _check_room(self, private: bool) -> None:

@@ -7,11 +7,10 @@ from contextlib import closing
 from typing import TypeVar
 
 from comove.errors import InputError, did_you_mean
-from comove.jobs.base import Executor, Work
+from comove.jobs.base import Executor, Serial, Work
 from comove.jobs.local import Local
 from comove.jobs.progress import progress_bar
 from comove.jobs.ray_cluster import RayCluster
-from comove.jobs.serial import Serial
 
 __all__ = ["as_executor", "run_jobs"]
 

@@ -2,24 +2,24 @@
 
 Arrays and CPU tensors are not copied into the pickle (PEP 574); they arrive writable and aligned to 64 bytes, as
 torch's own memory is, because MKL promises the same bits only for memory that is aligned alike. Functions and classes
-of the user's script or notebook travel by value (cloudpickle), so nobody imports the script again.
+of the user's script or notebook travel by value (cloudpickle), so no worker imports the script again.
 
-Nothing of this is ever written to a file: both ends are processes of one run.
+A pickle is never written to a file: both ends are processes of one run.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import struct
 import sys
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
 
 import cloudpickle
 import numpy as np
 
-__all__ = ["Parts", "pack", "receive", "send", "unpack"]
+__all__ = ["Parts", "chunks", "from_bytes", "pack", "split", "to_bytes", "unpack"]
 
 Parts = Sequence[memoryview]
 """The pickle, then the memory of every array."""
@@ -65,58 +65,31 @@ def unpack(parts: Parts) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301  # sent by this run's own processes, never a file
 
 
-def send(stream: IO[bytes], parts: Parts) -> None:
-    """Write one value to a stream: number of parts, their sizes, the parts."""
-    stream.write(struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
-    for part in parts:
-        stream.write(part)
-    stream.flush()
+def chunks(parts: Parts) -> Iterator[bytes | memoryview]:
+    """Yield what, written one after another, :func:`split` reads: number of parts, sizes, then each part, aligned."""
+    header = np.array([len(parts), *(part.nbytes for part in parts)], "<u8").data.cast("B")
+    for chunk in (header, *parts):
+        yield chunk
+        yield bytes(-chunk.nbytes % _ALIGNMENT)
 
 
-def receive(stream: IO[bytes]) -> Parts:
-    """Read one value's parts from a stream.
-
-    Raises:
-        EOFError: the stream ended.
-    """
-    (count,) = struct.unpack("<Q", _exactly(stream, 8))
-    sizes = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
-    ends = np.cumsum([-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes])
-    block = _aligned(int(ends[-1]))
-    parts = [block[end - -(-size // _ALIGNMENT) * _ALIGNMENT :][:size] for end, size in zip(ends, sizes, strict=True)]
-    for part in parts:
-        _fill(stream, part)
-    return parts
-
-
-def _aligned(size: int) -> memoryview:
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory.data[start : start + size]
-
-
-def _exactly(stream: IO[bytes], size: int) -> bytearray:
-    data = bytearray(size)
-    _fill(stream, memoryview(data))
-    return data
-
-
-def _fill(stream: IO[bytes], view: memoryview) -> None:
-    read = 0
-    while read < len(view):
-        got = stream.readinto(view[read:])  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError("the other process closed its end")
-        read += got
+def split(memory: memoryview) -> Parts:
+    """Return the parts that :func:`chunks` laid out in ``memory``, uncopied."""
+    (count,) = np.frombuffer(memory, "<u8", 1).tolist()
+    sizes = [8 * (1 + count), *np.frombuffer(memory, "<u8", count, offset=8).tolist()]
+    starts = [0, *accumulate(size + -size % _ALIGNMENT for size in sizes)]
+    return [memory[start:][:size] for start, size in zip(starts[1:], sizes[1:], strict=False)]
 
 
 def to_bytes(parts: Parts) -> bytes:
-    """Return what :func:`send` would write."""
-    stream = io.BytesIO()
-    send(stream, parts)
-    return stream.getvalue()
+    """Return the parts as one block."""
+    return b"".join(chunks(parts))
 
 
 def from_bytes(data: object) -> Any:
     """Return the value in what :func:`to_bytes` returned: bytes, or the same memory as an array."""
-    return unpack(receive(io.BytesIO(data)))  # type: ignore[arg-type]
+    source = np.frombuffer(data, np.uint8)  # type: ignore[call-overload]
+    memory = np.empty(source.size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    memory[start : start + source.size] = source
+    return unpack(split(memory.data[start : start + source.size]))

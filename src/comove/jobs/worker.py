@@ -1,69 +1,149 @@
-"""What runs in a worker process: jobs come in on its standard input, outcomes go out on its standard output.
+"""What runs in a worker process, of :class:`comove.jobs.Local` and of a Ray cluster: a set-up, then jobs.
 
-It is started by :mod:`comove.jobs.local`, never imports the user's script, ignores Ctrl-C (the driver ends it),
-and ends by itself as soon as the driver is gone, be it in the middle of a job.
+A worker never imports the user's script.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from queue import SimpleQueue
-from typing import IO
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from comove.jobs.job_result import attempt, packed
-from comove.jobs.serialization import Parts, receive, send, unpack
+import numpy as np
 
-__all__ = ["main"]
+from comove.jobs.job_result import Outcome, attempt, packed
+from comove.jobs.serialization import from_bytes, split, to_bytes, unpack
 
+__all__ = ["ARRAYS", "do_job", "do_ray_job", "import_path", "start", "start_jobs"]
 
-def main(driver: int, device: str) -> None:
-    """Serve the driver with process id ``driver`` until it closes the pipe; ``device``: CUDA device, "" for none."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    inbox, outbox = _take_over_pipes()
-    messages: SimpleQueue[Parts] = SimpleQueue()
-    threading.Thread(target=_listen, args=(inbox, messages), daemon=True).start()
-    threading.Thread(target=_watch, args=(driver,), daemon=True).start()
-    ready = attempt(lambda: _set_up(messages.get(), device))
-    do, ready.result = ready.result, None
-    send(outbox, packed(ready))
-    while True:
-        job = messages.get()
-        send(outbox, packed(attempt(lambda: do(unpack(job)))))  # noqa: B023  # called at once
+ARRAYS = "arrays"
+"""The file, in the folder of a run, with the memory of the arrays that its jobs share."""
+
+# Task after task runs in the same process; what the tasks of a run share is made once and lives here.
+_prepared: dict[str, Outcome] = {}
+_load: Callable[[], tuple[Callable[[Any], Any], Any]]
 
 
-def _set_up(parts: Parts, device: str) -> object:
-    if device:
-        import torch
+def import_path() -> list[str]:
+    """Where a worker looks for modules: where this process does, but in the current folder last.
 
-        torch.cuda.set_device(int(device))
-    setup, payload = unpack(parts)
+    What the caller could import from there (a notebook's neighbours), the worker can; what only has the name of an
+    installed module, it cannot.
+    """
+    entries = [entry for entry in sys.path if isinstance(entry, str)]
+    relative = [entry for entry in entries if entry in ("", ".")]
+    return [entry for entry in entries if entry not in ("", ".")] + ([os.getcwd()] if relative else [])
+
+
+def _ready(run: str, load: Callable[[], tuple[Callable[[Any], Any], Any]]) -> Outcome:
+    """Return the outcome of the set-up of a run, made once per process; that of another run is dropped."""
+    if run not in _prepared:
+        _prepared.clear()
+        _prepared[run] = attempt(lambda: _set_up(*load()))
+    return _prepared[run]
+
+
+def _set_up(setup: Callable[[Any], Callable[[Any], Any]], payload: Any) -> Callable[[Any], Any]:
     return setup(payload)
 
 
-def _take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Keep the two pipes for ourselves: a job that prints or reads must not meddle with them."""
-    inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return inbox, outbox
+def _result(ready: Outcome, job: bytes) -> bytes:
+    outcome = ready if ready.error is not None else attempt(lambda: ready.result(from_bytes(job)))
+    warnings = ready.warnings if outcome is not ready else []
+    return to_bytes(packed(replace(outcome, warnings=warnings + outcome.warnings)))
 
 
-def _listen(inbox: IO[bytes], messages: SimpleQueue[Parts]) -> None:
-    try:
-        while True:
-            messages.put(receive(inbox))
-    except (EOFError, OSError):
-        os._exit(0)  # the driver is done with us, or gone
+# --- processes of this machine ---------------------------------------------------------------------------------------
 
 
-def _watch(driver: int) -> None:
-    """End when the driver is gone although some process it forked still holds the other end of our pipe."""
-    while os.getppid() == driver or sys.platform == "win32":
+def start(driver: int, path: list[str], folder: str, messages: str, device: str, pickle: bytes) -> None:
+    """Make a new process a worker; loky calls it before any task.
+
+    Args:
+        driver: the process that started it. Without it the worker ends, be it in the middle of a job: loky's own
+            workers would wait for ever.
+        path: where to look for modules.
+        folder: holds the shared arrays, and is removed by whoever lives last.
+        messages: the file for what is printed.
+        device: the CUDA device that is to be the current one, ``""`` to leave it alone.
+        pickle: of (setup, payload), whose arrays are in the folder.
+    """
+    import loky.process_executor
+
+    global _load
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which ends its workers
+    threading.Thread(target=_watch, args=(driver, folder), daemon=True).start()
+    os.environ.pop("PYTHONSAFEPATH", None)
+    sys.path[:] = path
+    # loky replaces a process whose memory has grown by 300 MB, for which jobs of different sizes suffice.
+    loky.process_executor._USE_PSUTIL = False
+    _print_to(messages)
+
+    def load() -> Any:
+        if device:
+            import torch
+
+            torch.cuda.set_device(int(device))
+        # Copy on write: the pages are shared by all workers until one of them writes.
+        arrays = np.memmap(Path(folder, ARRAYS), np.uint8, mode="c")
+        return unpack([memoryview(pickle), *split(arrays.data)])
+
+    _load = load
+
+
+def _print_to(file: str) -> None:
+    stream = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for standard in (1, 2):
+        os.dup2(stream, standard)
+    os.close(stream)
+
+
+def _watch(driver: int, folder: str) -> None:
+    while _lives(driver):
         time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
+
+
+def _lives(driver: int) -> bool:
+    if sys.platform == "win32":  # where the parent's id stays when the parent is gone
+        import psutil
+
+        return psutil.pid_exists(driver)
+    return os.getppid() == driver
+
+
+def start_jobs() -> bytes:
+    """Do the set-up, and return its packed outcome: an error, or nothing."""
+    ready = _ready("", _load)
+    return to_bytes(packed(Outcome(None, ready.error, ready.traceback, ready.warnings)))
+
+
+def do_job(job: bytes) -> bytes:
+    """Do one packed job and return its packed outcome."""
+    return _result(_ready("", _load), job)
+
+
+# --- processes of a Ray cluster --------------------------------------------------------------------------------------
+
+
+def do_ray_job(run: str, shared: Any, job: bytes, last: str = "") -> bytes:
+    """Do one job and return its packed outcome.
+
+    Args:
+        run: names the run; Ray hands tasks of several to one process.
+        shared: (n,) uint8, the packed (setup, payload).
+        job: the packed job.
+        last: a folder that is to come last where modules are looked for. Ray puts the driver's current folder first,
+            where a torch.py that happens to lie there would take the place of the installed one.
+    """
+    if last in sys.path:
+        sys.path[:] = [*(entry for entry in sys.path if entry != last), last]
+    return _result(_ready(run, lambda: from_bytes(shared)), job)

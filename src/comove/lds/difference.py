@@ -18,6 +18,7 @@ from comove.display import counted
 from comove.errors import InputError
 from comove.lds.score import LDS
 from comove.lds.uncertainty import recentred_interval
+from comove.store.results import as_plain
 
 __all__ = ["Difference", "paired_difference"]
 
@@ -56,8 +57,8 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary of every field, None for NaN."""
-        mean, low, high = (None if math.isnan(value) else value for value in (self.mean, *self.interval))
-        return {**asdict(self), "mean": mean, "interval": [low, high]}
+        plain: dict[str, Any] = as_plain(asdict(self))
+        return plain
 
     def __repr__(self) -> str:
         low, high = self.interval

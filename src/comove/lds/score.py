@@ -14,13 +14,13 @@ Shape suffixes: C subsets, N training examples, Q queries, R seeds (models of on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comove.display import counted, figure, html_facts
+from comove.display import counted, html_facts
 from comove.lds.arrays import (
     ArrayInput,
     Floats,
@@ -39,13 +39,26 @@ from comove.lds.arrays import (
 from comove.lds.ranks import spearman_columns, varies
 from comove.lds.truth import ground_truth, group_scores, lds_columns
 from comove.lds.uncertainty import bootstrap_means, recentred_interval, split_half_reliability
-from comove.store import digest
+from comove.plots import lds_histogram
+from comove.store import digest, entries
+from comove.store.results import as_plain, freeze
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["LDS", "GroundTruth", "ScoresLike", "linear_datamodeling_score", "spearman_columns"]
+
+ENTRIES: dict[str, Any] = {
+    "per_query": list[float | None],
+    "mean": float | None,
+    "interval": list[float | None] | None,
+    "query_ids": list[int],
+    "confidence": float,
+    **dict.fromkeys(("undefined", "constant_predictions", "subsets", "seeds"), int),
+    **dict.fromkeys(("reliability", "noise_ceiling", "alpha"), float | None),
+    **dict.fromkeys(("method", "output", "against"), str | None),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,11 +103,8 @@ class LDS:
     against: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("per_query", "query_ids", "resamples"):
-            if getattr(self, name) is not None:
-                array = np.array(getattr(self, name))
-                array.flags.writeable = False
-                object.__setattr__(self, name, array)
+        arrays = {name: getattr(self, name) for name in ("per_query", "query_ids", "resamples")}
+        freeze(self, {name: None if array is None else np.array(array) for name, array in arrays.items()})
 
     def __repr__(self) -> str:
         score = f"{self.mean:.3f}" + (f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]" if self.interval else "")
@@ -116,35 +126,55 @@ class LDS:
         Raises:
             InputError: no query has one.
         """
-        return figure("lds_histogram", self)
+        return lds_histogram(
+            self.per_query,
+            self.mean,
+            interval=self.interval,
+            confidence=self.confidence,
+            ceiling=self.noise_ceiling,
+            title=self.method or "",
+        )
 
     def _repr_html_(self) -> str:
         low, high = self.interval or (None, None)
-        told: dict[str, object] = {"mean": self.mean, "low": low, "high": high, "noise ceiling": self.noise_ceiling}
-        told |= {
+        facts: dict[str, object] = {"mean": self.mean, "low": low, "high": high, "noise ceiling": self.noise_ceiling}
+        facts |= {
             "output": self.output,
             "alpha": self.alpha,
             "queries": len(self.per_query),
             "undefined": self.undefined,
         }
         title = f"Linear datamodeling score{'' if self.method is None else f' of {self.method}'}"
-        return html_facts(title, {**told, "subsets": self.subsets, "seeds": self.seeds})
+        return html_facts(title, {**facts, "subsets": self.subsets, "seeds": self.seeds})
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a query: ``query_id`` and ``lds``."""
+        """One row per query: ``query_id`` and ``lds``."""
         import pandas as pd
 
         return pd.DataFrame({"query_id": self.query_ids, "lds": self.per_query})
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary of every field but the resamples, ready for :func:`json.dumps`: lists, and None for NaN."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.name != "resamples"}
+        return {field.name: as_plain(getattr(self, field.name)) for field in fields(self) if field.name != "resamples"}
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], where: object) -> LDS:
+        """What :meth:`to_json` gave, read back from ``where``; further entries are left alone.
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | tuple):
-        return [_plain(entry) for entry in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        Raises:
+            CorruptFileError: an entry is missing, or of another type.
+        """
+        own = entries(row, where, ENTRIES)
+        low, high = (math.nan if end is None else end for end in own["interval"] or (None, None))
+        return cls(
+            **{
+                **own,
+                "per_query": np.array(own["per_query"], np.float64),  # null is NaN
+                "query_ids": np.array(own["query_ids"], np.int64),
+                "mean": math.nan if own["mean"] is None else own["mean"],
+                "interval": None if own["interval"] is None else (low, high),
+            }
+        )
 
 
 class GroundTruth:

@@ -1,31 +1,36 @@
-"""Figures with matplotlib: they draw results and compute nothing."""
+"""Figures with matplotlib: they draw plain values and compute nothing.
+
+The module stands below all results in the order of imports: a result's ``.plot()`` passes its arrays here.
+"""
 
 from comove.plots.alignment import diagnosis_figure
-from comove.plots.brittleness import brittleness_figure, counterfactual_figure
-from comove.plots.curves import curve_figure
-from comove.plots.drawing import save_figure
-from comove.plots.examples import coreset_gallery, influence_grid, thumbnail, trajectories
-from comove.plots.label_errors import detection_figure, suspicion_gallery
-from comove.plots.lds import lds_bars, lds_curves, lds_figure
-from comove.plots.results import coreset_bars, lds_histogram, losses_figure, ranking_bars
+from comove.plots.chart import Chart, Level, Series, Table, is_wide, styled
+from comove.plots.draw import draw
+from comove.plots.drawing import HELP, HURT, NEUTRAL, save_figure
+from comove.plots.label_errors import detection_figure
+from comove.plots.pictures import Picture, gallery, thumbnail
+from comove.plots.results import coreset_bars, lds_histogram, loss_trajectories, losses_figure, ranking_bars
 
 __all__ = [
-    "brittleness_figure",
+    "HELP",
+    "HURT",
+    "NEUTRAL",
+    "Chart",
+    "Level",
+    "Picture",
+    "Series",
+    "Table",
     "coreset_bars",
-    "coreset_gallery",
-    "counterfactual_figure",
-    "curve_figure",
     "detection_figure",
     "diagnosis_figure",
-    "influence_grid",
-    "lds_bars",
-    "lds_curves",
-    "lds_figure",
+    "draw",
+    "gallery",
+    "is_wide",
     "lds_histogram",
+    "loss_trajectories",
     "losses_figure",
     "ranking_bars",
     "save_figure",
-    "suspicion_gallery",
+    "styled",
     "thumbnail",
-    "trajectories",
 ]

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from comove.errors import InputError
-from comove.evaluation.alignment import TRAJECTORIES, Alignment, Diagnosis
-from comove.plots.drawing import literal, new_figure
-from comove.plots.lines import styles_with_random
+from comove.plots.chart import line_styles
+from comove.plots.drawing import line_of, literal, new_figure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -24,42 +23,48 @@ DODGE = 0.4
 """The methods of a checkpoint stand side by side within this share of the shortest way between two checkpoints."""
 
 
-def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
+def diagnosis_figure(rows: Sequence[Mapping[str, Any]], budget: float) -> Figure:
     """Cosines with the validation gradient along both trainings (mean, 10th to 90th percentile), and the distance.
 
     Dotted: the mean cosine with the validation gradient of the example's own class.
 
+    Args:
+        rows: one per method, trajectory (``"full data"`` or ``"coreset"``) and epoch, with ``mean``, ``low``, ``high``,
+            ``own_class`` and ``distance``.
+        budget: share of the training examples in the coresets.
+
     Raises:
         InputError: nothing was measured.
     """
-    if not diagnosis.rows:
+    if not rows:
         raise InputError("There is no diagnosis to draw.")
     figure = new_figure(13.0, 4.9)
     panels = first, second, third = figure.subplots(1, 3)
-    epochs = sorted({row.epoch for row in diagnosis.rows})
-    styles = styles_with_random(diagnosis.methods)
+    epochs = sorted({row["epoch"] for row in rows})
+    styles = line_styles(list(dict.fromkeys(row["method"] for row in rows)), controls=["random"])
     shifts = DODGE * min(np.diff(epochs), default=1) * (np.arange(len(styles)) / len(styles) - 0.5 + 0.5 / len(styles))
-    for method, shift in zip(diagnosis.methods, shifts.tolist(), strict=True):
-        for axes, trajectory in zip((first, second), TRAJECTORIES, strict=True):
-            _cosines(axes, diagnosis.of(method, trajectory), shift, {**styles[method], "label": literal(method)})
-        rows = diagnosis.of(method, "coreset")
-        third.plot([row.epoch for row in rows], [row.distance for row in rows], **styles[method])
+    for (method, style), shift in zip(styles.items(), shifts.tolist(), strict=True):
+        for axes, trajectory in ((first, "full data"), (second, "coreset")):
+            own = [row for row in rows if (row["method"], row["trajectory"]) == (method, trajectory)]
+            _cosines(axes, own, shift, {**line_of(style), "label": literal(method)})
+        third.plot([row["epoch"] for row in own], [row["distance"] for row in own], **line_of(style))
     second.sharey(first)
     first.set(ylabel="cosine with the validation gradient", ylim=(-1.05, 1.05))
     third.set(ylabel="distance / norm of that gradient", ylim=(0, None))
     third.axhline(1, color="black", linewidth=0.8, linestyle="-.", label="as far as no gradient at all")
-    for axes, title in zip(panels, _titles(diagnosis.budget), strict=True):
+    for axes, title in zip(panels, _titles(budget), strict=True):
         _finish(axes, epochs, title)
     _legend(figure, first, third)
     return figure
 
 
-def _cosines(axes: Axes, rows: Sequence[Alignment], shift: float, style: dict[str, Any]) -> None:
+def _cosines(axes: Axes, rows: Sequence[Mapping[str, Any]], shift: float, style: dict[str, Any]) -> None:
     """One coreset: means as a line, percentiles as bars, the own class's dotted."""
-    epochs = [row.epoch + shift for row in rows]
-    axes.plot(epochs, [row.mean for row in rows], **style)
-    axes.vlines(epochs, [row.low for row in rows], [row.high for row in rows], color=style["color"], alpha=0.45, lw=2.2)
-    axes.plot(epochs, [row.own_class for row in rows], color=style["color"], linestyle=":", lw=1.5)
+    epochs = [row["epoch"] + shift for row in rows]
+    mean, low, high, own = ([row[name] for row in rows] for name in ("mean", "low", "high", "own_class"))
+    axes.plot(epochs, mean, **style)
+    axes.vlines(epochs, low, high, color=style["color"], alpha=0.45, lw=2.2)
+    axes.plot(epochs, own, color=style["color"], linestyle=":", lw=1.5)
 
 
 def _titles(budget: float) -> tuple[str, str, str]:
@@ -85,6 +90,6 @@ def _legend(figure: Figure, cosines: Axes, distances: Axes) -> None:
     cosines.plot([], [], color="black", linestyle=":", lw=1.5, label="mean cosine with the own class's gradient")
     cosines.vlines([], [], [], color="black", alpha=0.45, lw=2.2, label="10th to 90th percentile")
     handles, labels = cosines.get_legend_handles_labels()
-    further, told = distances.get_legend_handles_labels()
+    further, names = distances.get_legend_handles_labels()
     style: dict[str, Any] = {"frameon": False, "fontsize": 9, "ncols": min(6, len(labels) + 1)}
-    figure.legend([*handles, *further], [*labels, *told], loc="outside lower center", **style)
+    figure.legend([*handles, *further], [*labels, *names], loc="outside lower center", **style)

@@ -1,7 +1,6 @@
 """The report that people read: one HTML file that opens from disk. It reads results and computes nothing."""
 
 from comove.report.evidence import Evidence, Suspects
-from comove.report.page import Section, write_page
 from comove.report.provenance import Provenance
 from comove.report.saved_results import read_brittleness, read_curves, read_lds, read_suspects, read_texts
 from comove.report.write import write_report
@@ -9,13 +8,11 @@ from comove.report.write import write_report
 __all__ = [
     "Evidence",
     "Provenance",
-    "Section",
     "Suspects",
     "read_brittleness",
     "read_curves",
     "read_lds",
     "read_suspects",
     "read_texts",
-    "write_page",
     "write_report",
 ]

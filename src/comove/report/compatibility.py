@@ -21,7 +21,7 @@ __all__ = ["check_data", "check_ids", "check_provenance", "check_scores"]
 
 
 def check_data(sources: Sequence[Source], splits: Splits | None) -> str | None:
-    """Check that all runs, and the data if given, have one fingerprint; return it (``None``: nobody knows it).
+    """Check that all runs, and the data if given, have one fingerprint; return it (``None``: it is not known).
 
     Raises:
         FingerprintError: they have not.

@@ -9,13 +9,41 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comove.coreset import Coreset
 from comove.data import Ids
 from comove.errors import InputError, InputTypeError
 from comove.evaluation import LDS, Benchmark, Brittleness, Counterfactual, Curve
+from comove.lds.charts import lds_charts
+from comove.plots import Chart
 from comove.report.provenance import Provenance, of_manifest
 from comove.store import as_ids
 
-__all__ = ["Evidence", "Suspects", "as_evidence", "by_page"]
+__all__ = ["PAGES", "Evidence", "Suspects", "as_evidence", "by_page", "charts_of"]
+
+PAGES: Mapping[str, tuple[str, str, str]] = {
+    "lds": (
+        "LDS",
+        "Are the scores right?",
+        (
+            "Models were retrained on random subsets of the training data. The linear datamodeling score asks whether "
+            "a method's summed scores rank those models as retraining did."
+        ),
+    ),
+    "brittleness": (
+        "Brittleness",
+        "Does removing them change the prediction?",
+        (
+            "For each query the examples said to help it most were removed, models were trained again, and flipped "
+            "predictions counted. A good method flips more than random or same-class removal."
+        ),
+    ),
+    "curves": (
+        "Coresets",
+        "Which examples are worth keeping?",
+        "What each method keeps, and how accurate models trained from scratch on it are on queries no method saw.",
+    ),
+}
+"""Page -> its tab, its heading, and what it is about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +87,7 @@ class Suspects:
         return replace(self, ids=self.ids[:count], scores=self.scores[:count], suggested=suggested, known=known)
 
 
-Result = Sequence[LDS] | Brittleness | Counterfactual | Curve | Sequence[Suspects]
+Result = Sequence[LDS] | Brittleness | Counterfactual | Curve | Coreset | Sequence[Suspects]
 
 
 @dataclass(frozen=True)
@@ -67,7 +95,8 @@ class Evidence:
     """A measured result to show, and where it comes from.
 
     Attributes:
-        result: LDS of several methods, a brittleness or counterfactual result, a coreset curve, or lists of suspects.
+        result: LDS of several methods, a brittleness or counterfactual result, a coreset curve, a coreset, or lists
+            of suspects.
         provenance: how it was made.
         name: of the result among others of its kind, such as the model that a curve trained.
     """
@@ -96,22 +125,37 @@ def as_evidence(given: Sequence[Any]) -> list[Evidence]:
             found.append(Evidence(result, of_manifest(result.provenance)))
         elif type(result) in loose:
             loose[type(result)].append(result)
+        elif isinstance(result, Coreset):
+            found.append(Evidence(result, of_manifest(result.info)))
         else:
             raise InputTypeError(
-                "A report shows LDS, Benchmark, Brittleness, Counterfactual, Curve and Suspects, or Evidence of one "
-                f"of them; got {type(result).__name__}."
+                "A report shows LDS, Benchmark, Brittleness, Counterfactual, Curve, Coreset and Suspects, or Evidence "
+                f"of one of them; got {type(result).__name__}."
             )
     return found + [Evidence(tuple(several)) for several in loose.values() if several]
 
 
+def charts_of(evidence: Evidence) -> list[Chart]:
+    """What a report draws of a result."""
+    result = evidence.result
+    if isinstance(result, Curve):
+        return result.charts(evidence.name)
+    if isinstance(result, Brittleness | Counterfactual):
+        return result.charts()
+    assert isinstance(result, Sequence)
+    return lds_charts([one for one in result if isinstance(one, LDS)])
+
+
 def by_page(evidence: Sequence[Evidence]) -> Mapping[str, list[Evidence]]:
     """Evidence by the page it belongs to."""
-    pages: dict[str, list[Evidence]] = {"lds": [], "brittleness": [], "curves": [], "suspects": []}
+    pages: dict[str, list[Evidence]] = {"lds": [], "brittleness": [], "curves": [], "coresets": [], "suspects": []}
     for one in evidence:
         if isinstance(one.result, Brittleness | Counterfactual):
             pages["brittleness"].append(one)
         elif isinstance(one.result, Curve):
             pages["curves"].append(one)
+        elif isinstance(one.result, Coreset):
+            pages["coresets"].append(one)
         elif all(isinstance(part, Suspects) for part in one.result):
             pages["suspects"].append(one)
         else:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from comove.attribution import Scores
 from comove.data import IdIndex, Ids
 
-__all__ = ["NOBODY", "TopLists", "top_lists"]
+__all__ = ["NO_MEMBER", "TopLists", "top_lists"]
 
-NOBODY = -1
+NO_MEMBER = -1
 """Where a method says nothing of a query, or has fewer examples than places."""
 
 
@@ -27,7 +27,7 @@ class TopLists:
     Attributes:
         methods: M names.
         train_ids: (U,) int64 of every example in some list, in order of first appearance.
-        members: (M, Q, S, K) int32 positions in ``train_ids``; -1 for nobody. Side 0 helps, the most first.
+        members: (M, Q, S, K) int32 positions in ``train_ids``; -1 for none. Side 0 helps, the most first.
         scores: (M, Q, S, K) float32.
     """
 
@@ -60,7 +60,7 @@ def top_lists(named: Mapping[str, Scores], query_ids: Ids, top: int, *, others: 
     by_query = np.moveaxis(ids_MQSK, 1, 0)[np.moveaxis(told_MQSK, 1, 0)]  # neighbours in the grid share sheets
     train_ids = _in_order(np.concatenate([by_query, *others]).astype(np.int64))
     places, _ = IdIndex(train_ids).find(ids_MQSK.ravel())
-    members = np.where(told_MQSK, places.reshape(shape), NOBODY).astype(np.int32)
+    members = np.where(told_MQSK, places.reshape(shape), NO_MEMBER).astype(np.int32)
     return TopLists(tuple(named), train_ids, members, scores_MQSK)
 
 

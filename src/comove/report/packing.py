@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from comove.store.results import as_plain
 
 __all__ = ["base64_of", "json_for_script", "json_ids", "packed"]
 
@@ -33,7 +34,7 @@ def packed(array: npt.NDArray[Any], kind: str) -> str:
 
 def json_for_script(value: object) -> str:
     """JSON that may stand within a script element: no text in it ends the element; NaN and infinities become null."""
-    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(as_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character, escape in ESCAPES.items():
         text = text.replace(character, escape)
     return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written
@@ -43,13 +44,3 @@ def json_ids(ids: npt.NDArray[np.int64]) -> list[Any]:
     """Ids as JSON values: text where a number of JavaScript could not hold one."""
     exact = bool((np.abs(ids) < EXACT).all())
     return ids.tolist() if exact else [str(id_) for id_ in ids.tolist()]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ from typing import Any
 from comove.store import entries
 from comove.training.sources import Source
 
-__all__ = ["Provenance", "of_manifest", "of_run", "told"]
+__all__ = ["Provenance", "of_manifest", "of_run", "short_path"]
 
 HEAD = (
     "kind",
@@ -23,7 +23,7 @@ HEAD = (
     "parameters",
     "data_fingerprint",
 )
-"""Entries of a manifest that are told elsewhere, or mean nothing to a reader."""
+"""Entries of a manifest that are shown elsewhere, or mean nothing to a reader."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def of_manifest(manifest: Mapping[str, Any], source: str = "") -> Provenance:
 def of_run(source: Source) -> Provenance:
     """What a run, or a bare trace, tells of itself."""
     if source.run is not None:
-        return of_manifest(source.run.manifest, told(source.run.path))
+        return of_manifest(source.run.manifest, short_path(source.run.path))
     path = source.trace.path
     own = {name: value for name, value in source.trace.manifest.items() if name != "classes"}
-    return of_manifest(own, "a trace in memory" if path is None else told(path))
+    return of_manifest(own, "a trace in memory" if path is None else short_path(path))
 
 
-def told(path: Path) -> str:
-    """A path as a report tells it: of an absolute one the last two parts, so that nothing is said of the machine."""
+def short_path(path: Path) -> str:
+    """A path as a report shows it: of an absolute one the last two parts, so that nothing is said of the machine."""
     return "/".join(path.parts[-2:]) if path.is_absolute() else path.as_posix()
 
 

@@ -17,7 +17,7 @@ from comove.errors import CorruptFileError, InputError
 from comove.training import predict
 from comove.training.sources import Source
 
-__all__ = ["UNKNOWN", "QueryFacts", "query_facts", "spread"]
+__all__ = ["UNKNOWN", "QueryFacts", "query_facts"]
 
 UNKNOWN = -1
 Floats = npt.NDArray[np.float64]
@@ -79,8 +79,8 @@ def query_facts(sources: Sequence[Source], ids: Ids) -> QueryFacts:
         source.trace.read("query", rows=[len(source.trace.rows) - 1])[0][place]
         for source, place in zip(sources, places, strict=True)
     ]
-    told = [_probabilities(source, place, ids) for source, place in zip(sources, places, strict=True)]
-    known = [found for found in told if found is not None]
+    found = [_probabilities(source, place, ids) for source, place in zip(sources, places, strict=True)]
+    known = [one for one in found if one is not None]
     loss: Floats = np.stack(last).mean(0, dtype=np.float64)
     if known:
         return _from_probabilities(ids, labels, known, loss)
@@ -155,14 +155,3 @@ def _correct(source: Source, places: npt.NDArray[np.int64]) -> Ids | None:
         return None
     flags = trace.read("query", "correct", rows=[len(trace.rows) - 1])[0][places]
     return np.asarray(flags, np.int64)
-
-
-def spread(ids: Ids, labels: Ids | None, most: int) -> Ids:
-    """At most ``most`` of the ids, spread over the classes: the first of each, then the second of each, and so on."""
-    if ids.size <= most:
-        return ids
-    own = np.zeros(ids.size, np.int64) if labels is None else labels
-    turn = np.zeros(ids.size, np.int64)
-    for label in np.unique(own):
-        turn[own == label] = np.arange(int((own == label).sum()))
-    return ids[np.sort(np.lexsort((own, turn))[:most])]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from comove.report.packing import json_for_script
@@ -39,7 +39,7 @@ def render(payload: Mapping[str, Any], blocks: Mapping[str, str], sheets: Sequen
     """
     import jinja2
 
-    folder = resources.files("comove.report") / "parts"
+    folder = Path(__file__).parent / "parts"
     style, script = (
         "".join((folder / name).read_text(encoding="utf-8") for name in names) for names in (STYLES, SCRIPTS)
     )

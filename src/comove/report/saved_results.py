@@ -11,22 +11,13 @@ import numpy as np
 from comove.data.tables import read_rows
 from comove.evaluation import LDS, Brittleness, Counterfactual, Curve, CurvePoint
 from comove.report.evidence import Evidence, Suspects
-from comove.report.provenance import Provenance, of_manifest, told
+from comove.report.provenance import Provenance, of_manifest, short_path
 from comove.report.queries import UNKNOWN
 from comove.store import entries, read_header, read_json, understanding
 
 __all__ = ["read_brittleness", "read_curves", "read_lds", "read_suspects", "read_texts"]
 
 SUSPECT_COLUMNS = ("method", "id", "score")
-LDS_ENTRIES: dict[str, Any] = {
-    "per_query": list[float | None],
-    "mean": float | None,
-    "interval": list[float | None] | None,
-}
-LDS_ENTRIES |= dict.fromkeys(("undefined", "constant_predictions", "subsets", "seeds"), int)
-LDS_ENTRIES |= dict.fromkeys(("reliability", "noise_ceiling", "alpha"), float | None)
-LDS_ENTRIES |= dict.fromkeys(("method", "output", "against"), str | None)
-LDS_ENTRIES |= {"query_ids": list[int], "confidence": float}
 
 
 def read_lds(path: Path) -> Evidence:
@@ -38,19 +29,8 @@ def read_lds(path: Path) -> Evidence:
     file = path / "lds.json" if path.is_dir() else path
     content = entries(read_json(file), file, {"results": list[dict[str, Any]]}, {"bank": dict})
     with understanding(file):
-        results = tuple(_lds(row, file) for row in content["results"])
-    return Evidence(results, of_manifest(content["bank"] or {}, told(path)))
-
-
-def _lds(row: Mapping[str, Any], file: Path) -> LDS:
-    entries(row, file, LDS_ENTRIES)
-    own = {name: value for name, value in row.items() if name in LDS.__dataclass_fields__}
-    own["per_query"] = np.array(own["per_query"], np.float64)  # null is NaN
-    own["query_ids"] = np.array(own["query_ids"], np.int64)
-    own["mean"] = np.nan if own["mean"] is None else own["mean"]
-    ends = own["interval"]
-    own["interval"] = None if ends is None else tuple(np.nan if end is None else end for end in ends)
-    return LDS(**own)
+        results = tuple(LDS.from_json(row, file) for row in content["results"])
+    return Evidence(results, of_manifest(content["bank"] or {}, short_path(path)))
 
 
 def read_brittleness(path: Path) -> list[Evidence]:
@@ -67,7 +47,7 @@ def read_brittleness(path: Path) -> list[Evidence]:
     found: list[Evidence] = []
     for file in files:
         result = Counterfactual.load(file) if file.stem == "counterfactual" else Brittleness.load(file)
-        found.append(Evidence(result, of_manifest(result.info, told(file))))
+        found.append(Evidence(result, of_manifest(result.info, short_path(file))))
     return found
 
 
@@ -98,8 +78,8 @@ def _curve_made(file: Path, target: str) -> Provenance:
     """Of the curve's manifest, which lies in a folder of the target's name where there are several."""
     for folder in (file.parent / target.replace(":", "-") / "trained", file.parent / "trained"):
         if (folder / "manifest.json").exists():
-            return of_manifest(read_json(folder / "manifest.json"), told(file))
-    return Provenance(told(file))
+            return of_manifest(read_json(folder / "manifest.json"), short_path(file))
+    return Provenance(short_path(file))
 
 
 def read_suspects(path: Path) -> Evidence:
@@ -128,7 +108,7 @@ def _made_with(table: Path) -> Provenance:
     found = entries(read_header(ranking)[1], ranking, {"info": dict})["info"] if ranking.exists() else {}
     info = entries(found, ranking, {}, {"data_fingerprint": str, "command": str, "versions": dict})
     fingerprint = info["data_fingerprint"]
-    return Provenance(told(table), info["command"], fingerprint=fingerprint, versions=info["versions"] or {})
+    return Provenance(short_path(table), info["command"], fingerprint=fingerprint, versions=info["versions"] or {})
 
 
 def _suspects(name: str, rows: list[dict[str, str]]) -> Suspects:

@@ -29,7 +29,7 @@ SIDE = 64
 CRISP = 48
 """Images up to this side are enlarged pixel by pixel; larger ones smoothly."""
 LOSSLESS_ROOM = 2 << 20
-"""Without loss only where all sheets together stay below this: nobody gains from a heavier page."""
+"""Without loss only where all sheets together stay below this: a heavier page serves none."""
 SAMPLES = 3
 Pixels = npt.NDArray[np.uint8]
 

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 
 from comove.attribution import Scores
-from comove.data import ExampleSet, Ids, Splits, positions_of
+from comove.attribution.scores import SomeScores, named_scores
+from comove.coreset import Coreset
+from comove.data import ExampleSet, Ids, Splits, positions_of, spread_over_classes
+from comove.display import short
 from comove.errors import InputError
-from comove.evaluation.prediction_brittleness.removal import SomeScores, named_scores
-from comove.report.charts import PAGES, figures_of
 from comove.report.compatibility import check_data, check_ids, check_provenance, check_scores
-from comove.report.evidence import Evidence, Suspects, as_evidence, by_page
+from comove.report.evidence import PAGES, Evidence, Suspects, as_evidence, by_page, charts_of
 from comove.report.lists import TopLists, top_lists
 from comove.report.packing import json_ids, packed
 from comove.report.provenance import Provenance, of_run
-from comove.report.queries import QueryFacts, query_facts, spread
+from comove.report.queries import QueryFacts, query_facts
 from comove.report.render import render
 from comove.report.thumbnails import Sheets, is_image, sheets_of
 from comove.report.trajectories import Trajectories, trajectories_of
@@ -37,7 +38,7 @@ LIMIT = 20_000_000
 RESERVE = 200_000
 """Bytes for the page's own code and what little is not counted."""
 LOSS_SHARE = 0.2
-MOST_SUSPECTS = 60
+MOST_SUSPECTS = MOST_KEPT = 60
 LETTERS = (1200, 500)
 """How much of a query's and of a training example's text is shown at most."""
 FEWEST_LETTERS = 80
@@ -64,15 +65,15 @@ def write_report(
         path: of the file.
         runs: what the scores were computed from; losses are drawn of the first, predictions averaged over all.
         scores: of one or more methods; a mapping names them.
-        results: what else was measured: LDS (or a Benchmark), Brittleness, Counterfactual, Curve, Suspects, or
+        results: what else was measured: LDS (or a Benchmark), Brittleness, Counterfactual, Curve, Coreset, Suspects, or
             :class:`Evidence` of one of them; each kind has a tab, and those not given have none.
         dataset: where the images are, when the runs' data cannot be loaded by name.
         texts: id -> text, for examples that are texts.
         top: how many training examples each method shows at either end.
         most: queries in the report; of more, as many of each class are shown.
         title: by default the name of the data.
-        command: the command line that made the report, told in it.
-        sources: name of a method -> file its scores were read from, told in the report.
+        command: the command line that made the report, shown in it.
+        sources: name of a method -> file its scores were read from, shown in the report.
         limit: bytes the file should not exceed; images lose quality before it does.
 
     Returns:
@@ -128,9 +129,11 @@ class _Content:
         if labels is not None:
             labels = labels[positions_of(every, self.first.query_ids, "query ids")]
         self.scored = int(every.size)
-        self.facts: QueryFacts = query_facts(sources, spread(every, labels, most)).in_order()
+        self.facts: QueryFacts = query_facts(sources, spread_over_classes(every, labels, most)).in_order()
         self.suspects = self._suspects()
-        self.lists: TopLists = top_lists(named, self.facts.ids, top, others=[one.ids for one in self.suspects])
+        self.kept = self._kept()
+        others = [one.ids for one in (*self.suspects, *self.kept)]
+        self.lists: TopLists = top_lists(named, self.facts.ids, top, others=others)
         room = limit - RESERVE - 4 * (self.lists.members.nbytes + self.lists.scores.nbytes) // 3
         losses = int(LOSS_SHARE * room * 3 / 4)
         self.losses: Trajectories = trajectories_of(
@@ -166,6 +169,20 @@ class _Content:
                 lists.append(shown)
         return lists
 
+    def _kept(self) -> list[Suspects]:
+        """The first examples that each coreset keeps: of each class the first, then the second, and so on."""
+        lists: list[Suspects] = []
+        for one in self.pages["coresets"]:
+            assert isinstance(one.result, Coreset)
+            coreset = one.result
+            check_ids(f"The coreset of {coreset.method}", "training", coreset.ids, self.first.train_ids)
+            first = positions_of(spread_over_classes(coreset.ids, coreset.labels, MOST_KEPT), coreset.ids)
+            note = (
+                f"The first of each class, of the {len(coreset):,} of {coreset.n_candidates:,} examples that it keeps."
+            )
+            lists.append(Suspects(coreset.method, coreset.ids[first], coreset.scores[first], note=note))
+        return lists
+
     def _pictures(self, room: int) -> tuple[Sheets | None, dict[str, list[str]]]:
         """Sprites of images, or shortened texts; neither where the inputs are something else."""
         ids = {"query": self.facts.ids, "train": self.lists.train_ids}
@@ -199,7 +216,7 @@ class _Content:
             "sheets": None if self.sheets is None else self.sheets.to_json(),
             "losses": {**self.losses.to_json(), "run": _run_name(self.first, len(self.sources))},
             "pages": self._pages(),
-            "suspects": self._suspect_lists(),
+            "suspects": self._lists(self.suspects, "suspects"),
             "made": self._made(made, files),
         }
 
@@ -207,18 +224,21 @@ class _Content:
         pages = []
         for key, (tab, heading, about) in PAGES.items():
             figures = [
-                {**figure, "made": one.provenance.to_json()}
+                {**chart.to_json(), "made": one.provenance.to_json()}
                 for one in self.pages[key]
-                for figure in figures_of(one.result, one.name)
+                for chart in charts_of(one)
             ]
-            if figures:
-                pages.append({"id": key, "tab": tab, "heading": heading, "about": about, "figures": figures})
+            lists = self._lists(self.kept, "coresets") if key == "curves" else None
+            if figures or lists:
+                head = {"id": key, "tab": tab, "heading": heading, "about": about}
+                pages.append({**head, "figures": figures, "kept": lists})
         return pages
 
-    def _suspect_lists(self) -> dict[str, Any] | None:
-        if not self.suspects:
+    def _lists(self, lists: Sequence[Suspects], key: str) -> dict[str, Any] | None:
+        """Lists of training examples for the page, and where they come from."""
+        if not lists:
             return None
-        lists = [
+        content = [
             {
                 "method": one.method,
                 "note": one.note,
@@ -227,9 +247,9 @@ class _Content:
                 "suggested": None if one.suggested is None else one.suggested.tolist(),
                 "known": None if one.known is None else one.known.tolist(),
             }
-            for one in self.suspects
+            for one in lists
         ]
-        return {"lists": lists, "made": [one.provenance.to_json() for one in self.pages["suspects"]]}
+        return {"lists": content, "made": [one.provenance.to_json() for one in self.pages[key]]}
 
     def _made(self, report: Provenance, files: Mapping[str, str]) -> list[dict[str, Any]]:
         """Where each part of the query page comes from."""
@@ -287,21 +307,17 @@ def _joined(parts: Sequence[ExampleSet], ids: Ids) -> ExampleSet:
 
 def _shortened(texts: Mapping[int, str], ids: Mapping[str, Ids], room: int) -> dict[str, list[str]]:
     """Texts cut to what fits: first to what one would read, then further as far as it takes."""
-    share = room // max(1, 2 * sum(array.size for array in ids.values()))  # two bytes a letter, about
+    share = room // max(1, 2 * sum(array.size for array in ids.values()))  # about two bytes per letter
     limits = [max(FEWEST_LETTERS, min(letters, share)) for letters in LETTERS]
     return {
-        side: [_cut(str(texts.get(id_, "")), letters) for id_ in ids[side].tolist()]
+        side: [short(texts.get(id_, ""), letters) for id_ in ids[side].tolist()]
         for side, letters in zip(("query", "train"), limits, strict=True)
     }
 
 
-def _cut(text: str, letters: int) -> str:
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "\u2026"
-
-
 def _method(name: str, scores: Scores) -> dict[str, Any]:
-    short, opened, options = name.removesuffix(")").partition("(") if name.endswith(")") else (name, "", "")
-    return {"name": name, "short": short, "options": options if opened else "", "queries": int(scores.query_ids.size)}
+    head, opened, options = name.removesuffix(")").partition("(") if name.endswith(")") else (name, "", "")
+    return {"name": name, "short": head, "options": options if opened else "", "queries": int(scores.query_ids.size)}
 
 
 def _run_name(source: Source, count: int) -> str:

@@ -25,7 +25,7 @@ from comove.models import Factory, ModelSpec
 from comove.retraining.files import Key, ResultFiles
 from comove.retraining.model_index import Rows
 from comove.training import Engine, Engines, Member, Recipe, Resident, resolve_device, train_many
-from comove.training.many.captured import why_not_captured
+from comove.training.many.compiled import why_not_compiled
 from comove.training.randomness import derived_seed
 
 __all__ = ["Material", "Wanted", "device_type", "model_seed", "train_wanted", "wanted_models"]
@@ -233,11 +233,10 @@ def _setup(payload: _Payload) -> Callable[[Job], _Result]:
 
 
 def _usable(engine: Engine, material: Material, train: Resident) -> Engine:
-    """The engine, or plain training one by one where these models cannot be trained from a captured graph."""
+    """The engine, or plain training one by one where these models cannot be trained in a compiled network."""
     if engine.kind not in ("captured", "compiled") or train.device.type != "cuda":
         return engine
-    compiled = engine.kind == "compiled"
-    obstacle = why_not_captured(material.spec, train, material.recipe, material.factory, compiled=compiled)
+    obstacle = why_not_compiled(material.spec, train, material.recipe, material.factory)
     if obstacle is None:
         return engine
     warnings.warn(f"The models are trained one by one, not {engine.kind}: {obstacle}.", RuntimeWarning, stacklevel=2)

@@ -27,6 +27,7 @@ from comove.store.files import (
     new_folder,
     remove_leftovers,
     set_aside,
+    slug,
     write_bytes,
 )
 from comove.store.manifests import (
@@ -73,6 +74,7 @@ __all__ = [
     "remove_leftovers",
     "sealed",
     "set_aside",
+    "slug",
     "understanding",
     "versions",
     "write_arrays",

@@ -24,6 +24,7 @@ __all__ = [
     "not_written",
     "remove_leftovers",
     "set_aside",
+    "slug",
     "write_all",
     "write_bytes",
     "writing",
@@ -85,6 +86,11 @@ def not_written(path: Path, error: OSError) -> StorageError:
 def _remove(temporary: Path) -> None:
     with suppress(OSError):  # it may never have been made, or its folder may be gone
         temporary.unlink()
+
+
+def slug(text: str, keep: str = "") -> str:
+    """Return ``text`` as part of a file name: all but letters, digits and what is in ``keep`` becomes a hyphen."""
+    return "".join(c if c.isalnum() or c in keep else "-" for c in text)
 
 
 def is_empty(folder: Path) -> bool:

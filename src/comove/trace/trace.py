@@ -27,8 +27,9 @@ import numpy.typing as npt
 from comove.checks import as_ids, as_labels, as_real
 from comove.data import Ids, Splits, positions_of
 from comove.data.tables import read_csv, read_losses, read_parquet
-from comove.display import figure, html_facts
+from comove.display import html_facts
 from comove.errors import CorruptFileError, InputError, NonFiniteError
+from comove.plots import losses_figure
 from comove.store import (
     LazyRows,
     check_file,
@@ -423,7 +424,7 @@ class Trace:
 
     def plot(self) -> Figure:
         """Draw the losses of training and of held-out examples by epoch: medians, and 10th to 90th percentiles."""
-        return figure("losses_figure", self)
+        return losses_figure([row.epoch for row in self.rows], self.train_losses, self.query_losses)
 
     def _repr_html_(self) -> str:
         facts = {"rows": len(self.rows), "last epoch": self.rows[-1].epoch, "mode": self.mode}

@@ -1,16 +1,16 @@
 """The training loop, and evaluation passes.
 
 Recorded runs are trained by :func:`fit`, and so are the models of banks and coreset curves one by one. For many models
-there are two faster loops of the same steps: side by side (:mod:`comove.training.many.stacked`) and from a captured
-graph (:mod:`comove.training.many.captured`). They draw weights, order and augmentation as :func:`fit` does and are
-tested against it, to rounding: not to the bit.
+there are two faster ways: side by side (:mod:`comove.training.many.stacked`), and on a GPU in a compiled network
+(:mod:`comove.training.many.compiled`). They draw weights, order and augmentation as :func:`fit` does and are tested
+against it, to rounding: not to the bit.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from torch import nn
 from comove.data import ExampleSet
 from comove.data.batches import Batch
 from comove.errors import InputError, did_you_mean
+from comove.jobs.base import torch_threads
 from comove.models import logits_of, put_channels_last, without_fast_path
 from comove.training.augment import draw_flip_crop, flip_crop
 from comove.training.randomness import generator_for, seeded
@@ -165,6 +166,7 @@ def fit(
     device: torch.device | str = "cpu",
     hooks: Hooks | None = None,
     state: OptimizerState | None = None,
+    forward: Callable[[torch.Tensor], Any] | None = None,
 ) -> None:
     """Train ``model`` in place.
 
@@ -179,6 +181,7 @@ def fit(
         device: where to compute.
         hooks: called along the way.
         state: where to resume; the model must hold the weights of that moment.
+        forward: computes what ``model`` computes, faster; by default the model itself.
 
     Raises:
         InputError: fewer than two examples.
@@ -190,7 +193,7 @@ def fit(
     state = state or OptimizerState()
     if recipe.channels_last:
         put_channels_last(model)
-    stepper = _Stepper(model, recipe, device, state)
+    stepper = _Stepper(model, recipe, device, state, forward or model)
     with one_thread(_gains_nothing_by_threads(model, recipe, device)):
         _epochs(stepper, data, seed, state, hooks)
     model.eval()
@@ -230,23 +233,23 @@ def _gains_nothing_by_threads(model: nn.Module, recipe: Recipe, device: torch.de
     return device.type == "cpu" and not convolves and work < SMALL_WORK
 
 
-@contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
+def one_thread(wanted: bool = True) -> AbstractContextManager[None]:
     """Compute on one CPU thread within the block, if ``wanted``; the caller's number of threads comes back."""
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(1) if wanted else nullcontext()
 
 
 class _Stepper:
     """One optimizer step after another, in the recipe's precision."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, state: OptimizerState) -> None:
-        self.model, self.recipe = model, recipe
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        device: torch.device,
+        state: OptimizerState,
+        forward: Callable[[torch.Tensor], Any],
+    ) -> None:
+        self.model, self.recipe, self.forward = model, recipe, forward
         half = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(recipe.precision)
         self.half = half if device.type == "cuda" else None
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.half == torch.float16)
@@ -258,7 +261,7 @@ class _Stepper:
         """Take one step and return the logits it started from."""
         self.optimizer.lr = lr
         with torch.autocast("cuda", dtype=self.half) if self.half is not None else nullcontext():
-            logits = logits_of(self.model(inputs))
+            logits = logits_of(self.forward(inputs))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))

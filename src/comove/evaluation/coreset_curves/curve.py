@@ -19,13 +19,15 @@ import numpy as np
 from comove.checks import whole_number
 from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
-from comove.display import counted, figure, html_table
+from comove.display import counted, fixed, html_table, percent
 from comove.errors import CorruptFileError, InputError, did_you_mean
 from comove.jobs import Compute
 from comove.models import Factory
+from comove.plots import Chart, Level, Table, draw, is_wide, styled
+from comove.plots.chart import Style
 from comove.retraining.bank import RetrainingBank
 from comove.retraining.subsets import everything, only
-from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_header, set_aside
+from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_header, set_aside, slug
 from comove.training import Run, Training, as_training
 from comove.training.sources import Source, SourceLike, as_sources
 
@@ -37,6 +39,7 @@ __all__ = ["Chosen", "Curve", "CurvePoint", "coreset_curve"]
 
 CURVE_FORMAT = 2
 FULL = "full data"
+STATISTICS = ("mean", "std")
 
 
 class CurvePoint(NamedTuple):
@@ -63,7 +66,7 @@ class Curve:
     """The accuracies of a coreset curve.
 
     Attributes:
-        points: one a trained model; the method ``"full data"`` is trained on everything.
+        points: one per trained model; the method ``"full data"`` is trained on everything.
         n_train: number of training examples.
         n_query: number of examples the accuracy is measured on.
         provenance: model, recipe and data (JSON values).
@@ -79,7 +82,7 @@ class Curve:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row a method and budget: mean, standard deviation over seeds (ddof 1; NaN for one seed) and count."""
+        """One row per method and budget: mean, standard deviation over seeds (ddof 1; NaN for one seed) and count."""
         groups: dict[tuple[str, float], list[CurvePoint]] = {}
         for point in self.points:
             groups.setdefault((point.method, point.budget), []).append(point)
@@ -118,14 +121,54 @@ class Curve:
         return next((share for share in shares if self.mean(method, share) >= target), None)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row a trained model."""
+        """A data frame with one row per trained model."""
         import pandas as pd
 
         return pd.DataFrame(self.points, columns=list(CurvePoint._fields))
 
     def plot(self) -> Figure:
-        """Draw accuracy against coreset size, a line a method."""
-        return figure("curve_figure", self)
+        """Draw accuracy against coreset size, mean and standard deviation over seeds; the full data is dotted.
+
+        More than seven methods get a plot each, with random beside them.
+        """
+        return draw(*self.charts())
+
+    def charts(self, name: str = "") -> list[Chart]:
+        """What :meth:`plot` and the report draw; ``name`` is that of the model trained."""
+        rows = sorted((row for row in self.summary() if row["method"] != FULL), key=lambda row: row["budget"])
+        lines: dict[str, list[tuple[float, ...]]] = {method: [] for method in self.methods}
+        for row in rows:
+            heights = (row["mean"], row["mean"] - row["std"], row["mean"] + row["std"])
+            lines[row["method"]].append((round(100 * row["budget"], 6), *(100 * height for height in heights)))
+        log = is_wide([row["budget"] for row in rows])
+        seeds = max((row["seeds"] for row in self.summary()), default=0)
+        spread = f"bands: standard deviation over {counted(seeds, 'seed')}" if seeds > 1 else ""
+        queries = f"{self.n_query:,} held-out queries" if self.n_query else "held-out queries"
+        full = [100 * row["mean"] for row in self.summary() if row["method"] == FULL]
+        chart = Chart(
+            "lines",
+            f"Accuracy of {name} trained on coresets" if name else "Accuracy of models trained on coresets",
+            f"share of the training data kept (%{', log scale' if log else ''})",
+            f"accuracy on {queries} (%)",
+            styled(lines, ["random"]),
+            Table(["method", "share kept", "examples", "accuracy (%)", "deviation (%)"], self.cells()),
+            levels=[Level(FULL, accuracy, style=Style("level", dash=(1, 2))) for accuracy in full],
+            caption=spread,
+            log=log,
+            apart=True,
+            notes=[
+                f"Accuracy on {queries} of models trained from scratch; {spread or 'one seed, so without deviations'}.",
+                *(f"{method} is left out: {reason}" for method, reason in self.skipped.items()),
+            ],
+        )
+        return [chart]
+
+    def cells(self) -> list[list[str]]:
+        """:meth:`summary` as text: method, share, examples, accuracy and deviation in percent."""
+        return [
+            [row["method"], percent(row["budget"]), f"{row['size']:,}", *(fixed(100 * row[x], 1) for x in STATISTICS)]
+            for row in self.summary()
+        ]
 
     def _repr_html_(self) -> str:
         names = ("method", "budget", "size", "mean", "std", "seeds")
@@ -274,8 +317,7 @@ def _select(
 ) -> Chosen:
     """A coreset: read if an earlier run selected it, else selected and saved."""
     made_from = digest({"method": name, "share": repr(share), "number": number, "runs": list(runs)})
-    slug = "".join(c if c.isalnum() else "-" for c in name)
-    file = folder / f"{slug}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
+    file = folder / f"{slug(name)}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
     if file.exists():
         try:
             return Chosen(name, share, number, _kept_coreset(file, made_from))

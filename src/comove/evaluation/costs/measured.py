@@ -27,7 +27,7 @@ class MeasuredCost:
         forward_flops: of one example's forward pass (2 a multiply-add; convolutions and matrix products are counted,
             what is done element by element is not).
         step_flops: of one example's forward and backward pass.
-        flops: by what they were spent on: training, and recording losses in passes of their own.
+        flops: by part: training, and recording losses in passes of their own.
         bytes_on_disk: by part: trace, checkpoints.
         seconds: of the last call that trained it, recording included.
         peak_memory: bytes, of the process that trained (on a GPU: of the GPU), or ``None`` where it was not noted.

@@ -25,11 +25,12 @@ import numpy.typing as npt
 from comove.checks import check_seed
 from comove.data import Ids, positions_of
 from comove.discovery import lookup
-from comove.display import figure, html_table
+from comove.display import html_table
 from comove.errors import InputError
+from comove.evaluation.estimate import Estimate
 from comove.evaluation.label_errors.suspicion import Suspicion
-from comove.evaluation.prediction_brittleness.flips import Estimate
 from comove.lds.uncertainty import recentred_interval
+from comove.plots import detection_figure
 from comove.store import as_ids
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class Detection:
         return Estimate(gap, *recentred_interval(one.resampled_B - two.resampled_B, gap, self.confidence))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a method: average precision, and precision among the P most suspicious, with their bounds."""
+        """One row per method: average precision, and precision among the P most suspicious, with their bounds."""
         rows = []
         for method in self.methods:
             area, at = self.average_precision(method), self.at_wrong(method)
@@ -219,7 +220,14 @@ class Detection:
 
     def plot(self) -> Figure:
         """Draw precision and recall of every method, and average precision with its interval."""
-        return figure("detection_figure", self)
+        return detection_figure(
+            {method: self.hits(method) for method in self.methods},
+            {method: self.bands(method) for method in self.methods},
+            self.grid,
+            {method: self.average_precision(method) for method in self.methods},
+            wrong=self.wrong,
+            confidence=self.confidence,
+        )
 
     def _repr_html_(self) -> str:
         names = ("method", "average_precision", "low", "high", "precision_at_wrong")

@@ -6,7 +6,7 @@ Shape legend: N train examples, M methods.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,11 @@ import numpy.typing as npt
 from comove.checks import as_ids, whole_number
 from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import lookup
-from comove.display import figure, html_table
+from comove.display import html_table, short
 from comove.errors import InputError, NonFiniteError
-from comove.store import (
-    check_kind,
-    entries,
-    new_folder,
-    read_arrays,
-    read_header,
-    understanding,
-    write_arrays,
-    write_bytes,
-)
+from comove.plots import HURT, NEUTRAL, Picture, gallery
+from comove.store import understanding
+from comove.store.results import freeze, load_result, read_only, save_result, write_table
 from comove.ties import highest
 
 if TYPE_CHECKING:
@@ -37,7 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Suspicion"]
 
-FORMAT_VERSION = 2
+HEADER = {"methods": list[str], "low": list[str], "skipped": dict, "info": dict}
+COLUMNS = 10
+"""Pictures in a row."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,9 +82,8 @@ class Suspicion:
             if not np.isfinite(array).all():
                 first = int(ids[~np.isfinite(array)][0])
                 raise NonFiniteError(f"{name}: values must be finite; that of id {first} is the first that is not.")
-        for name, array in arrays.items():
-            object.__setattr__(self, name, _frozen(array))
-        object.__setattr__(self, "values", {name: _frozen(array) for name, array in values.items()})
+        freeze(self, arrays)
+        object.__setattr__(self, "values", {name: read_only(array) for name, array in values.items()})
 
     def __len__(self) -> int:
         return int(self.train_ids.size)
@@ -145,7 +139,7 @@ class Suspicion:
     # --- telling and keeping ---
 
     def to_pandas(self, method: str | None = None) -> pd.DataFrame:
-        """A data frame with one row an example, the most suspicious first (by ``method``, else the first).
+        """A data frame with one row per example, the most suspicious first (by ``method``, else the first).
 
         Columns: ``id``, ``label``, ``class``; ``suggested`` and ``confidence``, where known; of each method its value,
         and ``<method>_rank`` (1 is the most suspicious).
@@ -188,8 +182,7 @@ class Suspicion:
 
     def to_csv(self, path: str | os.PathLike[str], method: str | None = None) -> Path:
         """Write :meth:`to_pandas` as a table, atomically."""
-        write_bytes(Path(path), self.to_pandas(method).to_csv(index=False).encode())
-        return Path(path)
+        return write_table(path, self.to_pandas(method))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one safetensors file, atomically.
@@ -198,12 +191,9 @@ class Suspicion:
             StorageError: it cannot be written.
         """
         arrays = {f"values.{name}": values for name, values in self.values.items()}
-        names = ("train_ids", "labels", "suggested", "confidence")
-        arrays |= {name: value for name in names if (value := getattr(self, name)) is not None}
-        head = {"kind": "comove/suspicion", "format_version": FORMAT_VERSION, "methods": self.methods, "low": self.low}
-        rest = {"classes": self.classes, "skipped": dict(self.skipped), "info": dict(self.info)}
-        new_folder(Path(path).parent)
-        write_arrays(Path(path), arrays, {**head, **rest})
+        arrays |= {name: getattr(self, name) for name in ("train_ids", "labels", "suggested", "confidence")}
+        header = {name: getattr(self, name) for name in (*HEADER, "classes")}
+        save_result(path, "suspicion", arrays, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Suspicion:
@@ -212,39 +202,51 @@ class Suspicion:
         Raises:
             CorruptFileError: the file is missing, truncated or something else.
         """
-        _, header = read_header(Path(path))
-        check_kind(header, "suspicion", FORMAT_VERSION, path)
-        kinds = {"methods": list[str], "low": list[str], "skipped": dict, "info": dict}
-        own = entries(header, path, kinds, {"classes": list[str]})
-        arrays = read_arrays(Path(path))
+        own, arrays = load_result(path, "suspicion", HEADER, {"classes": list[str]})
         with understanding(path):
-            return cls(
-                arrays["train_ids"],
-                arrays["labels"],
-                {name: arrays[f"values.{name}"] for name in own["methods"]},
-                tuple(own["low"]),
-                None if own["classes"] is None else tuple(own["classes"]),
-                arrays.get("suggested"),
-                arrays.get("confidence"),
-                own["skipped"],
-                own["info"],
-            )
+            values = {name: arrays.pop(f"values.{name}") for name in own.pop("methods")}
+            return cls(values=values, **arrays, **own)
 
     def plot(
-        self, examples: ExampleSet, k: int = 20, method: str | None = None, *, wrong_ids: Ids | None = None
+        self,
+        examples: ExampleSet,
+        k: int = 20,
+        method: str | Sequence[str] | None = None,
+        *,
+        wrong_ids: Ids | None = None,
     ) -> Figure:
-        """Show the k most suspicious examples, the worst first.
+        """Show the k most suspicious examples, the worst on the left.
+
+        Over each picture: its label, the other class that the networks suggest, its id. Labels known to be wrong are
+        orange, others black; grey where nothing is known.
 
         Args:
             examples: the training examples; images.
             k: how many.
-            method: by which method; by default the first.
+            method: by which method, or several; by default the first.
             wrong_ids: labels known to be wrong, to be marked.
 
         Raises:
             InputError: inputs that are no images, an unknown id or method, k above the number of labels.
         """
-        return figure("suspicion_gallery", self, examples, k, [method or self.methods[0]], wrong_ids)
+        methods = [method or self.methods[0]] if method is None or isinstance(method, str) else list(method)
+        rows = [
+            (name if start == 0 else "", ids[start : start + COLUMNS])
+            for name in methods
+            for ids in [self.most(k, name)]
+            for start in range(0, k, COLUMNS)
+        ]
+        pictures = [[self._picture(examples, id_, wrong_ids) for id_ in ids.tolist()] for _, ids in rows]
+        marked = "" if wrong_ids is None else "; orange: flipped on purpose"
+        title = f"Most suspicious labels (\u2192 the other class that the networks suggest){marked}"
+        return gallery(pictures, title, sides=[name for name, _ in rows])
+
+    def _picture(self, examples: ExampleSet, id_: int, wrong_ids: Ids | None) -> Picture:
+        place = int(positions_of([id_], self.train_ids, "train ids")[0])
+        other = self.suggestion(id_)
+        lines = [short(self.class_name(int(self.labels[place]))), *([f"\u2192 {short(other)}"] if other else [])]
+        colour = NEUTRAL if wrong_ids is None else HURT if id_ in wrong_ids else "black"
+        return Picture(examples.image(id_), "\n".join([*lines, f"#{id_}"]), colour)
 
     def _repr_html_(self) -> str:
         frame = self.to_pandas().head(10)
@@ -254,9 +256,3 @@ class Suspicion:
     def __repr__(self) -> str:
         left_out = f"; left out: {', '.join(self.skipped)}" if self.skipped else ""
         return f"Suspicion({len(self):,} labels by {', '.join(self.methods)}{left_out})"
-
-
-def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    own = array.view()
-    own.flags.writeable = False
-    return own

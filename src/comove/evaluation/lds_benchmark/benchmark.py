@@ -30,7 +30,7 @@ from comove.models import Factory, ModelSpec
 from comove.models.measured_outputs import check_measurable
 from comove.retraining.bank import RetrainingBank
 from comove.retraining.subsets import SubsetPlan
-from comove.store import new_folder
+from comove.store import new_folder, slug
 from comove.training import Recipe, Recording, Run, Training, as_training, train
 
 __all__ = [
@@ -101,7 +101,7 @@ def needs_bank(method: Attributor) -> bool:
 
 def file_name(label: str) -> str:
     """A method's label as a file name."""
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in label).strip("-")
+    return slug(label, keep="_").strip("-")
 
 
 @dataclass(frozen=True)

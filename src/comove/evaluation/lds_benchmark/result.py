@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comove.discovery import lookup
-from comove.display import figure, html_table
+from comove.display import html_table
 from comove.errors import InputError
+from comove.lds.charts import lds_figure
 from comove.lds.difference import Difference, paired_difference
 from comove.lds.score import LDS
 from comove.retraining.bank import RetrainingBank
-from comove.store import write_bytes, write_json
+from comove.store import write_json
+from comove.store.results import write_table
 from comove.training import Run
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Benchmark", "alpha_name"]
+__all__ = ["Benchmark"]
 
 COLUMNS = (
     "method",
@@ -132,11 +134,11 @@ class Benchmark:
         return tuple(gap for pair in itertools.combinations(self.methods, 2) for gap in self.compare(*pair))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON row a result."""
+        """One JSON row per result."""
         return [{**result.to_json(), "runs": len(self.runs)} for result in self.results]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A long data frame: one row a method, output and alpha, with the interval as ``low`` and ``high``."""
+        """A long data frame: one row per method, output and alpha, with the interval as ``low`` and ``high``."""
         import pandas as pd
 
         rows = [{**row, **_ends(row["interval"]), "queries": len(row["query_ids"])} for row in self.rows()]
@@ -144,7 +146,7 @@ class Benchmark:
 
     def plot(self) -> Figure:
         """Draw every method's LDS: bars at one sampling ratio, lines over several."""
-        return figure("lds_figure", self.results)
+        return lds_figure(self.results)
 
     def _repr_html_(self) -> str:
         rows = [(str(r.method), r.output, r.alpha, r.mean, *(r.interval or (None, None))) for r in self.results]
@@ -161,24 +163,13 @@ class Benchmark:
 
         gaps = [gap.to_json() for gap in self.differences()]
         table = [{**gap, **_ends(gap["interval"])} for gap in gaps]
-        _write_csv(folder / "lds.csv", self.to_pandas())
-        _write_csv(folder / "differences.csv", pd.DataFrame(table, columns=list(DIFFERENCE_COLUMNS)))
+        write_table(folder / "lds.csv", self.to_pandas())
+        write_table(folder / "differences.csv", pd.DataFrame(table, columns=list(DIFFERENCE_COLUMNS)))
         banks = {"bank": self.bank, "fit_bank": self.fit_bank}
         manifests = {name: dict(bank.manifest) for name, bank in banks.items() if bank is not None}
         write_json(folder / "lds.json", {"results": self.rows(), "differences": gaps, **manifests})
 
 
-def alpha_name(alpha: float) -> str:
-    """A sampling ratio as text; one that leaves out a hundredth or less, such as (N-1)/N, as ``1-1/1,400``."""
-    left_out = 1 / (1 - alpha) if alpha < 1 else 0
-    is_corner = left_out >= 100 and abs(left_out - round(left_out)) < 1e-6 * left_out
-    return f"1-1/{round(left_out):,}" if is_corner else f"{alpha:.6g}"
-
-
 def _ends(interval: list[float | None] | None) -> dict[str, float | None]:
     low, high = interval or (None, None)
     return {"low": low, "high": high}
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_bytes(path, table.to_csv(index=False).encode())

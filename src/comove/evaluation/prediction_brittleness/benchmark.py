@@ -6,7 +6,7 @@
 rests on, the fewer removals flip it. A flip rate means little by itself: some predictions flip when a model is merely
 trained again (k = 0), some when any k examples go, or any k of the query's class. All three stand beside the methods.
 
-Shape suffixes: M methods and controls, Q queries, K numbers removed, R models a removed set, B voting models.
+Shape suffixes: M methods and controls, Q queries, K numbers removed, R models per removed set, B voting models.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from comove.attribution.scores import SomeScores, named_scores
 from comove.checks import many_whole
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.data.builtin import as_splits
@@ -32,8 +33,6 @@ from comove.evaluation.prediction_brittleness.models import (
 )
 from comove.evaluation.prediction_brittleness.removal import (
     Removal,
-    SomeScores,
-    named_scores,
     plan_removal,
     warn_of_emptied_classes,
 )

@@ -11,7 +11,7 @@ Bisection takes for granted that what k examples flip, more examples flip too. R
 order of strength, so that may fail; bisection, which asks on one path only, cannot notice. Therefore one more size of
 each query, drawn at random from those not asked, is tried afterwards, and what contradicts is counted.
 
-Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models a removed set.
+Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models per removed set.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from comove.attribution.scores import SomeScores, named_scores
 from comove.checks import many_whole, whole_number
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.data.builtin import as_splits
@@ -37,7 +38,7 @@ from comove.evaluation.prediction_brittleness.models import (
     Retraining,
     check_models,
 )
-from comove.evaluation.prediction_brittleness.removal import Removal, SomeScores, named_scores, plan_removal
+from comove.evaluation.prediction_brittleness.removal import Removal, plan_removal
 from comove.jobs import Compute
 from comove.models import Factory
 from comove.training import Training, as_training
@@ -164,7 +165,7 @@ def counterfactual_sizes(
         out: a folder: ``removal-bank/`` (shared with :func:`comove.evaluation.brittleness`),
             ``counterfactual.safetensors``, ``counterfactual.csv``.
         training: how models are trained; its seed is also that of the controls and the audit.
-        seeds: R, models a removed set; their majority counts.
+        seeds: R, models per removed set; their majority counts.
         base_seeds: models of all training examples whose majority is the prediction.
         queries: ids of the query split; by default all that were scored.
         controls: whether random and same-class removal stand beside the methods.

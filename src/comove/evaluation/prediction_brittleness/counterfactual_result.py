@@ -1,6 +1,6 @@
 """The result of a search for counterfactual sizes.
 
-Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models a removed set.
+Shape suffixes: M methods and controls, Q queries, G sizes of the grid, R models per removed set.
 """
 
 from __future__ import annotations
@@ -15,20 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.data import Ids
-from comove.display import counted, figure
+from comove.display import counted, fixed, span
 from comove.errors import InputError, did_you_mean
-from comove.evaluation.prediction_brittleness.flips import Estimate, flip_rate, majority
+from comove.evaluation.estimate import Estimate
+from comove.evaluation.prediction_brittleness.flips import flip_rate, majority
 from comove.evaluation.prediction_brittleness.models import FullData
-from comove.store import (
-    check_kind,
-    entries,
-    new_folder,
-    read_arrays,
-    read_header,
-    understanding,
-    write_arrays,
-    write_bytes,
-)
+from comove.plots import Chart, Level, Table, draw, is_wide, styled
+from comove.store import understanding
+from comove.store.results import freeze, load_result, save_result, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FLIPPED", "HELD", "UNTRIED", "Counterfactual"]
 
-FORMAT_VERSION = 2
 ARRAYS = ("grid", "tried", "audited", "query_ids", "query_labels")
+HEADER = {"methods": list[str], "controls": list[str], "seeds": int, "confidence": float, "info": dict}
 UNTRIED, HELD, FLIPPED = -1, 0, 1
 NEVER = -1
 
@@ -73,10 +67,7 @@ class Counterfactual:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ARRAYS:
-            own = getattr(self, name).view()
-            own.flags.writeable = False
-            object.__setattr__(self, name, own)
+        freeze(self, {name: getattr(self, name) for name in ARRAYS})
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -133,12 +124,12 @@ class Counterfactual:
     # --- telling ---
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a method and size of the grid: the share of queries flipped by it, with its bounds."""
+        """One row per method and size of the grid: the share of queries flipped by it, with its bounds."""
         cells = [(name, int(k), self.share(name, int(k))) for name in self.methods for k in self.grid]
         return [{"method": name, "k": k, "flipped": s.value, "low": s.low, "high": s.high} for name, k, s in cells]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row a query and one column a method: sizes, missing where not flipped."""
+        """A data frame with one row per query and one column per method: sizes, missing where not flipped."""
         import pandas as pd
 
         sizes_QM = pd.DataFrame(self.sizes.T, index=pd.Index(self.query_ids, name="query_id"), columns=self.methods)
@@ -148,8 +139,7 @@ class Counterfactual:
         """Write :meth:`rows` as a table, atomically."""
         import pandas as pd
 
-        write_bytes(Path(path), pd.DataFrame(self.rows()).to_csv(index=False).encode())
-        return Path(path)
+        return write_table(path, pd.DataFrame(self.rows()))
 
     def notes(self) -> list[str]:
         """What a reader of the sizes should know, a sentence each."""
@@ -158,12 +148,47 @@ class Counterfactual:
         noise = f"Without any removal, {self.noise:.1%} of the {counted(len(self.query_ids), 'query')} flip"
         return [
             f"{assumed}: of {asked:,} other sizes tried, {wrong:,} contradict that.",
-            f"{noise} when {counted(self.seeds, 'model')} a set are trained again.",
+            f"{noise} when {counted(self.seeds, 'model')} per set are trained again.",
         ]
 
     def plot(self) -> Figure:
-        """Draw the share of queries that a budget of removals flips, a stair a method."""
-        return figure("counterfactual_figure", self)
+        """Draw the share of queries whose prediction at most k removals flip, a stair per method.
+
+        Controls are grey; the dashed black level is what merely training again flips. What a stair lacks of 100 % on
+        the right was not flipped within the largest removal.
+        """
+        return draw(*self.charts())
+
+    def charts(self) -> list[Chart]:
+        """What :meth:`plot` and the report draw."""
+        grid = self.grid.tolist()
+        names = {name: f"{name} (control)" if name in self.controls else name for name in self.methods}
+        lines = {names[name]: [(k, *(100 * v for v in self.share(name, k))) for k in grid] for name in self.methods}
+        wrong, asked = self.contradictions
+        size = f"{counted(len(self.query_ids), 'query')}, majority of {counted(self.seeds, 'model')} per removed set"
+        scale = " (log scale)" if is_wide(grid) else ""
+        chart = Chart(
+            "steps",
+            "Smallest removal that flips a prediction",
+            f"budget: training examples removed for each query, k{scale}",
+            "queries flipped within the budget (%)",
+            styled(lines, [names[name] for name in self.controls]),
+            self._table(),
+            levels=[Level("nothing removed (k = 0)", 100 * self.noise)],
+            caption=f"{size}; bisection, which {wrong:,} of {asked:,} checks contradict",
+            log=is_wide(grid),
+            limits=(0, 100),
+            notes=self.notes(),
+        )
+        return [chart]
+
+    def _table(self) -> Table:
+        largest = int(self.grid[-1])
+        rows = []
+        for name, missed in self.not_flipped.items():
+            value, low, high = (100 * bound for bound in self.share(name, largest))
+            rows.append([name, self.median_text(name), fixed(value, 1), span(low, high, 1), f"{missed:,}"])
+        return Table(["method", "half flip by k =", f"flipped by {largest:,} (%)", "interval", "not flipped"], rows)
 
     def __repr__(self) -> str:
         width = max(map(len, self.methods))
@@ -171,7 +196,7 @@ class Counterfactual:
             f"{name:<{width}}  half by k = {self.median_text(name)}, {missed:,} not within {self.grid[-1]:,}"
             for name, missed in self.not_flipped.items()
         ]
-        size = f"{counted(len(self.query_ids), 'query')}, {counted(self.seeds, 'model')} a removed set"
+        size = f"{counted(len(self.query_ids), 'query')}, {counted(self.seeds, 'model')} per removed set"
         return "\n".join([f"Counterfactual({size})", *lines])
 
     # --- keeping ---
@@ -183,10 +208,7 @@ class Counterfactual:
             StorageError: it cannot be written.
         """
         arrays = {name: getattr(self, name) for name in ARRAYS} | self.full.to_arrays()
-        head = {"kind": "comove/counterfactual", "format_version": FORMAT_VERSION, "info": dict(self.info)}
-        rest = {name: getattr(self, name) for name in ("methods", "controls", "seeds", "confidence")}
-        new_folder(Path(path).parent)
-        write_arrays(Path(path), arrays, {**head, **rest})
+        save_result(path, "counterfactual", arrays, {name: getattr(self, name) for name in HEADER})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Counterfactual:
@@ -195,11 +217,6 @@ class Counterfactual:
         Raises:
             CorruptFileError: the file is missing, truncated or something else.
         """
-        _, header = read_header(Path(path))
-        check_kind(header, "counterfactual", FORMAT_VERSION, path)
-        lists = {"methods": list[str], "controls": list[str]}
-        own = entries(header, path, {**lists, "seeds": int, "confidence": float, "info": dict})
-        arrays = read_arrays(Path(path))
+        own, arrays = load_result(path, "counterfactual", HEADER)
         with understanding(path):
-            own |= {name: tuple(own[name]) for name in lists} | {name: arrays[name] for name in ARRAYS}
-            return cls(**own, full=FullData.from_arrays(arrays))
+            return cls(**own, **{name: arrays[name] for name in ARRAYS}, full=FullData.from_arrays(arrays))

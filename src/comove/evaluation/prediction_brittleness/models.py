@@ -1,6 +1,6 @@
 """The models that brittleness asks: trained without what is removed, or on everything.
 
-Shape suffixes: C removed sets, Q queries, R models a set, B voting models, c classes.
+Shape suffixes: C removed sets, Q queries, R models per set, B voting models, c classes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BankRetraining:
     """Retraining through a bank: models of equal removed sets, of whatever method or k, are trained once.
 
     Attributes:
-        plan: makes (or opens) the bank with these subsets and this number of models a subset.
+        plan: makes (or opens) the bank with these subsets and this number of models per subset.
         run: trains what is pending.
     """
 

@@ -10,7 +10,7 @@ Shape suffixes: N training examples, M methods and controls, Q queries, k exampl
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +19,12 @@ import numpy.typing as npt
 from comove.attribution import Scores
 from comove.checks import as_ids, check_seed, whole_number
 from comove.data import ExampleSet, Ids, Splits
-from comove.errors import InputError, InputTypeError, some
+from comove.errors import InputError, some
 from comove.ties import highest
 
-__all__ = ["CONTROLS", "Removal", "SomeScores", "check_k", "named_scores", "plan_removal", "warn_of_emptied_classes"]
+__all__ = ["CONTROLS", "Removal", "check_k", "plan_removal", "warn_of_emptied_classes"]
 
 CONTROLS = ("random removal", "same-class removal")
-SomeScores = Scores | Sequence[Scores] | Mapping[str, Scores]
 
 
 @dataclass(frozen=True)
@@ -55,33 +54,6 @@ class Removal:
         return np.asarray((self.in_class[:, :, k - 1] == self.class_sizes) & (self.class_sizes > 0))
 
 
-def named_scores(scores: SomeScores) -> dict[str, Scores]:
-    """Scores by name: their method's, or the keys of a mapping.
-
-    Raises:
-        InputError: none, or two of one name.
-        InputTypeError: something else than scores.
-    """
-    if isinstance(scores, Mapping):
-        named = [(str(name), item) for name, item in scores.items()]
-    else:
-        several = [scores] if isinstance(scores, Scores) else list(scores)
-        named = [(getattr(item, "method", ""), item) for item in several]
-    wrong = [type(item).__name__ for _, item in named if not isinstance(item, Scores)]
-    if wrong:
-        raise InputTypeError(
-            f"scores must be Scores, a sequence or a mapping of them, got {some(wrong)}; "
-            "Scores(values, train_ids, query_ids, method) makes them from arrays."
-        )
-    names = [name for name, _ in named]
-    if not names or len(set(names)) < len(names) or set(names) & set(CONTROLS):
-        raise InputError(
-            f"Scores must have names of their own, other than {' and '.join(CONTROLS)}; got {some(names) or 'none'}. "
-            "A mapping {name: scores} names them."
-        )
-    return dict(named)
-
-
 def check_k(k: int, n_train: int) -> None:
     """Check that k of N training examples can be removed.
 
@@ -108,11 +80,14 @@ def plan_removal(
         seed: of the controls.
 
     Raises:
-        InputError: unknown queries, scores that lack examples, a ``max_k`` that leaves fewer than two examples.
+        InputError: unknown queries, scores that lack examples or have the name of a control, a ``max_k`` that leaves
+            fewer than two examples.
     """
     check_seed(seed, "brittleness")
     train = splits.train
     check_k(max_k, len(train))
+    if set(scores) & set(CONTROLS):
+        raise InputError(f"Scores must have other names than {' and '.join(CONTROLS)}, got {some(scores)}.")
     query_ids = next(iter(scores.values())).query_ids if queries is None else as_ids(queries, "queries")
     if not query_ids.size:
         raise InputError("At least one query is needed.")

@@ -1,6 +1,6 @@
 """The result of a brittleness measurement.
 
-Shape suffixes: M methods and controls, Q queries, K numbers removed, R models a removed set, B voting models.
+Shape suffixes: M methods and controls, Q queries, K numbers removed, R models per removed set, B voting models.
 """
 
 from __future__ import annotations
@@ -15,20 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.data import Ids, positions_of
-from comove.display import counted, figure, html_table
+from comove.display import NOTHING as NO_NUMBER
+from comove.display import counted, fixed, html_table, span
 from comove.errors import InputError, did_you_mean
-from comove.evaluation.prediction_brittleness.flips import Estimate, flip_rate, mean_with_interval
+from comove.evaluation.estimate import Estimate, mean_with_interval
+from comove.evaluation.prediction_brittleness.flips import flip_rate
 from comove.evaluation.prediction_brittleness.models import FullData
-from comove.store import (
-    check_kind,
-    entries,
-    new_folder,
-    read_arrays,
-    read_header,
-    understanding,
-    write_arrays,
-    write_bytes,
-)
+from comove.plots import Chart, Level, Table, draw, is_wide, styled
+from comove.store import understanding
+from comove.store.results import freeze, load_result, save_result, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NOTHING", "Brittleness"]
 
-FORMAT_VERSION = 2
 ARRAYS = ("predicted", "margins", "class_emptied", "query_ids", "query_labels")
+HEADER = {"methods": list[str], "controls": list[str], "ks": list[int], "confidence": float, "info": dict}
 NOTHING = "nothing removed"
 
 
@@ -72,10 +67,7 @@ class Brittleness:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ARRAYS:
-            own = getattr(self, name).view()
-            own.flags.writeable = False
-            object.__setattr__(self, name, own)
+        freeze(self, {name: getattr(self, name) for name in ARRAYS})
 
     @property
     def prediction(self) -> Ids:
@@ -105,7 +97,7 @@ class Brittleness:
         return mean_with_interval(drops_QR, shared_models=True, confidence=self.confidence)
 
     def rate(self, method: str, k: int) -> Estimate:
-        """The flip rate over queries and models; its interval resamples queries (as ``removals.flips.flip_rate`` does).
+        """The flip rate over queries and models; its interval resamples queries.
 
         Raises:
             InputError: an unknown method or k.
@@ -142,7 +134,7 @@ class Brittleness:
     # --- telling ---
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a method and k, after one for k = 0: rates and margin drops with their bounds (NaN if unknown)."""
+        """One row per method and k, after one for k = 0: rates and margin drops with their bounds (NaN if unknown)."""
         rows = [_row(NOTHING, 0, self.noise, self.noise_margin_drop, 0)]
         for m, method in enumerate(self.methods):
             for i, k in enumerate(self.ks):
@@ -158,16 +150,15 @@ class Brittleness:
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write :meth:`rows` as a table, atomically."""
-        write_bytes(Path(path), self.to_pandas().to_csv(index=False).encode())
-        return Path(path)
+        return write_table(path, self.to_pandas())
 
     def notes(self) -> list[str]:
         """What a reader of the rates should know, a sentence each."""
         number, seeds = len(self.query_ids), self.predicted.shape[-1]
         voting, again = len(self.full.voting), len(self.full.again)
         models = (
-            f"{counted(seeds, 'model')} a removed set; of all examples {counted(voting, 'model')} for the prediction, "
-            f"{again:,} for the noise of retraining."
+            f"{counted(seeds, 'model')} per removed set; of all examples {counted(voting, 'model')} for the "
+            f"prediction, {again:,} for the noise of retraining."
         )
         wrong = f"{int(self.wrong.sum()):,} predicted wrongly before anything is removed"
         said = [f"{counted(number, 'query')}, {wrong}; {models}"]
@@ -180,8 +171,50 @@ class Brittleness:
         return said
 
     def plot(self) -> Figure:
-        """Draw the share of flipped predictions against the number removed, a line a method."""
-        return figure("brittleness_figure", self)
+        """Draw the share of flipped predictions against the number removed (the paper's figure 8b), a line per method.
+
+        Controls are grey; the dashed black level, with its band, is that of nothing removed (k = 0). Hollow marks: for
+        some query every example of its class was removed, so that its prediction must flip.
+        """
+        return draw(*self.charts())
+
+    def charts(self) -> list[Chart]:
+        """What :meth:`plot` and the report draw."""
+        names = {name: f"{name} (control)" if name in self.controls else name for name in self.methods}
+        lines = {name: [(k, *(100 * v for v in self.rate(name, k))) for k in self.ks] for name in self.methods}
+        hollow = [
+            (float(k), 100 * self.rate(method, k).value)
+            for method, emptied_QK in zip(self.methods, self.class_emptied, strict=True)
+            for k, emptied_Q in zip(self.ks, emptied_QK.T, strict=True)
+            if emptied_Q.any()
+        ]
+        noise, low, high = (100 * bound for bound in self.noise)
+        queries, models = counted(len(self.query_ids), "query"), counted(self.predicted.shape[-1], "model")
+        scale = " (log scale)" if is_wide(self.ks) else ""
+        chart = Chart(
+            "lines",
+            "Predictions flipped by removing what mattered most",
+            f"training examples removed for each query, k{scale}",
+            "predictions flipped (%)",
+            styled({names[name]: line for name, line in lines.items()}, [names[name] for name in self.controls]),
+            self._table(),
+            levels=[Level(f"{NOTHING} (k = 0)", noise, low, high)],
+            caption=f"{queries}, {models} per removed set, {self.confidence:.0%} intervals over queries",
+            log=is_wide(self.ks),
+            limits=(0, None),
+            hollow=hollow,
+            hollow_name="hollow: a query's whole class is gone",
+            notes=self.notes(),
+        )
+        return [chart]
+
+    def _table(self) -> Table:
+        columns = ["method", "k", "flipped (%)", "interval", "queries whose class is gone"]
+        rows = [[NOTHING, "0", *_percent(self.noise), NO_NUMBER]]
+        for row, emptied in zip(self.rows()[1:], self.class_emptied.sum(1).ravel(), strict=True):
+            rate = self.rate(row["method"], row["k"])
+            rows.append([row["method"], f"{row['k']:,}", *_percent(rate), f"{emptied:,}"])
+        return Table(columns, rows)
 
     def _repr_html_(self) -> str:
         names = ("method", "k", "flipped", "flipped_low", "flipped_high", "margin_drop")
@@ -208,10 +241,7 @@ class Brittleness:
             StorageError: it cannot be written.
         """
         arrays = {name: getattr(self, name) for name in ARRAYS} | self.full.to_arrays()
-        head = {"kind": "comove/brittleness", "format_version": FORMAT_VERSION, "confidence": self.confidence}
-        lists = {"methods": self.methods, "controls": self.controls, "ks": self.ks, "info": dict(self.info)}
-        new_folder(Path(path).parent)
-        write_arrays(Path(path), arrays, {**head, **lists})
+        save_result(path, "brittleness", arrays, {name: getattr(self, name) for name in HEADER})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Brittleness:
@@ -220,14 +250,14 @@ class Brittleness:
         Raises:
             CorruptFileError: the file is missing, truncated or something else.
         """
-        _, header = read_header(Path(path))
-        check_kind(header, "brittleness", FORMAT_VERSION, path)
-        lists = {"methods": list[str], "controls": list[str], "ks": list[int]}
-        own = entries(header, path, {**lists, "confidence": float, "info": dict})
-        arrays = read_arrays(Path(path))
+        own, arrays = load_result(path, "brittleness", HEADER)
         with understanding(path):
-            own |= {name: tuple(own[name]) for name in lists} | {name: arrays[name] for name in ARRAYS}
-            return cls(**own, full=FullData.from_arrays(arrays))
+            return cls(**own, **{name: arrays[name] for name in ARRAYS}, full=FullData.from_arrays(arrays))
+
+
+def _percent(estimate: Estimate) -> tuple[str, str]:
+    value, low, high = (100 * bound for bound in estimate)
+    return fixed(value, 1), span(low, high, 1)
 
 
 def _row(method: str, k: int, rate: Estimate, drop: Estimate, emptied: int) -> dict[str, Any]:

@@ -1,7 +1,4 @@
 // Charts as inline SVG in the colours of the theme, drawn anew when their width changes.
-const CONTROL_DASHES = ["5 4", "2 3", "8 3 2 3", "14 4", "6 2 1 2 1 2"];
-const MARKS = ["circle", "square", "diamond", "triangle", "down", "cross", "plus"], COLOURS = 6; // 42 looks before one comes again
-
 // Round values within an interval, about so many, a step of 1, 2 or 5 times a power of ten apart.
 function ticksBetween(low, high, about) {
   if (!(high > low)) return Number.isFinite(low) ? [low] : [];
@@ -58,7 +55,7 @@ function frameOf(width, height, yTexts, xName) {
 
 function markAt(kind, x, y) {
   const r = 3.6;
-  if (kind === "circle") return shape("circle", { cx: x, cy: y, r });
+  if (kind === "circle" || kind === "dot") return shape("circle", { cx: x, cy: y, r: kind === "dot" ? 2.2 : r });
   const points = { square: [[-1, -1], [1, -1], [1, 1], [-1, 1]], diamond: [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]],
     triangle: [[0, -1.2], [1.2, 1], [-1.2, 1]], down: [[0, 1.2], [1.2, -1], [-1.2, -1]],
     plus: [[-0.4, -1.3], [0.4, -1.3], [0.4, -0.4], [1.3, -0.4], [1.3, 0.4], [0.4, 0.4], [0.4, 1.3], [-0.4, 1.3], [-0.4, 0.4], [-1.3, 0.4], [-1.3, -0.4], [-0.4, -0.4]],
@@ -100,23 +97,15 @@ function axes(svg, frame, x, y, options) {
   svg.append(shape("text", { class: "title", x: 4, y: top - 12 }, options.yName));
 }
 
-function styleOf(series, number) {
-  if (series.level) return { colour: "level", dash: "5 4" };
-  if (series.control) return { colour: "control", dash: CONTROL_DASHES[number % CONTROL_DASHES.length] };
-  return { colour: "c" + (number % COLOURS), mark: MARKS[number % MARKS.length], dash: number < COLOURS ? undefined : "10 3" };
-}
-
-function styled(all) {
-  let real = 0, controls = 0;
-  return all.map((series) => ({ series, style: styleOf(series, series.control ? controls++ : series.level ? 0 : real++) }));
-}
+// Lengths of strokes and gaps come in line widths.
+const dashes = (style) => (style.dash.length ? style.dash.map((length) => 1.5 * length).join(" ") : undefined);
 
 const finite = (value) => value !== null && value !== undefined && Number.isFinite(value);
 
 // Where ticks stand along x: at the points themselves if they are few, each named as the figure says.
-function pointTicks(figure, xs, log) {
-  const points = [...new Set(xs)].sort((a, b) => a - b), named = new Map(figure.named ?? []);
-  const values = points.length <= 9 ? points : log ? logTicks(points[0], points.at(-1)) : ticksBetween(points[0], points.at(-1), 6);
+function pointTicks(figure, xs) {
+  const points = [...new Set(xs)].sort((a, b) => a - b), named = new Map(figure.named);
+  const values = points.length <= 9 ? points : figure.log ? logTicks(points[0], points.at(-1)) : ticksBetween(points[0], points.at(-1), 6);
   const texts = logTexts(values);
   return [values, values.map((value, place) => named.get(value) ?? texts[place])];
 }
@@ -125,26 +114,28 @@ function lineChart(figure, width) {
   const height = Math.round(Math.min(400, Math.max(260, width * 0.5)));
   const points = figure.series.flatMap((series) => series.points);
   const xs = points.map((point) => point[0]);
-  const ys = [...points.flatMap((point) => point.slice(1)), ...figure.levels.flatMap((level) => [level.at, level.low, level.high])].filter(finite);
+  const ys = [...points.flatMap((point) => point.slice(1)), ...figure.levels.flatMap((level) => [level.at, level.low, level.high]), ...(figure.zero ? [0] : [])].filter(finite);
   let [low, high] = ys.length ? [Math.min(...ys), Math.max(...ys)] : [0, 1];
   const pad = (high - low || Math.abs(high) || 1) * 0.06;
-  [low, high] = [figure.range?.[0] ?? low - pad, figure.range?.[1] ?? high + pad];
-  const log = Boolean(figure.log) && Math.min(...xs) > 0;
-  const yTicks = ticksBetween(low, high, 6), yTexts = tickTexts(yTicks), [xTicks, xTexts] = pointTicks(figure, xs, log);
-  const frame = frameOf(width, height, yTexts, log ? (figure.x.endsWith(")") ? figure.x.slice(0, -1) + ", log scale)" : figure.x + " (log scale)") : figure.x);
-  const x = scaleOf(Math.min(...xs), Math.max(...xs), frame.left + 14, frame.right - 14, log);
+  [low, high] = [figure.limits[0] ?? low - pad, figure.limits[1] ?? high + pad];
+  const yTicks = ticksBetween(low, high, 6), yTexts = tickTexts(yTicks), [xTicks, xTexts] = pointTicks(figure, xs);
+  const frame = frameOf(width, height, yTexts, figure.x);
+  const x = scaleOf(Math.min(...xs), Math.max(...xs), frame.left + 14, frame.right - 14, figure.log);
   const y = scaleOf(low, high, frame.bottom, frame.top, false);
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
   axes(svg, frame, x, y, { xTicks, xTexts, yTicks, yTexts, yName: figure.y });
   for (const level of figure.levels) {
     if (finite(level.low)) svg.append(shape("rect", { class: "band level", x: frame.left, width: frame.right - frame.left, y: y(level.high), height: Math.max(0, y(level.low) - y(level.high)) }));
-    svg.append(shape("line", { class: "line level", x1: frame.left, x2: frame.right, y1: y(level.at), y2: y(level.at), "stroke-dasharray": "5 4" }));
+    svg.append(shape("line", { class: "line level", x1: frame.left, x2: frame.right, y1: y(level.at), y2: y(level.at), "stroke-dasharray": dashes(level.style) }));
   }
-  for (const { series, style } of styled(figure.series)) drawSeries(svg, series, style, x, y, Boolean(figure.steps));
+  if (figure.zero) svg.append(shape("line", { class: "axis", x1: frame.left, x2: frame.right, y1: y(0), y2: y(0) }));
+  for (const series of figure.series) drawSeries(svg, series, x, y, figure.kind === "steps");
+  for (const point of figure.hollow) svg.append(shape("circle", { class: "hollow", cx: x(point[0]), cy: y(point[1]), r: 2.6 }));
   return svg;
 }
 
-function drawSeries(svg, series, style, x, y, steps) {
+function drawSeries(svg, series, x, y, steps) {
+  const style = series.style;
   const known = series.points.filter((point) => finite(point[1]));
   const group = shape("g", { class: style.colour });
   const banded = known.filter((point) => finite(point[2]) && finite(point[3]));
@@ -153,9 +144,9 @@ function drawSeries(svg, series, style, x, y, steps) {
     group.append(shape("polygon", { class: "band", points: [...edge(3), ...edge(2).reverse()].join(" ") }));
   } else for (const point of banded) group.append(shape("line", { class: "line", x1: x(point[0]), x2: x(point[0]), y1: y(point[2]), y2: y(point[3]) }));
   const path = stepped(known.map((point) => [x(point[0]), y(point[1])]), steps);
-  group.append(shape("polyline", { class: "line", points: path.join(" "), "stroke-dasharray": style.dash }));
+  group.append(shape("polyline", { class: "line", points: path.join(" "), "stroke-dasharray": dashes(style) }));
   if (known.length === 1 || (style.mark && known.length <= 16)) for (const point of known) {
-    const mark = markAt(style.mark ?? "circle", x(point[0]), y(point[1]));
+    const mark = markAt(style.mark || "circle", x(point[0]), y(point[1]));
     mark.setAttribute("class", "mark");
     mark.append(shape("title", {}, `${series.name}: ${sizeText(point[1])} at ${logTexts([point[0]])[0]}`));
     group.append(mark);
@@ -190,7 +181,7 @@ function barChart(figure, width) {
   axes(svg, frame, x, () => 0, { xTicks, xTexts: tickTexts(xTicks), yTicks: [], yTexts: [], yName: "" });
   svg.append(shape("line", { class: "axis", x1: x(0), x2: x(0), y1: frame.top, y2: frame.bottom }));
   for (const level of figure.levels) {
-    svg.append(shape("line", { class: "line level", x1: x(level.at), x2: x(level.at), y1: frame.top, y2: frame.bottom, "stroke-dasharray": "5 4" }));
+    svg.append(shape("line", { class: "line level", x1: x(level.at), x2: x(level.at), y1: frame.top, y2: frame.bottom, "stroke-dasharray": dashes(level.style) }));
     svg.append(shape("text", { class: "tick", x: x(level.at), y: frame.top - 6, "text-anchor": x(level.at) > width / 2 ? "end" : "start" }, level.name));
   }
   figure.series.forEach((series, row) => {
@@ -209,14 +200,14 @@ function barChart(figure, width) {
 }
 
 function legend(figure) {
-  const entries = styled(figure.series).map(({ series, style }) => [series.name, style]);
-  for (const level of figure.levels) entries.push([level.name, { colour: "level", dash: "5 4" }]);
-  return element("ul", { class: "legend" }, ...entries.map(([name, style]) => {
+  const entries = [...figure.series, ...figure.levels];
+  const hollow = element("li", {}, shape("svg", { width: 12, height: 12, "aria-hidden": "true" }, shape("circle", { class: "hollow", cx: 6, cy: 6, r: 2.6 })), figure.hollow_name);
+  return element("ul", { class: "legend" }, ...entries.map(({ name, style }) => {
     const key = shape("svg", { width: 30, height: 12, class: style.colour, "aria-hidden": "true" },
-      shape("line", { class: "line", x1: 1, x2: 29, y1: 6, y2: 6, "stroke-dasharray": style.dash }));
+      shape("line", { class: "line", x1: 1, x2: 29, y1: 6, y2: 6, "stroke-dasharray": dashes(style) }));
     if (style.mark) { const mark = markAt(style.mark, 15, 6); mark.setAttribute("class", "mark"); key.append(mark); }
     return element("li", {}, key, name);
-  }));
+  }), ...(figure.hollow.length ? [hollow] : []));
 }
 
 // Losses of a query (dark, thick) and of training examples; the line under the pointer is named.

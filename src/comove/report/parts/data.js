@@ -1,6 +1,6 @@
 // What the page holds: JSON, arrays as base64, sprites that are decoded when they are first shown.
 const page = JSON.parse(document.getElementById("payload").textContent);
-const NOBODY = -1;
+const NO_MEMBER = -1;
 const HELPS = 0, HURTS = 1;
 
 function bytesOf(name) {
@@ -24,7 +24,7 @@ function listOf(method, query, side) {
   const start = ((method * queryCount + query) * sideCount + side) * places;
   for (let rank = 0; rank < places; rank++) {
     const member = members()[start + rank];
-    if (member !== NOBODY) found.push({ member, score: scores()[start + rank], rank });
+    if (member !== NO_MEMBER) found.push({ member, score: scores()[start + rank], rank });
   }
   return found;
 }

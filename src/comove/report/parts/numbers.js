@@ -1,4 +1,4 @@
-// How numbers are written, in every figure and table alike; comove.report.numbers writes the same way.
+// How numbers are written, in every figure and table alike; comove.display writes the same way.
 const MINUS = "\u2212", NOTHING = "\u2013", DIGITS = 3;
 const RAISED = { "-": "\u207b", 0: "\u2070", 1: "\u00b9", 2: "\u00b2", 3: "\u00b3", 4: "\u2074", 5: "\u2075", 6: "\u2076", 7: "\u2077", 8: "\u2078", 9: "\u2079" };
 const raised = (power) => "10" + Array.from(String(power), (digit) => RAISED[digit]).join("");

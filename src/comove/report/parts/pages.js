@@ -6,7 +6,17 @@ function figurePage(content) {
       figure.kind === "bars" ? null : legend(figure), responsive((width) => draw(figure, width), figure.title + "; the numbers are in the table below"),
       ...figure.notes.map((note) => element("p", { class: "quiet" }, note)), foldedTable(figure.table, figure.title), provenance(figure.made));
   });
-  return element("div", { class: "page" }, element("h2", {}, content.heading), element("p", { class: "about" }, content.about), ...figures);
+  return element("div", { class: "page" }, element("h2", {}, content.heading), element("p", { class: "about" }, content.about), ...figures, ...keptSections(content.kept));
+}
+
+// The first examples that each coreset keeps, beside its curves.
+function keptSections(kept) {
+  if (!kept) return [];
+  return kept.lists.map((list, number) => {
+    const section = suspectSection(list, (place) => suspectItem(list, list.members[place], place, [number], kept.lists), `Kept first by ${list.method}`);
+    section.append(provenance(kept.made[number]));
+    return section;
+  });
 }
 
 const UNFOLDED = 16; // suspects of a method that are shown at once
@@ -25,12 +35,12 @@ function suspectPage(content) {
 }
 
 // The first suspects of a method; the others are folded away. Printing, and a search within the page, unfold them.
-function suspectSection(list, item) {
+function suspectSection(list, item, title = list.method) {
   const kind = page.texts || !page.sheets ? "suspects rows" : "suspects", size = list.members.length;
   const shown = size <= UNFOLDED + 4 ? size : UNFOLDED; // four more are shorter than a fold
   const part = (from, to) => element("ol", { class: kind, start: from + 1 }, ...list.members.slice(from, to).map((_, place) => item(from + place)));
   const rest = size === shown ? null : element("details", { class: "fold" }, element("summary", {}, `The other ${whole(size - shown)}`), part(shown, size));
-  return element("section", { class: "panel", tabindex: "-1", "aria-label": list.method }, element("h3", {}, list.method),
+  return element("section", { class: "panel", tabindex: "-1", "aria-label": title }, element("h3", {}, title),
     list.note ? element("p", { class: "quiet" }, list.note) : null, part(0, shown), rest);
 }
 
@@ -48,6 +58,7 @@ function suspectItem(list, member, place, methods, lists) {
 
 function provenancePage() {
   const entries = [...page.made, ...page.pages.flatMap((one) => one.figures.map((figure) => ({ what: one.tab + ": " + figure.title, ...figure.made }))),
+    ...page.pages.flatMap((one) => (one.kept?.made ?? []).map((made, number) => ({ what: "Coreset of " + one.kept.lists[number].method, ...made }))),
     ...(page.suspects?.made ?? []).map((made) => ({ what: "Likely mislabelled examples", ...made }))];
   return element("div", { class: "page" }, element("h2", {}, "Where everything comes from"),
     element("p", { class: "about" }, "What each figure was made from: command, seed, versions and the fingerprint of the data. " + page.query.how),

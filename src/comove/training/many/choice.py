@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from comove.data import ExampleSet
 from comove.errors import InputError
 from comove.models import Factory, ModelSpec
 from comove.training.loop import Resident, batch_bounds, fit, one_thread
-from comove.training.many.captured import trainer_for, why_not_captured
+from comove.training.many.compiled import trainer_for, why_not_compiled
 from comove.training.many.engine import Engine, Engines
 from comove.training.many.stacked import COMPARED, Member, Stack, place_matters, why_not_stacked
 from comove.training.randomness import seeded
@@ -44,7 +43,7 @@ TRIAL, TRIALS = 0.1, 2.0
 STEPS, STEPS_ON_GPU = 8, 64
 """Steps of a timed run, where they are short; a GPU's wait for each model's weights must not count as theirs."""
 COMPILING = 120.0
-"""Seconds that compiling a step may take; it is tried where all models will take far longer."""
+"""Seconds that compiling may take; it is tried where all models will take far longer."""
 MEMORY = 512 << 20
 """Bytes that a group's activations and parameters may take (on a GPU: a quarter of what is free)."""
 
@@ -54,7 +53,7 @@ def engines_for(spec: ModelSpec, train: ExampleSet, recipe: Recipe, factory: str
 
     So it is the same on every machine, and whether three models are asked for or three thousand. Small networks that
     can stand side by side are trained in groups of 16 (on a GPU 256), filled up by repetition. All others are trained
-    one by one; on a GPU from a captured graph, where that is right.
+    one by one; on a GPU in a compiled network, where that is right.
 
     Args:
         spec: the architecture.
@@ -137,11 +136,11 @@ def choose_engine(
         trial = _Trial(spec, train, recipe, size, factory)
         if trial.first > LONG:
             return Engine("one-by-one", 1, f"one step of one model takes {trial.first:.1f} s: nothing to gain")
-        plain, seconds = _uncaptured(trial, models, obstacle)
-        return _captured(trial, models, plain, seconds) if on_gpu else plain
+        plain, seconds = _eager(trial, models, obstacle)
+        return _compiled(trial, models, plain, seconds) if on_gpu else plain
 
 
-def _uncaptured(trial: _Trial, models: int, obstacle: str | None) -> tuple[Engine, float]:
+def _eager(trial: _Trial, models: int, obstacle: str | None) -> tuple[Engine, float]:
     """The faster of one by one and stacked, and its seconds a model."""
     alone, grouped = trial.alone(), {} if obstacle else _time_groups(trial, models)
     best = min(grouped.values(), default=float("inf"))
@@ -157,26 +156,15 @@ def _uncaptured(trial: _Trial, models: int, obstacle: str | None) -> tuple[Engin
     return Engine("stacked", group, timed), grouped[group]
 
 
-def _captured(trial: _Trial, models: int, plain: Engine, seconds: float) -> Engine:
-    """The plain engine, or training from a captured graph where that is right and faster; compiled, if it pays."""
-    found: dict[str, float] = {plain.kind: seconds}
-    engines: dict[str, Engine] = {plain.kind: plain}
-    kinds: tuple[Literal["captured", "compiled"], ...] = ("captured", "compiled")
-    for kind in kinds:
-        compiled = kind == "compiled"
-        if compiled and models * min(found.values()) < 3 * COMPILING:
-            break
-        if obstacle := why_not_captured(trial.spec, trial.train, trial.recipe, trial.factory, compiled=compiled):
-            engines[plain.kind] = replace(
-                engines[plain.kind], reason=f"{engines[plain.kind].reason}; {kind}: {obstacle}"
-            )
-            break
-        found[kind] = trial.captured(compiled)
-        engines[kind] = Engine(kind, 1, "")
-    best = min(found, key=lambda kind: found[kind])
-    timed = ", ".join(f"{kind} {each:.3g} s a model" for kind, each in found.items())
-    reason = engines[best].reason
-    return replace(engines[best], reason=f"{timed} (timed){f'; {reason}' if reason else ''}")
+def _compiled(trial: _Trial, models: int, plain: Engine, seconds: float) -> Engine:
+    """The plain engine, or training in a compiled network where that is right, faster and pays for compiling."""
+    if models * seconds < 3 * COMPILING:
+        return plain
+    if obstacle := why_not_compiled(trial.spec, trial.train, trial.recipe, trial.factory):
+        return replace(plain, reason=f"{plain.reason}; captured: {obstacle}")
+    compiled = trial.compiled()
+    timed = f"{plain.kind} {seconds:.3g} s a model, captured {compiled:.3g} s a model (timed)"
+    return Engine("captured", 1, timed) if compiled < seconds else replace(plain, reason=f"{timed}; {plain.reason}")
 
 
 def _time_groups(trial: _Trial, models: int) -> dict[int, float]:
@@ -220,15 +208,11 @@ class _Trial:
         stack = Stack([self.network(seed) for seed in range(group)], self.recipe, self.train.device)
         return self._seconds(lambda: stack.train(self.train, members)) / group
 
-    def captured(self, compiled: bool) -> float:
-        """Seconds to train one model from a captured graph, capture and compilation left out."""
-        trainer = trainer_for(self.spec, self.train, self.recipe, self.factory, compiled=compiled)
+    def compiled(self) -> float:
+        """Seconds to train one model in a compiled network, compilation left out."""
+        trainer = trainer_for(self.spec, self.train, self.recipe, self.factory)
         member = Member(self.positions, 0)
-
-        def train() -> None:
-            trainer.train(member)
-
-        return self._seconds(train)
+        return self._seconds(lambda: trainer.train(member))
 
     def memory_a_model(self) -> int:
         """Bytes of one model in a step: what its forward pass keeps, and its parameters with gradient and momentum."""
@@ -255,7 +239,7 @@ class _Trial:
         model, part = self.network(0).to(self.train.device), self.train.part(self.positions)
         return lambda: fit(model, part, self.recipe, seed=0, device=self.train.device)
 
-    def _seconds(self, work: Callable[[], None]) -> float:
+    def _seconds(self, work: Callable[[], object]) -> float:
         """The fastest of several runs, as seconds of a whole training."""
         self._once(work)
         taken = [self._once(work)]
@@ -264,7 +248,7 @@ class _Trial:
         steps = len(batch_bounds(len(self.positions), self.recipe.batch_size))
         return min(taken) / steps * self.steps_a_model
 
-    def _once(self, work: Callable[[], None]) -> float:
+    def _once(self, work: Callable[[], object]) -> float:
         on_gpu = self.train.device.type == "cuda"
         clock = time.perf_counter if on_gpu else time.process_time  # which a busy machine lengthens less
         started = clock()

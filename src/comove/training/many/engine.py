@@ -15,7 +15,7 @@ from comove.errors import InputError
 from comove.models import Factory, ModelSpec
 from comove.store import entries
 from comove.training.loop import Resident, fit, one_thread, predict
-from comove.training.many.captured import trainer_for
+from comove.training.many.compiled import trainer_for
 from comove.training.many.stacked import Member, Stack, place_matters, why_not_stacked
 from comove.training.recipe import Recipe
 
@@ -36,9 +36,9 @@ class Engine:
     """How many models are trained; the bits of a model depend on ``kind`` and ``group``.
 
     Args:
-        kind: ``stacked`` (side by side in groups), ``one-by-one``; or, one by one too, ``captured`` (each step is the
-            replay of a CUDA graph) or ``compiled`` (likewise, of a compiled step): see
-            :mod:`comove.training.many.captured`.
+        kind: ``stacked`` (side by side in groups), ``one-by-one``; or, one by one too, ``captured``: on a GPU in a
+            compiled network, replayed as a CUDA graph (:mod:`comove.training.many.compiled`). ``compiled`` is the same
+            and in the manifests of older banks.
         group: models trained together; 1 unless stacked.
         reason: why, with the seconds a model of each kind that was timed.
 
@@ -216,8 +216,7 @@ def _stacked(task: _Task, members: Sequence[Member], group: int) -> list[Trained
 
 def _alone(task: _Task, member: Member, engine: Engine) -> Trained:
     if engine.kind in ("captured", "compiled"):
-        compiled = engine.kind == "compiled"
-        model = trainer_for(task.spec, task.train, task.recipe, task.factory, compiled=compiled).train(member)
+        model = trainer_for(task.spec, task.train, task.recipe, task.factory).train(member)
     else:
         model = task.spec.build(member.seed, task.factory).to(task.train.device)
         fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=task.train.device)
