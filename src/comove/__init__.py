@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from comove.evaluation import RetrainingBank, linear_datamodeling_score
     from comove.jobs import Compute
     from comove.trace import Recorder, Trace
-    from comove.training import Recipe, Recording, Run, Training, train
+    from comove.training import Recipe, Recording, Run, Training, Weights, adopt, train
 
 _HOME = {
     "Compute": "comove.jobs",
@@ -32,6 +32,8 @@ _HOME = {
     "Splits": "comove.data",
     "Trace": "comove.trace",
     "Training": "comove.training",
+    "Weights": "comove.training",
+    "adopt": "comove.training",
     "linear_datamodeling_score": "comove.evaluation",
     "load_dataset": "comove.data",
     "select": "comove.coreset",
@@ -52,7 +54,9 @@ __all__ = [
     "Splits",
     "Trace",
     "Training",
+    "Weights",
     "__version__",
+    "adopt",
     "linear_datamodeling_score",
     "load_dataset",
     "select",

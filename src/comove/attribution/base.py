@@ -168,6 +168,15 @@ class Attributor(ABC):
         value = whole_number(getattr(self, option), f"{self.name}: {option}", least, unit=unit, error=InputError)
         object.__setattr__(self, option, value)
 
+    def _check_parameters(self) -> None:
+        """Check the option ``parameters``: names or glob patterns, or ``None`` for all trainable ones."""
+        given: Any = getattr(self, "parameters")  # noqa: B009 - gradient methods have it
+        if given is None or isinstance(given, str):
+            return
+        if not isinstance(given, Sequence) or not given or not all(isinstance(name, str) for name in given):
+            raise InputError(f"{self.name}: parameters must be a name or pattern, or several of them; got {given!r}.")
+        object.__setattr__(self, "parameters", tuple(given))
+
     def _require_fitted(self) -> tuple[tuple[Any, ...], Any]:
         fitted: tuple[tuple[Any, ...], Any] | None = getattr(self, "_fitted", None)
         if fitted is None:
@@ -202,7 +211,7 @@ class Attributor(ABC):
                 raise InputError(f"{self.name} knows the queries of its bank only; give their ids.")
             for source in sources:
                 _check_prepared(source, queries)
-            return Queries(queries.ids, queries.labels, queries)
+            return Queries(queries.ids, queries.labels if queries.labelled else None, queries)
         ids = first.explained_ids if queries is None else np.atleast_1d(np.asarray(queries))
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.size == 0 or np.unique(ids).size != ids.size:
             raise InputError(f"queries must be distinct integer ids or an ExampleSet, got {queries!r}.")
@@ -236,7 +245,7 @@ def said_once(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def _check_prepared(source: Source | BankSource, queries: ExampleSet) -> None:
     """Refuse new examples that were made otherwise than the run's own."""
     run = source.run if isinstance(source, Source) else None
-    if run is None:
+    if run is None or queries.structured:
         return
     obstacle = run.preprocessing.obstacle(queries)
     if obstacle is not None:

@@ -22,6 +22,7 @@ from comove.data import ExampleSet, positions_of
 from comove.discovery import check_choice
 from comove.errors import InputError
 from comove.trace import Trace, statistics
+from comove.trace.evaluation_pass import clean_pass
 from comove.trace.trace import check_losses
 from comove.training import Resident, Run, evaluate, resolve_device
 from comove.training.sources import Source
@@ -29,6 +30,8 @@ from comove.training.sources import Source
 __all__ = ["CLD", "chosen_rows", "replay_losses"]
 
 Rows = Literal["all", "epochs"]
+BATCH = 128
+"""Examples per forward pass of a replay."""
 CHOICES = {
     "correlation": ("pearson", "spearman", "covariance"),
     "common_mode": ("keep", "remove"),
@@ -71,8 +74,16 @@ def replay_losses(
     losses_TQ = np.empty((len(kept), len(examples)), np.float32)
     for row_Q, checkpoint in zip(losses_TQ, kept, strict=True):
         model = run.load_model(checkpoint, where)
-        for positions, logits, labels in evaluate(model, data):
-            row_Q[positions] = statistics(logits, labels)[0]["loss"].cpu().numpy()
+        if run.adopted is None:
+            for positions, logits, labels in evaluate(model, data):
+                row_Q[positions] = statistics(logits, labels)[0]["loss"].cpu().numpy()
+            continue
+        with clean_pass(model):
+            for start in range(0, len(data), BATCH):
+                batch = data.batch(slice(start, min(start + BATCH, len(data))))
+                row_Q[start : start + BATCH] = (
+                    run.task.loss(run.task.outputs(model, batch), batch).float().cpu().numpy()
+                )
     check_losses(losses_TQ, examples.ids, "query")
     return losses_TQ, [checkpoint.row for checkpoint in kept]
 

@@ -9,7 +9,7 @@ Shape legend: N train, Q queries, P parameter entries, B systems solved side by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +27,7 @@ from comove.errors import first_line
 from comove.gradients.hessian import Hessian, unflatten
 from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, Part, PerExampleGradients
+from comove.tasks import Task
 from comove.training import Resident, resolve_device
 from comove.training.sources import Source
 
@@ -88,11 +89,11 @@ def conjugate_gradients(
     return Solution(solution, steps, squares <= goal, negative)
 
 
-def _in_double(model: nn.Module, data: Resident) -> tuple[nn.Module, str]:
+def _in_double(model: nn.Module, task: Task, data: Resident) -> tuple[nn.Module, str]:
     """The model in float64 and that it is; or as it was, where its forward pass casts by itself, and why."""
     try:
         with torch.no_grad():
-            model.double()(Part(data, 0, 1, torch.float64).batch(slice(0, 1))[0])
+            task.outputs(model.double(), Part(data, 0, 1, torch.float64).batch(slice(0, 1)))
     except RuntimeError as error:
         return model.float(), f"float32, since the forward pass does not run in float64: {first_line(error)}"
     return model, "float64"
@@ -114,6 +115,7 @@ class InfluenceCG(Attributor):
         tolerance: relative residual at which a query is solved.
         hessian_examples: ``"all"`` training examples, or a number of them drawn by the seed.
         seed: of that draw.
+        parameters: names or glob patterns of the parameters to differentiate by; by default all trainable ones.
 
     Reference:
         Koh, Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017.
@@ -129,9 +131,11 @@ class InfluenceCG(Attributor):
     tolerance: float = 1e-4
     hessian_examples: Literal["all"] | int = "all"
     seed: int = 0
+    parameters: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed, self.name)
+        self._check_parameters()
         for option in ("damping", "tolerance"):
             check_number(getattr(self, option), f"{self.name}: {option}", zero=True)
         self._check_whole("max_steps")
@@ -161,10 +165,10 @@ class InfluenceCG(Attributor):
     def _one_run(self, source: Source, queries: Queries) -> tuple[Tensor, list[Solution], dict[str, str]]:
         device, run = resolve_device(), run_of(source)
         resident = training_resident(source, device)
-        model, precision = _in_double(run.load_model(device=device), resident)
+        model, precision = _in_double(run.load_model(device=device), run.task, resident)
         dtype = next(model.parameters()).dtype
         train = Part(resident, 0, len(resident), dtype)
-        gradients = PerExampleGradients(model, check_on=train)
+        gradients = PerExampleGradients(model, task=run.task, parameters=self.parameters, check_on=train)
         number = len(train) if self.hessian_examples == "all" else int(self.hessian_examples)
         held = hessian_resident(source, number, self.seed, device)
         hessian = Hessian(gradients, Part(held, 0, len(held), dtype))

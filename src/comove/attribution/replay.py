@@ -46,6 +46,8 @@ def check_queries(run: Run, examples: ExampleSet) -> None:
     Raises:
         InputError: inputs of another shape than the model's, labels outside its classes.
     """
+    if run.adopted is not None:
+        return  # the task reads them; what it cannot read it refuses
     spec = run.model_spec
     if examples.input_shape != spec.input_shape or int(examples.labels.max()) >= spec.num_classes:
         raise InputError(

@@ -10,7 +10,7 @@ Shape legend: N train, Q queries, K projected dimensions, P entries of one param
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.discovery import check_choice, check_seed
+from comove.errors import InputError
 from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, Part, PerExampleGradients, check_finite
 from comove.gradients.projections import Sparse
@@ -49,6 +50,7 @@ def run_gradients(
     device: torch.device | str = "cpu",
     *,
     last_layer: bool = False,
+    parameters: str | Collection[str] | None = None,
     check_on: Batches | None = None,
 ) -> PerExampleGradients:
     """Return the stream of loss gradients of a run's network at one of its checkpoints.
@@ -58,6 +60,7 @@ def run_gradients(
         checkpoint: one of them.
         device: where to compute.
         last_layer: only the parameters of the linear layer that runs last (:func:`comove.models.last_layer`).
+        parameters: names or glob patterns of those to differentiate by; by default all trainable ones.
         check_on: as of :class:`PerExampleGradients`; best the training examples.
 
     Raises:
@@ -66,13 +69,13 @@ def run_gradients(
     """
     model = run.load_model(checkpoint, device)
     put_channels_last(model)  # convolutions run fastest on this
-    chosen = None
+    chosen = parameters
     if last_layer:
         examples = Resident(run.data().train, torch.device(device)) if check_on is None else check_on
         args, named = call_arguments(model, examples.batch(slice(0, 2)))
         own = set(map(id, last_linear(model, *args, **named)[1].parameters()))
         chosen = [name for name, parameter in model.named_parameters() if id(parameter) in own]
-    return PerExampleGradients(model, "loss", parameters=chosen, check_on=check_on)
+    return PerExampleGradients(model, "loss", task=run.task, parameters=chosen, check_on=check_on)
 
 
 def similarity(gradients: PerExampleGradients, train: Batches, queries: Batches, *, cosine: bool = False) -> Tensor:
@@ -127,8 +130,10 @@ class _GradientSimilarity(Attributor):
     projection: int = 0
     last_layer: bool = False
     seed: int = 0
+    parameters: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        self._check_parameters()
         check_seed(self.seed, self.name)
         self._check_whole("projection", 0)
 
@@ -139,7 +144,12 @@ class _GradientSimilarity(Attributor):
     def _at(self, source: Source, train: Resident) -> Iterator[tuple[float, PerExampleGradients]]:
         run, last = run_of(source), self.last_layer
         for checkpoint, weight in self._weights(run):
-            yield weight, run_gradients(run, checkpoint, train.device, last_layer=last, check_on=train)
+            yield (
+                weight,
+                run_gradients(
+                    run, checkpoint, train.device, last_layer=last, parameters=self.parameters, check_on=train
+                ),
+            )
 
     def _fit(self, sources: tuple[Source, ...]) -> tuple[_Fitted, ...]:
         return tuple(
@@ -195,6 +205,8 @@ class TracIn(_GradientSimilarity):
         last_layer: gradients of the last layer only. A cheap approximation that ranks poorly: its Spearman correlation
             with the scores of all layers was .29 on CIFAR-10 with ResNet-9.
         seed: of the projection.
+        parameters: names or glob patterns (``"head.*"``) of the parameters to differentiate by; by default all
+            trainable ones.
         rate: ``"last"``, the optimizer's learning rate at the checkpoint (near 0 at the end of a triangular schedule);
             or ``"mean"``, over the epoch that ended there.
         checkpoints: ``"all"``, or a number of them evenly spread, always with the last.
@@ -215,6 +227,8 @@ class TracIn(_GradientSimilarity):
 
     def _weights(self, run: Run) -> list[tuple[Checkpoint, float]]:
         chosen = spread(run.checkpoints, self.checkpoints)
+        if any(checkpoint.lr != checkpoint.lr for checkpoint in chosen):
+            raise InputError(f"{self.name} weighs checkpoints by their learning rates: give them, Weights(..., lr=).")
         return [(checkpoint, checkpoint.lr if self.rate == "last" else checkpoint.mean_lr) for checkpoint in chosen]
 
 
@@ -226,6 +240,7 @@ class GradDot(_GradientSimilarity):
         projection: as for :class:`TracIn`.
         last_layer: as for :class:`TracIn`.
         seed: of the projection.
+        parameters: as for :class:`TracIn`.
     """
 
     name: ClassVar[str] = "grad-dot"
@@ -244,6 +259,7 @@ class GradCos(_GradientSimilarity):
         projection: as for :class:`TracIn`.
         last_layer: as for :class:`TracIn`.
         seed: of the projection.
+        parameters: as for :class:`TracIn`.
     """
 
     name: ClassVar[str] = "grad-cos"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -26,7 +26,7 @@ from torch import Tensor
 from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.attribution.tracin import spread
-from comove.attribution.trak_features import BATCH, BLOCK, Featuriser, feature_blocks, read_features
+from comove.attribution.trak_features import BATCH, BLOCK, Differentiation, Featuriser, feature_blocks, read_features
 from comove.checks import check_number
 from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
@@ -160,6 +160,8 @@ class TRAK(Attributor):
         seed: of the projections; each checkpoint of each run has its own.
         scale: ``"margin"``, the formula above; or ``"traker"``, each inverse divided by the mean of its absolute
             entries, as ``traker`` returns it: the same ranking from one model, other weights among several.
+        parameters: names or glob patterns (``"head.*"``) of the parameters to differentiate by; by default all
+            trainable ones.
         cache: a folder to keep training features in: interrupted featurising goes on there, and other fits of the
             same checkpoints with the same projection read them. ``None`` keeps them in a temporary folder.
         batch: examples whose gradients are held at once, at most.
@@ -184,11 +186,13 @@ class TRAK(Attributor):
     nonzeros: int = 4
     seed: int = 0
     scale: Literal["margin", "traker"] = "margin"
+    parameters: str | Sequence[str] | None = None
     cache: str | None = field(default=None, repr=False)
     batch: int = field(default=BATCH, repr=False)
 
     def __post_init__(self) -> None:
         check_seed(self.seed, self.name)
+        self._check_parameters()
         check_choice(self.projector, KINDS, "projector", self.name)
         check_choice(self.scale, ("margin", "traker"), "scale", self.name)
         if self.checkpoints not in ("last", "all"):
@@ -211,7 +215,8 @@ class TRAK(Attributor):
 
     def _featuriser(self, source: Source, checkpoint: Checkpoint, train: Resident) -> Featuriser:
         projection = Projection(self.projector, self.proj_dim, self.nonzeros, self.seed)
-        return Featuriser(run_of(source), checkpoint, projection, len(train), train.device, self.batch, train)
+        how = Differentiation(self.parameters, self.batch, train)
+        return Featuriser(run_of(source), checkpoint, projection, len(train), train.device, how)
 
     def _model(self, source: Source, checkpoint: Checkpoint, data: Resident, cache: Path) -> _Model:
         featuriser = self._featuriser(source, checkpoint, data)

@@ -13,6 +13,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -119,6 +120,15 @@ def _traker(computer: _GradientComputer, projector: Projector, device: torch.dev
     return made
 
 
+@dataclass(frozen=True)
+class Differentiation:
+    """By which parameters features are differentiated, how many examples at once, and what the ways are checked on."""
+
+    parameters: str | Sequence[str] | None = None
+    batch: int = BATCH
+    check_on: Resident | None = None
+
+
 class Featuriser:
     """Projected margin gradients phi and 1 - p of any examples at one checkpoint.
 
@@ -129,8 +139,7 @@ class Featuriser:
             averaging models averages the projections' errors too.
         examples: the number of training examples.
         device: where to compute.
-        batch: examples whose gradients are held at once, at most.
-        check_on: as of :class:`PerExampleGradients`; best the training examples.
+        how: as of :class:`PerExampleGradients`.
 
     Attributes:
         gradients: the stream of margin gradients.
@@ -147,14 +156,15 @@ class Featuriser:
         projection: Projection,
         examples: int,
         device: torch.device,
-        batch: int = BATCH,
-        check_on: Resident | None = None,
+        how: Differentiation = Differentiation(),
     ) -> None:
         self.run, self.checkpoint, self.projection = run, checkpoint, projection
-        self.examples, self.device = examples, device
+        self.examples, self.device, self.how = examples, device, how
         model = run.load_model(checkpoint, device)
         put_channels_last(model)  # convolutions run fastest on this
-        self.gradients = PerExampleGradients(model, "margin", batch=batch, check_on=check_on)
+        self.gradients = PerExampleGradients(
+            model, "measure", task=run.task, parameters=how.parameters, batch=how.batch, check_on=how.check_on
+        )
         self.dimension = projection.dimension(examples, self.gradients.size)
 
     @cached_property
@@ -190,12 +200,20 @@ class Featuriser:
             )
         return phi_BK, rest_B
 
+    def _weights(self) -> str:
+        """A digest of the checkpoint's weights; of a run trained elsewhere its manifest has it."""
+        if self.run.adopted is None:
+            return digest(np.frombuffer(self.checkpoint.path.read_bytes(), np.uint8))
+        place = self.run.checkpoints.index(self.checkpoint)
+        return str(self.run.manifest["adopted"]["weights"][place]["digest"])
+
     def content(self) -> dict[str, Any]:
         """What the features of the training examples depend on; its digest names their folder."""
         return {
             "run": self.run.manifest["fingerprint"],
             "epoch": self.checkpoint.epoch,
-            "weights": digest(np.frombuffer(self.checkpoint.path.read_bytes(), np.uint8)),
+            "weights": self._weights(),
+            **({} if self.how.parameters is None else {"parameters": list(self.gradients.parameters)}),
             "projection": self.projection.to_json(self.dimension),
             "examples": {"number": self.examples, "block": BLOCK},
             "libraries": {name: version for name, version in versions().items() if name in LIBRARIES},

@@ -361,14 +361,15 @@ class ExampleSet:
         keep[self.positions(ids)] = False
         return self.subset(self.ids[keep])
 
-    def with_labels(self, labels: object) -> ExampleSet:
-        """Return the same examples with other labels (N,), as a view.
+    def with_labels(self, labels: object, classes: Sequence[str] | None = None) -> ExampleSet:
+        """Return the same examples with other labels (N,), and perhaps other class names, as a view.
 
         Raises:
             InputError: of another length, no integers, or outside the classes.
         """
         made = self.subset(self.ids)
-        made._labels = as_labels(labels, f"Labels of {self.name!r}", len(self), below=len(self.classes) or None)
+        made.classes = self.classes if classes is None else tuple(classes)
+        made._labels = as_labels(labels, f"Labels of {self.name!r}", len(self), below=len(made.classes) or None)
         if not made.classes:
             made.classes = tuple(map(str, range(int(made._labels.max()) + 1)))
         return made
@@ -713,10 +714,12 @@ class Splits:
     query: ExampleSet
     name: str = "examples"
     source: Mapping[str, Any] = field(default_factory=dict)
+    ids_apart: bool = True
+    """Whether training and held-out ids must differ; adopted runs may number both from 0."""
 
     def __post_init__(self) -> None:
         sets = [part for part in (self.train, self.validation, self.query) if part is not None]
-        ids = np.concatenate([part.ids for part in sets])
+        ids = np.concatenate([part.ids for part in (sets if self.ids_apart else sets[1:])])
         if np.unique(ids).size != ids.size:
             raise InputError("train, validation and query must share no ids; give each example one id of its own.")
         if len({part.classes for part in sets}) > 1:

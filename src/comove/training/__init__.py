@@ -1,5 +1,6 @@
 """The training loop, recipes, recorded runs, and engines that train many models with its results."""
 
+from comove.training.adopt import adopt
 from comove.training.configuration import Training, as_training, default_model
 from comove.training.loop import Resident, evaluate, fit, predict, resolve_device
 from comove.training.many.choice import choose_engine, engines_for
@@ -8,6 +9,7 @@ from comove.training.many.stacked import Member
 from comove.training.recipe import RECIPES, Recipe, as_recipe, default_recipe
 from comove.training.run import Checkpoint, Run
 from comove.training.train import Recording, train
+from comove.training.weights import Weights
 
 __all__ = [
     "RECIPES",
@@ -21,6 +23,8 @@ __all__ = [
     "Run",
     "Trained",
     "Training",
+    "Weights",
+    "adopt",
     "as_recipe",
     "as_training",
     "choose_engine",

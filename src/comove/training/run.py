@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from comove.store import (
     understanding,
     write_sealed,
 )
+from comove.tasks import Classification, Task
 from comove.trace import Trace
 from comove.trace.trace import read_trace_manifest, trace_damage
 from comove.training.loop import predict
@@ -84,6 +85,19 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise CorruptFileError(f"{path} holds arrays of a type that torch cannot read ({error}).") from error
 
 
+class Adoption(Protocol):
+    """What stands behind a run trained elsewhere; see :func:`comove.training.adopt.adopt`."""
+
+    task: Task
+    trace: Trace | None
+
+    def checkpoints(self, run: Run) -> tuple[Checkpoint, ...]:
+        """Its checkpoints."""
+
+    def load(self, run: Run, checkpoint: Checkpoint | None, device: torch.device | str) -> nn.Module:
+        """The network with a checkpoint's weights."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run: its trace, checkpoints and manifest, and, where they are at hand, its data.
@@ -99,6 +113,7 @@ class Run:
     manifest: Mapping[str, Any]
     dataset: Splits | None = field(default=None, repr=False)
     factory: Factory | str | None = field(default=None, repr=False)
+    adopted: Adoption | None = field(default=None, repr=False)
 
     @classmethod
     def load(
@@ -124,6 +139,11 @@ class Run:
         folder = Path(path)
         manifest = open_manifest(folder, "run", RUN_FORMAT)
         file = folder / MANIFEST
+        if "adopted" in manifest:
+            raise InputError(
+                f"{folder} is a run of a model trained elsewhere: open it by the call of comove.adopt that made it, "
+                f"with out={str(folder)!r}; its losses alone by Trace.load({str(folder / 'trace')!r})."
+            )
         described = entries(manifest, file, MANIFEST_ENTRIES, {"command": str, "recording": dict})["dataset"]
         entries(described, file, {"name": str, "source": dict, "fingerprint": str})
         with understanding(file):
@@ -140,6 +160,8 @@ class Run:
     @property
     def trace(self) -> Trace:
         """The recorded trace (of a run under way: the rows so far)."""
+        if self.adopted is not None and self.adopted.trace is not None:
+            return self.adopted.trace
         with self._naming_remedy():
             trace = Trace.load(self.path / "trace")
             self._check_own(trace.manifest, self.path / "trace")
@@ -149,11 +171,16 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training has ended."""
+        if self.adopted is not None:
+            manifest = self.path / "trace" / MANIFEST
+            return self.adopted.trace is not None or (manifest.exists() and "rows" in read_json(manifest))
         return (self.path / "result.json").exists()
 
     @property
     def result(self) -> dict[str, Any]:
-        """Final accuracies and losses, and the seconds it took."""
+        """Final accuracies and losses, and the seconds it took; nothing is known of a run trained elsewhere."""
+        if self.adopted is not None:
+            return {}
         file = self.path / "result.json"
         with self._naming_remedy():
             found = read_json(file)
@@ -169,6 +196,8 @@ class Run:
         Raises:
             CorruptFileError: one is missing, damaged, of another run or epoch.
         """
+        if self.adopted is not None:
+            return self.adopted.checkpoints(self)
         with self._naming_remedy():
             if foreign := self._foreign_checkpoints():
                 raise CorruptFileError(f"{foreign[0]} is no checkpoint that this run keeps.")
@@ -268,18 +297,40 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """How it was trained."""
+        """How it was trained.
+
+        Raises:
+            InputError: elsewhere, in a way that comove does not know.
+        """
+        self._require_own("its recipe")
         return Recipe.from_json(self.manifest["recipe"])
 
     @property
     def seed(self) -> int:
-        """Its seed."""
-        return int(self.manifest["seed"])
+        """Its seed (of a run trained elsewhere 0)."""
+        return int(self.manifest.get("seed", 0))
 
     @property
     def model_spec(self) -> ModelSpec:
-        """Which network it trained."""
+        """Which network it trained.
+
+        Raises:
+            InputError: the run was trained elsewhere.
+        """
+        self._require_own("how its network is built")
         return ModelSpec.from_json(self.manifest["model"])
+
+    @property
+    def task(self) -> Task:
+        """What its model was trained to do; of :func:`comove.train`, classification."""
+        return Classification() if self.adopted is None else self.adopted.task
+
+    def _require_own(self, what: str) -> None:
+        if self.adopted is not None:
+            raise InputError(
+                f"{self.path} was trained elsewhere, and comove does not know {what}. What retrains models takes your "
+                "own training function: training=OwnTraining(function, name=...)."
+            )
 
     def load_model(self, checkpoint: Checkpoint | None = None, device: torch.device | str = "cpu") -> nn.Module:
         """Return the network with the weights of ``checkpoint`` (by default the last), in evaluation mode.
@@ -288,6 +339,8 @@ class Run:
             InputError: no checkpoint was kept, or the model's factory must be passed to :meth:`load` again.
             CorruptFileError: a truncated file, or weights of another network.
         """
+        if self.adopted is not None:
+            return self.adopted.load(self, checkpoint, device)
         kept = self.checkpoints
         if not kept:
             raise InputError(f"{self.path} keeps no checkpoints; train again with checkpoints='all'.")
@@ -383,5 +436,7 @@ class Run:
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "unfinished"
+        if self.adopted is not None:
+            return f"Run({self.path}: {len(self.checkpoints)} checkpoints trained elsewhere, {self.task.name})"
         name = self.manifest["dataset"]["name"]
         return f"Run({self.path}: {self.model_spec.name} on {name}, seed {self.seed}, {state})"

@@ -1,0 +1,437 @@
+"""Runs of models trained elsewhere: what is replayed, what every method gives on them, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import comove
+from comove import Weights, adopt
+from comove.attribution import CLD, TRAK, Arnoldi, GradDot, InfluenceCG, TracIn
+from comove.coreset import select
+from comove.data import ExampleSet
+from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError, NonFiniteError
+from comove.tasks import (
+    CausalLM,
+    Classification,
+    MultiLabel,
+    PerExample,
+    Regression,
+    Segmentation,
+    SequenceClassification,
+    Task,
+)
+
+N, Q = 14, 5
+Floats = npt.NDArray[np.float64]
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Tokens(nn.Module):
+    """A little transformer block over token ids; logits per position, or of the whole."""
+
+    def __init__(self, outputs: int, whole: bool) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(11, 8), nn.Embedding(6, 8)
+        self.mix, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+        self.head, self.whole = nn.Linear(8, outputs), whole
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        hidden = self.embed(input_ids) + self.place(torch.arange(input_ids.shape[1])[None])
+        hidden = self.norm(hidden + torch.tanh(self.mix(hidden)))
+        return {"logits": self.head(hidden.mean(1) if self.whole else hidden)}
+
+
+def numbers(outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, outputs))
+
+
+def pictures() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 1))
+
+
+def items_of(kind: str, size: int, seed: int) -> list[Any]:
+    rng = draw(seed)
+    ids = torch.randint(0, 11, (size, 6), generator=rng)
+    x = torch.randn(size, 4, generator=rng, dtype=torch.float64)
+    if kind == "tokens":
+        return [{"input_ids": i, "attention_mask": torch.ones(6, dtype=torch.int64)} for i in ids]
+    if kind == "labelled tokens":
+        return [{"input_ids": i, "labels": int(i.sum()) % 3} for i in ids]
+    if kind == "classes":
+        return [(v, int(v.argmax())) for v in x]
+    if kind == "labels":
+        return [(v, (v[:3] > 0).long()) for v in x]
+    if kind == "numbers":
+        return [(v, v[:2] * 2) for v in x]
+    images = torch.randn(size, 1, 5, 5, generator=rng, dtype=torch.float64)
+    return [(image, (image[0] > 0).long()) for image in images]
+
+
+def mine(outputs: Tensor, batch: Any) -> Tensor:
+    return F.smooth_l1_loss(outputs, batch[1], reduction="none").sum(1)
+
+
+CASES: dict[str, tuple[Task, Callable[[], nn.Module], str]] = {
+    "classification": (Classification(), lambda: numbers(4), "classes"),
+    "multi-label": (MultiLabel(), lambda: numbers(3), "labels"),
+    "regression": (Regression(), lambda: numbers(2), "numbers"),
+    "causal": (CausalLM(), lambda: Tokens(11, whole=False), "tokens"),
+    "sequences": (SequenceClassification(), lambda: Tokens(3, whole=True), "labelled tokens"),
+    "segmentation": (Segmentation(), pictures, "pictures"),
+    "functions": (
+        PerExample(mine, lambda outputs, batch: -mine(outputs, batch), "mine-1"),
+        lambda: numbers(2),
+        "numbers",
+    ),
+}
+
+
+def sets(kind: str) -> tuple[ExampleSet, ExampleSet]:
+    collate = torch.utils.data.default_collate
+    return (
+        ExampleSet(items_of(kind, N, 0), ids=np.arange(100, 100 + N), collate=collate),
+        ExampleSet(items_of(kind, Q, 1), ids=np.arange(500, 500 + Q), collate=collate),
+    )
+
+
+def trained(build: Callable[[], nn.Module], task: Task, train: ExampleSet) -> tuple[nn.Module, list[dict[str, Tensor]]]:
+    """A model trained by AdamW in a loop of one's own, and its weights along the way."""
+    torch.manual_seed(0)
+    model = build().double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    kept = []
+    batch = train.collated(np.arange(len(train)))
+    for _ in range(4):
+        torch.autograd.backward(task.loss(task.outputs(model, batch), batch).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        kept.append(copy.deepcopy(model.state_dict()))
+    return model.eval(), kept
+
+
+def autograd(model: nn.Module, task: Task, examples: ExampleSet, what: str) -> tuple[Floats, Floats]:
+    """Gradients (M, P) of the loss or of the measured output, and these values (M,): one example at a time."""
+    rows, values = [], []
+    for place in range(len(examples)):
+        batch = examples.collated(np.array([place]))
+        value = getattr(task, what)(task.outputs(model, batch), batch)[0]
+        found = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, model.parameters(), strict=True)]
+        rows.append(torch.cat([part.reshape(-1) for part in parts]).numpy())
+        values.append(float(value.detach()))
+    return np.stack(rows), np.array(values)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    task, build, kind = CASES[request.param]
+    train, queries = sets(kind)
+    model, kept = trained(build, task, train)
+    weights = [Weights(state, epoch=place + 1, lr=0.5 / (place + 1)) for place, state in enumerate(kept)]
+    run = adopt(model, weights, train, queries, task, out=tmp_path_factory.mktemp("adopted") / "run", device="cpu")
+    return run, model, task, train, queries, kept
+
+
+def test_the_trace_holds_every_examples_loss_at_every_checkpoint(case: tuple[Any, ...]) -> None:
+    run, model, task, train, queries, kept = case
+    trace = run.trace
+    assert trace.train_losses.shape == (4, N)
+    model = copy.deepcopy(model)
+    for row, state in enumerate(kept):
+        model.load_state_dict(state)
+        for found, examples in ((trace.train_losses, train), (trace.query_losses, queries)):
+            _, expected = autograd(model, task, examples, "loss")
+            np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-7)
+    scores = CLD().fit(run).attribute()
+    changes = (
+        np.diff(trace.train_losses.astype(np.float64), axis=0),
+        np.diff(trace.query_losses.astype(np.float64), axis=0),
+    )
+    expected = np.array([[np.corrcoef(a, b)[0, 1] for b in changes[1].T] for a in changes[0].T])
+    np.testing.assert_allclose(scores.values, expected, atol=1e-4)
+
+
+def test_tracin_and_grad_dot_are_inner_products_of_autograds_gradients(case: tuple[Any, ...]) -> None:
+    run, model, task, train, queries, kept = case
+    model, total = copy.deepcopy(model), np.zeros((N, Q))
+    for place, state in enumerate(kept):
+        model.load_state_dict(state)
+        product = autograd(model, task, train, "loss")[0] @ autograd(model, task, queries, "loss")[0].T
+        total += 0.5 / (place + 1) * product
+    scale = np.abs(total).max()
+    np.testing.assert_allclose(TracIn().fit(run).attribute().values / scale, total / scale, atol=1e-5)
+    np.testing.assert_allclose(GradDot().fit(run).attribute().values, product, atol=1e-5 * np.abs(product).max())
+
+
+def test_trak_without_a_projection_is_its_formula(case: tuple[Any, ...]) -> None:
+    run, model, task, train, queries, _ = case
+    few = [name for name, _ in model.named_parameters()][-1]
+    phi, _ = autograd(model, task, train, "measure")
+    asked, _ = autograd(model, task, queries, "measure")
+    wanted = slice(phi.shape[1] - dict(model.named_parameters())[few].numel(), phi.shape[1])
+    phi, asked = phi[:, wanted], asked[:, wanted]
+    _, losses = autograd(model, task, train, "loss")
+    gram = phi.T @ phi
+    ridge = 0.1 * np.trace(gram) / len(gram)
+    expected = (phi @ np.linalg.solve(gram + ridge * np.eye(len(gram)), asked.T)) * (1 - np.exp(-losses))[:, None]
+    found = TRAK(projector="none", ridge=0.1, parameters=few).fit(run).attribute().values
+    np.testing.assert_allclose(found / np.abs(expected).max(), expected / np.abs(expected).max(), atol=1e-4)
+
+
+def test_influence_solves_with_the_hessian_of_the_mean_loss(case: tuple[Any, ...]) -> None:
+    run, model, task, train, queries, _ = case
+    name = [name for name, _ in model.named_parameters()][-1]
+    batch = train.collated(np.arange(N))
+    parameter = dict(model.named_parameters())[name]
+
+    def mean_loss(value: Tensor) -> Tensor:
+        def forward(call: nn.Module) -> Tensor:
+            mean: Tensor = task.loss(task.outputs(call, batch), batch).mean()
+            return mean
+
+        return _with(model, name, value, forward)
+
+    value = parameter.detach().clone().requires_grad_()
+    gradient = torch.autograd.grad(mean_loss(value), value, create_graph=True)[0].reshape(-1)
+    rows = [torch.autograd.grad(entry, value, retain_graph=True)[0].reshape(-1) for entry in gradient]
+    hessian = torch.stack(rows).numpy()
+    g_train, g_query = (_columns(model, task, part, name) for part in (train, queries))
+    expected = g_train @ np.linalg.solve(hessian + 0.5 * np.eye(len(hessian)), g_query.T)
+    found = InfluenceCG(damping=0.5, tolerance=1e-9, parameters=name).fit(run).attribute().values
+    np.testing.assert_allclose(found / np.abs(expected).max(), expected / np.abs(expected).max(), atol=1e-5)
+    found = Arnoldi(rank=4, arnoldi_dim=10, hessian_examples=N, parameters=name).fit(run).attribute().values
+    assert np.isfinite(found).all()
+
+
+def _with(model: nn.Module, name: str, value: Tensor, forward: Callable[[nn.Module], Tensor]) -> Tensor:
+    owner_name, _, kind = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    kept = owner._parameters.pop(kind)
+    setattr(owner, kind, value)
+    try:
+        return forward(model)
+    finally:
+        delattr(owner, kind)
+        owner._parameters[kind] = kept
+
+
+def _columns(model: nn.Module, task: Task, examples: ExampleSet, name: str) -> Floats:
+    rows, _ = autograd(model, task, examples, "loss")
+    start = 0
+    for known, parameter in model.named_parameters():
+        if known == name:
+            return rows[:, start : start + parameter.numel()]
+        start += parameter.numel()
+    raise AssertionError(name)
+
+
+def test_new_examples_are_explained_and_coresets_selected(case: tuple[Any, ...]) -> None:
+    run, _, task, _, queries, _ = case
+    again = TracIn().fit(run).attribute(queries).values
+    np.testing.assert_allclose(again, TracIn().fit(run).attribute().values, rtol=1e-4, atol=1e-6)
+    fresh = CLD().fit(run).attribute(queries).values
+    np.testing.assert_allclose(fresh, CLD().fit(run).attribute().values, atol=1e-4)
+    if task.labels(queries.collated(np.arange(2))) is None:
+        assert run.trace.manifest["classes"] == ["all examples"]
+        assert len(select("cld", run, budget=5)) == 5
+    assert len(select("random", run, budget=6)) == 6
+
+
+# --- classification: what the library's own runs give ---------------------------------------------------------------
+
+
+def test_an_adopted_classifier_has_the_scores_of_the_run_it_was(run: comove.Run) -> None:
+    kept = [Weights(one.path, epoch=one.epoch, lr=one.lr, step=one.step) for one in run.checkpoints if one.epoch]
+    data = run.data()
+    network = run.load_model()
+    adopted = adopt(network, kept, data.train, data.query, validation=data.validation, trace=run.trace, device="cpu")
+    for method in (CLD(), TracIn(), GradDot(), Arnoldi(rank=5, arnoldi_dim=8)):
+        if isinstance(method, TracIn):
+            continue  # the run's first checkpoint, before training, is not among the weights
+        expected = method.fit(run).attribute().values
+        np.testing.assert_array_equal(method.fit(adopted).attribute().values, expected)
+
+
+def test_replayed_statistics_of_a_classifier_are_those_recorded(run: comove.Run, tmp_path: Path) -> None:
+    kept = [Weights(one.path, epoch=one.epoch, lr=one.lr) for one in run.checkpoints if one.epoch]
+    data = run.data()
+    made = adopt(run.load_model(), kept, data.train, data.query, out=tmp_path / "a", device="cpu")
+    rows = [one.row for one in run.checkpoints if one.epoch]
+    for field in ("loss", "margin_logit", "el2n"):
+        expected = run.trace.read("train", field, rows=rows)
+        np.testing.assert_allclose(made.trace.read("train", field), expected, rtol=1e-4, atol=1e-5)
+    features = made.trace.features("train")
+    assert features.shape[0] == len(data.train)
+    assert len(select("herding", made, budget=20)) == 20
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simple() -> tuple[nn.Module, list[dict[str, Tensor]], ExampleSet, ExampleSet]:
+    train, queries = sets("numbers")
+    model, kept = trained(lambda: numbers(2), Regression(), train)
+    return model, kept, train, queries
+
+
+@pytest.mark.parametrize("kind", ["pt", "checkpoint", "safetensors", "folder", "dictionary", "prefixed"])
+def test_weights_are_read_from_every_kind_of_file(kind: str, simple: Any, tmp_path: Path) -> None:
+    model, kept, train, queries = simple
+    sources: list[Any] = []
+    for place, state in enumerate(kept):
+        file = tmp_path / f"e{place}"
+        if kind == "pt":
+            torch.save(state, file := file.with_suffix(".pt"))
+        elif kind == "checkpoint":
+            torch.save({"epoch": place, "state_dict": state, "loss": 0.5}, file := file.with_suffix(".ckpt"))
+        elif kind == "safetensors":
+            save_file(state, file := file.with_suffix(".safetensors"))
+        elif kind == "folder":
+            file.mkdir()
+            save_file(state, file / "model.safetensors")
+        elif kind == "prefixed":
+            torch.save({f"module.{name}": tensor for name, tensor in state.items()}, file := file.with_suffix(".pth"))
+        sources.append(state if kind == "dictionary" else file)
+    run = adopt(lambda: numbers(2).double(), sources, train, queries, Regression(), device="cpu")
+    expected = adopt(model, kept, train, queries, Regression(), device="cpu")
+    np.testing.assert_array_equal(run.trace.train_losses, expected.trace.train_losses)
+    assert [one.epoch for one in run.checkpoints] == [1, 2, 3, 4]
+    with pytest.raises(InputError, match=r"learning rates: give them, Weights\(\.\.\., lr=\)"):
+        TracIn().fit(run).attribute()
+
+
+def test_a_replay_that_was_interrupted_goes_on_and_other_weights_are_refused(
+    simple: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, kept, train, queries = simple
+    from comove.training import adopt as module_function
+
+    assert module_function is adopt
+    import importlib
+
+    module = importlib.import_module("comove.training.adopt")
+    written: list[int] = []
+    write_row = module.write_row
+
+    def stop(folder: Path, row: Any, arrays: Any, manifest: Any) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(row.index)
+        write_row(folder, row, arrays, manifest)
+
+    monkeypatch.setattr(module, "write_row", stop)
+    with pytest.raises(KeyboardInterrupt):
+        adopt(model, kept, train, queries, Regression(), out=tmp_path / "r", device="cpu")
+    monkeypatch.setattr(module, "write_row", write_row)
+    times = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "r/trace/rows").iterdir()}
+    assert len(times) == 2
+    run = adopt(model, kept, train, queries, Regression(), out=tmp_path / "r", device="cpu")
+    assert {name: (tmp_path / "r/trace/rows" / name).stat().st_mtime_ns for name in times} == times
+    whole = adopt(model, kept, train, queries, Regression(), device="cpu")
+    np.testing.assert_array_equal(run.trace.train_losses, whole.trace.train_losses)
+    with pytest.raises(FingerprintError, match="another run"):
+        adopt(model, kept[:3], train, queries, Regression(), out=tmp_path / "r", device="cpu")
+    with pytest.raises(InputError, match=r"call of comove\.adopt"):
+        comove.Run.load(tmp_path / "r")
+    assert comove.Trace.load(tmp_path / "r/trace").train_losses.shape == (4, N)
+
+
+def test_weights_that_change_afterwards_are_noticed(simple: Any, tmp_path: Path) -> None:
+    model, kept, train, queries = simple
+    files = [tmp_path / f"e{place}.pt" for place in range(4)]
+    for file, state in zip(files, kept, strict=True):
+        torch.save(state, file)
+    adopt(model, files, train, queries, Regression(), out=tmp_path / "run", device="cpu")
+    run = adopt(model, files, train, queries, Regression(), out=tmp_path / "run", device="cpu")
+    torch.save(kept[0], files[3])
+    with pytest.raises(FingerprintError, match="other weights than when"):
+        run.load_model()
+
+
+class Code:
+    """What only unpickling can make."""
+
+
+def test_what_does_not_fit_is_refused_in_one_line(simple: Any, tmp_path: Path) -> None:
+    model, kept, train, queries = simple
+    task = Regression()
+
+    def refused(error: type[Exception], match: str, weights: Any = kept, **changes: Any) -> None:
+        given: dict[str, Any] = {"model": model, "train": train, "queries": queries, "task": task, **changes}
+        with pytest.raises(error, match=match) as raised:
+            adopt(given["model"], weights, given["train"], given["queries"], given["task"], device="cpu")
+        assert "\n" not in str(raised.value)
+
+    torch.save(model, tmp_path / "whole.pt")
+    refused(CorruptFileError, r"reading it would run code.*state_dict\(\)", [tmp_path / "whole.pt"])
+    (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
+    refused(CorruptFileError, r"broken\.pt", [tmp_path / "broken.pt"])
+    refused(CorruptFileError, "does not exist", [tmp_path / "absent.pt"])
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    refused(CorruptFileError, "no state dict", [tmp_path / "empty.pt"])
+    lacking = {name: tensor for name, tensor in kept[-1].items() if name != "2.bias"}
+    refused(InputError, r"does not fit the model: it lacks 2\.bias", [lacking])
+    refused(InputError, "it has extra besides", [{**kept[-1], "extra": torch.zeros(1)}])
+    refused(InputError, "does not fit the model: size mismatch", [{**kept[-1], "2.bias": torch.zeros(7)}])
+    refused(
+        InputError, "in the order of training; their epochs", [Weights(kept[0], epoch=2), Weights(kept[1], epoch=1)]
+    )
+    refused(InputError, "at least one checkpoint", [])
+    refused(InputTypeError, "sequence of checkpoints", kept[0])
+    refused(InputTypeError, "task must be a Task", task="regression")
+    refused(InputTypeError, "must be a torch.nn.Module", model=3)
+    refused(InputError, "no targets", train=ExampleSet([torch.zeros(4).double()] * 3))
+    mixing = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 2)).double()
+    refused(InputError, "keeps no running statistics", [mixing.state_dict()], model=mixing)
+    nan = copy.deepcopy(kept[1])
+    nan["2.bias"][0] = math.nan
+    refused(NonFiniteError, r"NaN or infinite at checkpoint 2, of ids 100", [kept[0], nan, kept[2]])
+    reduced = PerExample(lambda outputs, batch: F.mse_loss(outputs, batch[1]), name="r")
+    refused(InputError, "one number per example", task=reduced)
+    with pytest.raises(InputError, match="lr must not be negative"):
+        Weights(kept[0], lr=-1.0)
+    other = comove.Trace.from_arrays(train_losses=np.ones((3, 4)), query_losses=np.ones((3, Q)))
+    with pytest.raises(InputError, match="other training examples"):
+        adopt(model, kept, train, queries, task, trace=other, device="cpu")
+
+
+def test_retraining_says_that_it_needs_the_users_own_function(simple: Any) -> None:
+    model, kept, train, queries = simple
+    run = adopt(model, kept, train, queries, Regression(), device="cpu")
+    with pytest.raises(InputError, match="training=OwnTraining"):
+        _ = run.recipe
+    assert "4 checkpoints trained elsewhere" in repr(run)
+
+
+def test_both_sets_may_be_numbered_from_zero() -> None:
+    train, queries = (ExampleSet(items_of("classes", size, seed)) for size, seed in ((N, 0), (Q, 1)))
+    model = numbers(4)
+    run = adopt(model, [model.state_dict()], train, queries, device="cpu")
+    assert GradDot().fit(run).attribute().values.shape == (N, Q)
+
+
+def test_only_the_parameters_asked_for_are_differentiated(simple: Any) -> None:
+    model, kept, train, queries = simple
+    run = adopt(model, kept, train, queries, Regression(), device="cpu")
+    whole = sum(GradDot(parameters=f"{part}.*").fit(run).attribute().values for part in (0, 2))
+    np.testing.assert_allclose(whole, GradDot().fit(run).attribute().values, rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match=r"no parameter 'haed\.\*'"):
+        GradDot(parameters="haed.*").fit(run).attribute()
+    with pytest.raises(InputError, match="parameters must be a name or pattern"):
+        GradDot(parameters=[])
