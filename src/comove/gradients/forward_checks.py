@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from comove.errors import InputError, did_you_mean
-from comove.gradients.per_sample_rules import RULES
+from comove.gradients.per_sample_rules import rules_of
 from comove.trace.evaluation_pass import clean_pass
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_deterministic",
     "check_evaluating",
     "chosen_parameters",
+    "expandable",
     "parameter_uses",
     "unsupported",
 ]
@@ -269,9 +270,18 @@ def parameter_uses(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Uses
     return uses
 
 
+def expandable(module: nn.Module, kind: str) -> bool:
+    """Whether a parameter of a module without rules has a leading axis of one, as learned positions and tokens have.
+
+    Such a parameter is broadcast over the batch, so that one copy per example can take its place.
+    """
+    parameter = module._parameters.get(kind)
+    return not rules_of(module) and parameter is not None and parameter.ndim > 1 and parameter.shape[0] == 1
+
+
 def unsupported(path: str, module: nn.Module, kind: str) -> str:
     """Return the module, when its gradients have no per-sample rule; else nothing."""
-    plain = kind in RULES.get(type(module), ())
+    plain = kind in rules_of(module) or expandable(module, kind)
     if plain and isinstance(module, nn.Embedding):
         plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
     return "" if plain else f"{path or 'the model'} ({type(module).__name__})"

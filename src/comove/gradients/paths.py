@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from comove.data.batches import Batch, batch_size, concatenate, map_tensors, rows_of, tensors_of
 from comove.errors import InputError, first_line
 from comove.gradients.batch_norm_folding import Pair, folded, scale_and_shift
-from comove.gradients.forward_checks import Uses
-from comove.gradients.per_sample_rules import BATCH_NORMS, RULES
+from comove.gradients.forward_checks import Uses, expandable
+from comove.gradients.per_sample_rules import BATCH_NORMS, rules_of
 from comove.gradients.scalars import Objective, Values, flat_outputs
 from comove.models import without_fast_path
 
@@ -65,7 +65,7 @@ class _Fold:
             if not calls:
                 return weight.new_zeros(batch, *shape)
             ((call, g),) = calls
-            return RULES[type(layer)][kind](layer, call.x, g)
+            return rules_of(layer)[kind](layer, call.x, g)
 
         dweight = gradient("weight", weight.shape) if "layer_weight" in self.names else None
         dbias = gradient("bias", weight.shape[:1]) if set(self.names) != {"layer_weight"} else None
@@ -110,6 +110,11 @@ class PerSampleRules:
     ) -> None:
         self._model, self._parameters, self._uses = model, parameters, uses
         self._folds = [fold for pair in pairs if (fold := _fold(pair, uses)) is not None]
+        self._expanded = {
+            name: (places[0][1], places[0][2])
+            for name, places in uses.items()
+            if len(places) == 1 and expandable(places[0][1], places[0][2])
+        }
         self._of = {name: fold for fold in self._folds for name in fold.names.values()}
         self.check_rows = False
         """Whether each chunk is checked for layers that see the examples in another order than the batch's."""
@@ -125,10 +130,13 @@ class PerSampleRules:
         Raises:
             RefusedPathError: a layer is used in a way that hooks cannot see.
         """
-        seen, size = self._backward(batch, objective, values), batch_size(batch)
+        (seen, copies), size = self._backward(batch, objective, values), batch_size(batch)
         waiting: dict[str, Tensor] = {}
         for name in self._uses:
             fold = self._of.get(name)
+            if name in copies:
+                yield name, copies[name]
+                continue
             if fold is None:
                 yield name, self._plain(name, seen, size)
                 continue
@@ -142,7 +150,7 @@ class PerSampleRules:
         for _, module, kind in self._uses[name]:
             for call, g in seen.get(id(module), ()):
                 with torch.no_grad():
-                    term = RULES[type(module)][kind](module, call.x, g)
+                    term = rules_of(module)[kind](module, call.x, g)
                     summed = term if summed is None else summed + term
         parameter = self._parameters[name]
         return parameter.new_zeros(batch, *parameter.shape).detach() if summed is None else summed
@@ -152,10 +160,11 @@ class PerSampleRules:
             self._of[name].pair.layer if name in self._of else module
             for name, places in self._uses.items()
             for _, module, _ in places
+            if name not in self._expanded
         ]
         return {id(module): module for module in found}
 
-    def _backward(self, batch: Batch, objective: Objective, values: Values) -> _Seen:
+    def _backward(self, batch: Batch, objective: Objective, values: Values) -> tuple[_Seen, dict[str, Tensor]]:
         calls: list[_Call] = []
         size = batch_size(batch)
         with ExitStack() as stack, torch.enable_grad(), without_fast_path():
@@ -164,22 +173,49 @@ class PerSampleRules:
                 stack.callback(handle.remove)
             stack.enter_context(folded([fold.pair for fold in self._folds]))
             stack.enter_context(_affine_batch_norms(self._model))
+            copies = stack.enter_context(_one_copy_per_example(self._expanded, size))
             values_B = values(objective.outputs(self._model, batch), batch)
             seen_calls = tuple(calls)  # gradient checkpointing calls the layers again, on the way back
-            edges = [call.edge for call in seen_calls]
+            edges = [call.edge for call in seen_calls] + [get_gradient_edge(each) for each in copies.values()]
             differentiable = bool(edges) and values_B.requires_grad
             gradients = _gradients(values_B, edges, retain_graph=self.check_rows) if differentiable else ()
             if self.check_rows and differentiable:
                 weights_B = _distinct_weights(values_B)
                 _check_rows(gradients, _gradients(values_B * weights_B, edges), weights_B)
         seen: _Seen = {}
-        for call, g in zip(seen_calls, gradients, strict=bool(gradients)):
+        found = {
+            name: torch.zeros_like(each)[:, None] if g is None else g[:, None]
+            for (name, each), g in zip(
+                copies.items(), gradients[len(seen_calls) :] or [None] * len(copies), strict=True
+            )
+        }
+        for call, g in zip(seen_calls, gradients[: len(seen_calls)], strict=bool(gradients)):
             if len(call.x) != size or call.x._version != call.version:
                 what = "changed in place" if len(call.x) == size else f"{tuple(call.x.shape)}, not (B, ...)"
                 raise RefusedPathError(f"the input of a {type(call.module).__name__} is {what}")
             if g is not None:
                 seen.setdefault(id(call.module), []).append((call, g))
-        return seen
+        return seen, found
+
+
+@contextmanager
+def _one_copy_per_example(expanded: Mapping[str, tuple[nn.Module, str]], size: int) -> Iterator[dict[str, Tensor]]:
+    """Put copies (B, ...) in the place of parameters (1, ...) broadcast over the batch; yields them by name."""
+    copies: dict[str, Tensor] = {}
+    before = {id(module): (module, dict(module._parameters)) for module, _ in expanded.values()}
+    try:
+        for name, (module, kind) in expanded.items():
+            parameter = module._parameters.pop(kind)
+            assert parameter is not None
+            copies[name] = parameter.detach().expand(size, *parameter.shape[1:]).clone().requires_grad_()
+            setattr(module, kind, copies[name])
+        yield copies
+    finally:
+        for module, kind in expanded.values():
+            vars(module).pop(kind, None)
+        for module, parameters in before.values():
+            module._parameters.clear()
+            module._parameters.update(parameters)
 
 
 def _gradients(

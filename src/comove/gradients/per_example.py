@@ -54,6 +54,11 @@ BATCH = 100
 CHECKED = 8
 """Examples on which a faster way is compared with plain autograd, where their gradients fit into memory."""
 
+MASK = "attention_mask"
+"""What transformers call the entry of a batch that says which positions count."""
+LOOKED_AT = 512
+"""Examples among which the shortest and the longest are looked for."""
+
 Way: TypeAlias = Literal["per-sample rules", "torch.func", "one example at a time"]
 WAYS: tuple[Way, ...] = ("per-sample rules", "torch.func", "one example at a time")
 _Chunk: TypeAlias = Iterator[tuple[str, Tensor]]
@@ -407,7 +412,7 @@ class PerExampleGradients:
         if self._checked:
             return
         data = data if self._check_on is None else self._check_on
-        rows = self._rows_to_check(len(data))
+        rows = self._rows_to_check(data)
         batch = concatenate([data.batch(slice(row, row + 1)) for row in rows])
         with without_fast_path():
             watch = self._check_outputs(batch)
@@ -428,12 +433,20 @@ class PerExampleGradients:
             self._refuse(problem)
         self._checked = True
 
-    def _rows_to_check(self, size: int) -> list[int]:
-        """Positions spread over the data, in an order of their own; at least two, one of them twice if need be."""
+    def _rows_to_check(self, data: Batches) -> list[int]:
+        """Positions spread over the data, in an order of their own; at least two, one of them twice if need be.
+
+        Of padded batches the shortest and the longest example are among them.
+        """
+        size = len(data)
         if size < 1:
             raise InputError("There are no examples to take gradients of.")
         count = max(2, min(CHECKED, self.memory // (4 * self._bytes)))
         rows = torch.linspace(0, size - 1, min(count, max(2, size))).round().long()
+        mask = _mask_of(data.batch(slice(0, min(size, LOOKED_AT))))
+        if mask is not None and count > 3:
+            lengths = mask.flatten(1).sum(1)
+            rows[1], rows[2] = int(lengths.argmin()), int(lengths.argmax())
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))].tolist()
 
     def _mixes(self, data: Batches) -> bool:
@@ -461,7 +474,8 @@ class PerExampleGradients:
                 found = tuple(part.shape)
                 raise InputError(f"The model must map ({size}, ...) inputs to outputs (B, C), got {found}.")
         self._classes = flat_outputs(outputs).shape[1]
-        watch = ForwardPass(batch)
+        # Which positions a mask leaves out is what it is for: models may read it, and both kinds of rows are checked.
+        watch = ForwardPass({n: v for n, v in batch.items() if n != MASK} if isinstance(batch, Mapping) else batch)
         with torch.no_grad(), watch:
             self.objective.outputs(self.model, batch)
         return watch
@@ -502,6 +516,11 @@ class PerExampleGradients:
             )
         ]
         return f"other gradients of {some(wrong)} than one example at a time gives" if wrong else ""
+
+
+def _mask_of(batch: Batch) -> Tensor | None:
+    found = batch.get(MASK) if isinstance(batch, Mapping) else None
+    return found if isinstance(found, Tensor) and found.ndim > 1 else None
 
 
 def _probe(outputs: Any, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-__all__ = ["BATCH_NORMS", "RULES"]
+__all__ = ["BATCH_NORMS", "RULES", "rules_of"]
 
 SMALL_PATCH = 32
 """Convolutions with patches of at most so many inputs waste vector lanes in grouped calls with rows innermost."""
@@ -107,6 +107,24 @@ def _embedding_weight(layer: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
     return rows.scatter_add_(1, index[:, :, None].expand_as(g), g)
 
 
+def _transposed_linear_weight(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    """Of transformers' ``Conv1D``, a linear layer whose weight is (inputs, outputs)."""
+    if x.ndim == 2:
+        return x[:, :, None] * g[:, None, :]
+    return torch.bmm(x.flatten(1, -2).mT, g.flatten(1, -2))
+
+
+def _linear_bias_of(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    return g if g.ndim == 2 else g.flatten(1, -2).sum(1)
+
+
+def _rms_norm_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
+    eps = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
+    shape = tuple(layer.weight.shape)
+    normed = F.rms_norm(x.to(g.dtype), shape, eps=torch.finfo(x.dtype).eps if eps is None else eps)
+    return (g * normed).reshape(len(g), -1, *shape).sum(1)
+
+
 Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 CONVOLUTIONS, BATCH_NORMS = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # By exact type: a subclass may compute something else.
@@ -116,4 +134,22 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
     **{kind: {"weight": _batch_norm_weight, "bias": _channel_sum} for kind in BATCH_NORMS},
     nn.LayerNorm: {"weight": _layer_norm_weight, "bias": _layer_norm_bias},
     nn.Embedding: {"weight": _embedding_weight},
+    nn.RMSNorm: {"weight": _rms_norm_weight},
 }
+_CONV1D: dict[str, Rule] = {"weight": _transposed_linear_weight, "bias": _linear_bias_of}
+
+
+def rules_of(module: nn.Module) -> dict[str, Rule]:
+    """Return the rules of a layer by the parameter's name; none where there are none.
+
+    The layers of transformers are known by their names, so that it need not be installed: its ``Conv1D``, and the RMS
+    norms that every model family has of its own. Whether a rule holds for a layer is checked on the first examples.
+    """
+    kind = type(module)
+    if kind in RULES:
+        return RULES[kind]
+    if kind.__module__.startswith("transformers.") and kind.__name__ == "Conv1D":
+        return _CONV1D
+    if kind.__name__.endswith("RMSNorm") and list(dict(module.named_parameters(recurse=False))) == ["weight"]:
+        return RULES[nn.RMSNorm]
+    return {}
