@@ -54,8 +54,29 @@ def loaded(name: str) -> Any:
     return module
 
 
+ADOPTED = {"adopt_a_vision_model": (), "adopt_a_language_model": ("transformers",), "adopt_several_labels": ()}
+"""Examples of models that were trained without a recorder."""
+
+
 def test_every_example_is_run_here() -> None:
-    assert {file.stem for file in FOLDER.glob("*.py")} == set(NEEDS)
+    assert {file.stem for file in FOLDER.glob("*.py")} == {*NEEDS, *ADOPTED}
+
+
+@pytest.mark.parametrize("name", ADOPTED)
+def test_an_adopted_model_is_explained_in_few_lines(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ADOPTED[name]:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    made = loaded(name).main(tmp_path)
+    for run in made if isinstance(made, list) else [made]:
+        mean = run.trace.train_losses.mean(1)
+        assert mean[-1] < mean[0]
+    printed = capsys.readouterr().out
+    assert ("grad-dot" if "several" in name else "tracin") in printed
+    lines = (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 40
 
 
 def test_the_page_on_recording_names_every_example() -> None:

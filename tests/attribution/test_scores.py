@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 import zlib
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from comove.attribution import Scores
 from comove.errors import CorruptFileError, InputError, NonFiniteError, StorageError
@@ -380,3 +382,30 @@ def test_a_file_larger_than_the_memory_it_takes_is_asked_for_its_best(tmp_path: 
     assert whole == 4 * n * q
     assert peak < 100e6 < whole / 100
     assert answers.split() == ["12", "3.0", "16", "-3.0", "3.0", "0.0"]
+
+
+def test_scores_of_other_libraries_come_in_and_go_out_in_any_orientation_and_sign() -> None:
+    ours = np.array([[1.0, -2.0], [0.5, 3.0], [0.0, -1.0]], np.float32)
+    for axes, positive in itertools.product(("train query", "query train", "query,train"), ("helps", "hurts")):
+        theirs = (ours if axes.startswith("train") else ours.T) * (1 if positive == "helps" else -1)
+        scores = Scores.from_arrays(
+            torch.from_numpy(theirs.copy()), train_ids=[3, 4, 5], query_ids=[8, 9], axes=axes, positive=positive
+        )
+        np.testing.assert_array_equal(scores.values, ours)
+        np.testing.assert_array_equal(scores.as_array(axes=axes, positive=positive), theirs)
+        assert scores.train_ids.tolist() == [3, 4, 5]
+    assert Scores.from_arrays(ours).train_ids.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": "rows columns"}, "axes must be"),
+        ({"positive": "yes"}, "positive must be"),
+        ({"values": np.zeros(3)}, "two axes"),
+        ({"train_ids": [1, 2]}, "train, query"),
+    ],
+)
+def test_scores_that_do_not_say_what_they_are_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Scores.from_arrays(**{"values": np.zeros((3, 2)), **changes})

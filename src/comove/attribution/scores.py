@@ -86,6 +86,25 @@ class Ranking:
         return "\n".join([f"Ranking for query {self.query}:", "      id    score  class", *lines])
 
 
+_SIGNS = ("helps", "hurts")
+
+
+def _check_axes(axes: str) -> None:
+    if sorted(axes.replace(",", " ").split()) != ["query", "train"]:
+        raise InputError(f"axes must be 'train query' or 'query train', got {axes!r}.")
+
+
+def _oriented(values: npt.NDArray[Any], axes: str, positive: str) -> npt.NDArray[Any]:
+    """Scores as (train, query), positive helps."""
+    _check_axes(axes)
+    if positive not in _SIGNS:
+        raise InputError(f"positive must be 'helps' or 'hurts', got {positive!r}.")
+    if values.ndim != 2:
+        raise InputError(f"Scores must have two axes, {axes!r}; got shape {values.shape}.")
+    turned = values.T if axes.replace(",", " ").split() == ["query", "train"] else values
+    return turned if positive == "helps" else -turned
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Attribution scores of N training examples for Q queries; positive means the example helps the query.
@@ -114,6 +133,56 @@ class Scores:
     query_labels: Ids | None = None
     classes: tuple[str, ...] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        values: object,
+        *,
+        train_ids: object = None,
+        query_ids: object = None,
+        method: str = "scores from elsewhere",
+        axes: str = "train query",
+        positive: str = "helps",
+    ) -> Scores:
+        """Take scores of another library in, whatever their orientation and sign.
+
+        >>> theirs = np.array([[0.1, -2.0, 0.0]])  # one query, three training examples; positive raises its loss
+        >>> Scores.from_arrays(theirs, axes="query train", positive="hurts", query_ids=[7]).top(1).ids.tolist()
+        [1]
+
+        Args:
+            values: (N, Q) or (Q, N) real numbers: an array, a tensor, nested lists.
+            train_ids: (N,) unique ids; by default 0 ... N-1.
+            query_ids: (Q,) unique ids; by default 0 ... Q-1.
+            method: what made them.
+            axes: ``"train query"`` or ``"query train"``: which axis comes first.
+            positive: ``"helps"`` where a positive score lowers the query's loss, else ``"hurts"``.
+
+        Raises:
+            InputError: shapes that do not fit, repeated ids, an unknown orientation or sign.
+            NonFiniteError: a score that is NaN or infinite.
+        """
+        oriented = _oriented(as_real(values, "scores"), axes, positive)
+        rows, columns = oriented.shape
+        return cls(
+            oriented.astype(np.float32),
+            np.arange(rows) if train_ids is None else as_ids(train_ids, "train_ids"),
+            np.arange(columns) if query_ids is None else as_ids(query_ids, "query_ids"),
+            method,
+        )
+
+    def as_array(self, *, axes: str = "train query", positive: str = "helps") -> Floats:
+        """Return the scores as another library expects them, a copy; see :meth:`from_arrays`.
+
+        Raises:
+            InputError: an unknown orientation or sign.
+        """
+        if positive not in _SIGNS:
+            raise InputError(f"positive must be 'helps' or 'hurts', got {positive!r}.")
+        _check_axes(axes)
+        signed = self.values if positive == "helps" else -self.values
+        return np.array(signed.T if axes.replace(",", " ").split() == ["query", "train"] else signed)
 
     def __post_init__(self) -> None:
         values = self.values
