@@ -55,7 +55,7 @@ def flatten(parts: Collection[Tensor]) -> Tensor:
 
 
 def unflatten(vectors: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return flat vectors (..., P) as name -> (..., *parameter.shape), views where possible."""
+    """Return flat vectors (..., P) as name -> (..., parameter shape), views where possible."""
     sizes = [parameter.numel() for parameter in parameters.values()]
     pieces = zip(parameters.items(), torch.split(vectors, sizes, dim=-1), strict=True)
     return {name: piece.reshape((*vectors.shape[:-1], *parameter.shape)) for (name, parameter), piece in pieces}
