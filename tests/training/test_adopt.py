@@ -435,3 +435,15 @@ def test_only_the_parameters_asked_for_are_differentiated(simple: Any) -> None:
         GradDot(parameters="haed.*").fit(run).attribute()
     with pytest.raises(InputError, match="parameters must be a name or pattern"):
         GradDot(parameters=[])
+
+
+def test_a_report_and_a_ranking_by_loss_are_made_of_any_task(simple: Any, tmp_path: Path) -> None:
+    from comove.evaluation import rank_labels
+    from comove.report import write_report
+
+    model, kept, train, queries = simple
+    run = adopt(model, [Weights(state, lr=0.1) for state in kept], train, queries, Regression(), device="cpu")
+    page = write_report(tmp_path / "report.html", [run], {"cld": CLD().fit(run).attribute()})
+    assert "all examples" in page.read_text(encoding="utf-8")
+    order = rank_labels(run, ["loss"]).to_pandas()
+    assert len(order) == N

@@ -306,6 +306,11 @@ class ExampleSet:
         """Whether items are collated to batches of a structure of their own, instead of pairs (input, label)."""
         return isinstance(self._source, _Items)
 
+    @property
+    def collate(self) -> Callable[[list[Any]], Batch] | None:
+        """What makes batches of items of a structure of their own; ``None`` of pairs (input, label)."""
+        return self._source.collate if isinstance(self._source, _Items) else None
+
     def __getitem__(self, position: int) -> Any:
         if not -len(self) <= position < len(self):
             raise IndexError(f"position {position} of {len(self)} examples")

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from comove.data import Ids, positions_of
 from comove.errors import CorruptFileError, InputError
-from comove.training import predict
 from comove.training.sources import Source
 
 __all__ = ["UNKNOWN", "QueryFacts", "query_facts"]
@@ -135,7 +134,7 @@ def _asked(source: Source, ids: Ids) -> Floats | None:
     if run is None or not run.checkpoints or run.checkpoints[-1].row != len(source.trace.rows) - 1:
         return None
     try:
-        model, splits = run.load_model(), run.data()
+        splits = run.data()
     except CorruptFileError:
         raise
     except InputError:  # the user's own data or network, which were not passed again
@@ -145,7 +144,10 @@ def _asked(source: Source, ids: Ids) -> Floats | None:
     for part in kept:
         here = np.isin(ids, part.ids)
         if here.any():
-            found[here] = predict(model, part.subset(ids[here])).double().softmax(1).numpy()
+            logits = run.class_logits(part.subset(ids[here]))
+            if logits is None:
+                return None
+            found[here] = logits.double().softmax(1).numpy()
     return found
 
 

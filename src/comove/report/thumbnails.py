@@ -83,6 +83,8 @@ class Sheets:
 
 def is_image(examples: ExampleSet) -> bool:
     """Whether the inputs are images: (1, H, W) or (3, H, W)."""
+    if examples.structured:
+        return False
     shape = examples.input_shape
     return len(shape) == 3 and shape[0] in (1, 3)
 

@@ -300,8 +300,11 @@ def _joined(parts: Sequence[ExampleSet], ids: Ids) -> ExampleSet:
     if whole is not None:
         return whole
     held = [part.subset(ids[np.isin(ids, part.ids)]) for part in parts]
-    raw = torch.cat([part.raw(np.arange(len(part))) for part in held])
     labels, own = (np.concatenate([getattr(part, name) for part in held]) for name in ("labels", "ids"))
+    if parts[0].structured:
+        items = [part[place] for part in held for place in range(len(part))]
+        return ExampleSet(items, ids=own, labels=labels, classes=parts[0].classes, collate=parts[0].collate)
+    raw = torch.cat([part.raw(np.arange(len(part))) for part in held])
     return ExampleSet.from_arrays(raw, labels, ids=own, classes=parts[0].classes)
 
 

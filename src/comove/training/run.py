@@ -35,10 +35,11 @@ from comove.store import (
     understanding,
     write_sealed,
 )
-from comove.tasks import Classification, Task
+from comove.tasks import Classification, SequenceClassification, Task
 from comove.trace import Trace
+from comove.trace.evaluation_pass import clean_pass
 from comove.trace.trace import read_trace_manifest, trace_damage
-from comove.training.loop import predict
+from comove.training.loop import Resident, predict
 from comove.training.recipe import Recipe
 
 __all__ = ["RUN_FORMAT", "Checkpoint", "Run", "read_weights", "write_weights"]
@@ -358,6 +359,26 @@ class Run:
         except RuntimeError as error:
             raise CorruptFileError(f"{chosen.path} does not hold the weights of {spec}: {error}") from error
         return model.to(device).eval()
+
+    def class_logits(
+        self, examples: ExampleSet, checkpoint: Checkpoint | None = None, device: torch.device | str = "cpu"
+    ) -> torch.Tensor | None:
+        """Return the model's logits (M, C) of examples, on the CPU; ``None`` where its task has no classes.
+
+        Raises:
+            InputError: as :meth:`load_model`.
+        """
+        if not isinstance(self.task, Classification | SequenceClassification):
+            return None
+        model, data = self.load_model(checkpoint, device), Resident(examples, torch.device(device))
+        if self.adopted is None:
+            return predict(model, data)
+        with clean_pass(model):
+            parts = [
+                self.task.outputs(model, data.batch(slice(start, min(start + 128, len(data)))))
+                for start in range(0, len(data), 128)
+            ]
+        return torch.cat(parts).float().cpu()
 
     def data(self) -> Splits:
         """Return the splits it was trained on, loading a built-in data set by the name in the manifest.

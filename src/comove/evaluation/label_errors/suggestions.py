@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.errors import CorruptFileError, InputError
-from comove.training import Resident, predict, resolve_device
+from comove.training import resolve_device
 from comove.training.sources import Source
 
 __all__ = ["mean_probabilities", "other_class"]
@@ -68,8 +68,10 @@ def _of_checkpoints(source: Source, device: str, last: bool) -> npt.NDArray[np.f
         return None
     used = kept[-1:] if last else kept
     try:
-        data = Resident(run.data().train.subset(source.train_ids), resolve_device(device))
-        return _mean(predict(run.load_model(one, data.device), data).softmax(1).numpy() for one in used)
+        examples, where = run.data().train.subset(source.train_ids), resolve_device(device)
+        found = [run.class_logits(examples, one, where) for one in used]
+        logits = [one for one in found if one is not None]
+        return _mean(one.softmax(1).numpy() for one in logits) if logits else None
     except CorruptFileError:
         raise
     except InputError:  # the user's own data or network, which were not passed again
