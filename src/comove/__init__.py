@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from comove.data import ExampleSet, Splits, load_dataset, split
     from comove.evaluation import RetrainingBank, linear_datamodeling_score
     from comove.jobs import Compute
+    from comove.retraining.own import OwnTraining
     from comove.trace import Recorder, Trace
     from comove.training import Recipe, Recording, Run, Training, Weights, adopt, train
 
@@ -23,6 +24,7 @@ _HOME = {
     "Compute": "comove.jobs",
     "Coreset": "comove.coreset",
     "ExampleSet": "comove.data",
+    "OwnTraining": "comove.retraining.own",
     "Recipe": "comove.training",
     "Recorder": "comove.trace",
     "Recording": "comove.training",
@@ -45,6 +47,7 @@ __all__ = [
     "Compute",
     "Coreset",
     "ExampleSet",
+    "OwnTraining",
     "Recipe",
     "Recorder",
     "Recording",

@@ -295,6 +295,7 @@ def test_pending_models_are_nan_and_only_they(small_digits: Splits, bank: Retrai
 
 def test_outputs_are_those_of_the_logits(bank: RetrainingBank) -> None:
     for kind in ("margin", "correct", "loss", "probability", "predicted"):
+        assert bank.query_labels is not None
         np.testing.assert_array_equal(bank.outputs(kind), output_of(bank.logits(), bank.query_labels, kind))
     with pytest.raises(InputError, match="Unknown output 'margins'"):
         bank.outputs("margins")

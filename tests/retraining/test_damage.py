@@ -293,7 +293,9 @@ def test_what_differs_stays_as_it_is_here(bank: RetrainingBank, finished: Retrai
     file = file_of(other, 2, 1)
     arrays, header = read_checked(file)
     write_checked(file, {"logits": arrays["logits"] + 1}, header)
-    with pytest.warns(UserWarning, match=rf"1 models are in both .* with different logits \({file.name}\); those that"):
+    with pytest.warns(
+        UserWarning, match=rf"1 models are in both .* with different results \({file.name}\); those that"
+    ):
         assert bank.merge(other) == 0
     np.testing.assert_array_equal(bank.logits(), finished.logits())
 

@@ -17,7 +17,7 @@ from comove.attribution import Scores
 from comove.data import Ids, positions_of
 from comove.errors import InputError
 from comove.lds.score import LDS, GroundTruth
-from comove.models.measured_outputs import check_measurable
+from comove.models.measured_outputs import default_of, sign_of
 
 __all__ = ["Retrained", "alpha_of", "bank_lds"]
 
@@ -46,14 +46,15 @@ class Retrained(Protocol):
 
 
 def bank_lds(
-    parts: Sequence[Retrained], scores: Sequence[Scores], outputs: Sequence[str] = ("margin",), **options: Any
+    parts: Sequence[Retrained], scores: Sequence[Scores], outputs: Sequence[str] | None = None, **options: Any
 ) -> list[LDS]:
     """The LDS of several methods against several parts of a bank: part by part, output by output, in their order.
 
     Args:
         parts: banks or parts, such as ``bank.at(0.5)``; one kind of subsets each.
         scores: of the bank's training examples, for all its queries.
-        outputs: what to measure on the queries; the sign of ``"loss"`` is turned, so that helping is positive.
+        outputs: what to measure on the queries, by default each bank's own default, the margin; the sign of what is
+            better when lower is turned, so that helping is positive.
         options: of :func:`linear_datamodeling_score`.
 
     Raises:
@@ -61,12 +62,15 @@ def bank_lds(
             better and worse.
         NonFiniteError: models are still pending.
     """
-    for output in outputs:
-        check_measurable(output)
-    for part in parts:
+    asked = [[default_of(part)] if outputs is None else list(outputs) for part in parts]
+    for part, names in zip(parts, asked, strict=True):
+        for name in names:
+            sign_of(part, name)
         for method in scores:
             _check(part, method)
-    return [result for part in parts for result in _of_part(part, scores, outputs, options)]
+    return [
+        result for part, names in zip(parts, asked, strict=True) for result in _of_part(part, scores, names, options)
+    ]
 
 
 def _of_part(
@@ -76,8 +80,7 @@ def _of_part(
     results: list[LDS] = []
     predictions: list[npt.NDArray[np.float64]] = []
     for output in outputs:
-        measured_CRQ = part.outputs(output)[:, :seeds]
-        signed_CRQ = -measured_CRQ if output == "loss" else measured_CRQ
+        signed_CRQ = sign_of(part, output) * part.outputs(output)[:, :seeds]
         truth = GroundTruth(part.masks, signed_CRQ, part.query_ids, output=output, alpha=alpha, **options)
         predictions = predictions or [truth.predictions(_matched(part, method)) for method in scores]
         results += truth.lds(predictions, [method.method for method in scores])

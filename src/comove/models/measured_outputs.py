@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from comove.errors import InputError, did_you_mean
 
-__all__ = ["OUTPUTS", "check_measurable", "check_output", "output_of"]
+__all__ = ["OUTPUTS", "check_measurable", "check_output", "default_of", "output_of", "sign_of"]
 
 OUTPUTS = {
     "margin": "z_y - logsumexp of the other logits (TRAK's choice)",
@@ -42,6 +42,28 @@ def check_measurable(kind: str) -> None:
         raise InputError(
             f"Attributions are held to one of {', '.join(measurable)}, got {kind!r}.{did_you_mean(kind, measurable)}"
         )
+
+
+def sign_of(bank: object, kind: str) -> int:
+    """Return 1 where more of an output is better, -1 where less is: what its values are multiplied by.
+
+    Args:
+        bank: a retraining bank; one that has no ``higher_is_better`` has the outputs of classifiers.
+        kind: the output.
+
+    Raises:
+        InputError: an unknown kind, or ``"predicted"``, whose values are names and no amounts.
+    """
+    higher = getattr(bank, "higher_is_better", None)
+    if higher is not None:
+        return 1 if higher(kind) else -1
+    check_measurable(kind)
+    return -1 if kind == "loss" else 1
+
+
+def default_of(bank: object) -> str:
+    """Return the output of a bank that is measured where none is named."""
+    return str(getattr(bank, "default_output", "margin"))
 
 
 def output_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], kind: str) -> npt.NDArray[np.float64]:

@@ -9,6 +9,9 @@ queries are kept. On disk::
     results/<subset>-000.safetensors  logits (Q, classes): one small file a model, named by what it was trained on
     weights/<the same name>       the model's weights, where they are kept
 
+Where a function of the user's own trains (:class:`comove.OwnTraining`), the manifest has its name, labels are optional,
+and a result holds outputs by name, (Q,) each.
+
 The renamed result files are the truth; there is no second book that could disagree with them. One process at a time
 drives a bank (:mod:`comove.store.lock`); any number may read it.
 
@@ -22,8 +25,10 @@ Shape legend: C subsets, R seeds, N train, Q queries, K classes.
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +40,13 @@ from comove.attribution import Scores
 from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.data.builtin import as_splits, reload_splits
 from comove.display import counted
-from comove.errors import CorruptFileError, InputError, some
+from comove.errors import CorruptFileError, InputError, InputTypeError, LockedError, some
 from comove.jobs import Executor, as_executor
 from comove.lds.against_bank import bank_lds
 from comove.lds.score import LDS
 from comove.models import Factory, ModelSpec
 from comove.retraining.compact import read_compact, write_compact
+from comove.retraining.contents import OWN, LogitsOf, contents_of, is_own
 from comove.retraining.engines import check_same_but_engine, join_engines, planned_engines, settle_engines
 from comove.retraining.files import (
     BANK_FORMAT,
@@ -49,6 +55,7 @@ from comove.retraining.files import (
     WEIGHTS,
     ResultFiles,
     Results,
+    StoredPlan,
     complete_examples,
     keep_plan,
     open_bank,
@@ -60,11 +67,15 @@ from comove.retraining.files import (
 from comove.retraining.measured import all_logits, all_outputs
 from comove.retraining.merge import merge_folders
 from comove.retraining.model_index import Rows
+from comove.retraining.own import OwnTraining, differing, trained_outputs
+from comove.retraining.own_data import OwnData, own_data, own_queries
+from comove.retraining.own_jobs import OwnMaterial, job_key, job_of, record_outputs, recording, train_own
 from comove.retraining.status import BankStatus, bank_status
 from comove.retraining.subsets import SubsetPlan
 from comove.retraining.training import Material, device_type, train_wanted, wanted_models
 from comove.store import check_fingerprint, claim_folder, new_folder
 from comove.store.lock import driver_lock
+from comove.tasks import Classification, Task
 from comove.training import Engine, Recipe, Training, as_training, engines_for
 from comove.training.dry_run import dry_run
 from comove.training.run import read_weights
@@ -73,17 +84,17 @@ __all__ = ["RetrainingBank"]
 
 
 class RetrainingBank:
-    """C subsets x R seeds of retrained models' logits on Q queries, on disk; resumable model by model.
+    """C subsets x R seeds of retrained models' outputs on Q queries, on disk; resumable model by model.
 
     Make one with :meth:`create`, open one with :meth:`load`.
 
     Attributes:
         path: the folder (or the compact file).
         train_ids: (N,) int64.
-        train_labels: (N,) int64.
+        train_labels: (N,) int64; ``None`` where the examples of an own training have none.
         query_ids: (Q,) int64.
-        query_labels: (Q,) int64.
-        classes: class names.
+        query_labels: (Q,) int64, or ``None`` likewise.
+        classes: class names, or ``None``.
         masks: (C, N) bool: which training examples each subset holds.
     """
 
@@ -96,28 +107,29 @@ class RetrainingBank:
         results: Results,
         dataset: Splits | None = None,
         factory: str | Factory | None = None,
+        own: OwnMaterial | None = None,
     ) -> None:
         self.path, self._identity, self._examples = path, identity, examples
-        self._rows, self._results = rows, results
-        self._dataset, self._factory = dataset, factory
-        self._n_classes = int(identity["model"]["num_classes"])
+        self._rows, self._results, self._contents = rows, results, contents_of(identity)
+        self._dataset, self._factory, self._own = dataset, factory, own
         self.train_ids: Ids = examples["train_ids"]
-        self.train_labels: Ids | None = examples["train_labels"]
+        self.train_labels: Ids | None = examples.get("train_labels")
         self.query_ids: Ids = examples["query_ids"]
-        self.query_labels: Ids = examples["query_labels"]
-        self.classes: tuple[str, ...] | None = tuple(identity["classes"])
+        self.query_labels: Ids | None = examples.get("query_labels")
+        self.classes: tuple[str, ...] | None = tuple(identity["classes"]) or None
         self.masks: npt.NDArray[np.bool_] = rows.masks
 
     @classmethod
     def create(
         cls,
         path: str | os.PathLike[str],
-        dataset: str | Splits | ExampleSet | MapDataset,
-        training: Training | str | Factory | None = None,
+        dataset: str | Splits | ExampleSet | MapDataset | Sequence[int] | Ids,
+        training: Training | OwnTraining | str | Factory | None = None,
         *,
         subsets: SubsetPlan | Sequence[SubsetPlan],
         seeds: int = 1,
-        queries: Sequence[int] | Ids | None = None,
+        queries: ExampleSet | Sequence[int] | Ids | None = None,
+        task: Task | None = None,
         keep_weights: bool = False,
         engine: Engine | None = None,
     ) -> RetrainingBank:
@@ -130,13 +142,17 @@ class RetrainingBank:
 
         Args:
             path: the folder.
-            dataset: as for :func:`comove.train`.
+            dataset: as for :func:`comove.train`; for an :class:`comove.OwnTraining` splits, or the training examples:
+                an example set, or their ids alone (N,).
             training: network, recipe and the seed from which, with its subset and number, every model's own seed is
-                derived; a model's name or factory stands for one with that model's defaults.
+                derived; a model's name or factory stands for one with that model's defaults. Or a function of the
+                user's own.
             subsets: which training examples each retraining uses, e.g. ``subsets.random(0.5, 100)``,
                 ``subsets.leave_one_out()``, ``subsets.removals(scores, [10, 50])``; or several such plans.
             seeds: R, models trained per subset.
-            queries: ids of the query split to keep logits of; by default all.
+            queries: ids of the query split to keep logits of; by default all. For an own training without splits the
+                queries themselves, an example set, or ids alone (Q,).
+            task: what modules that an own training returns are measured with.
             keep_weights: also keep the weights of the models of these plans.
             engine: how models are trained, many at a time or one by one, on which bits depend. By default that of the
                 bank which is there; of a new one what :func:`comove.training.engines_for` says, the same everywhere.
@@ -146,6 +162,15 @@ class RetrainingBank:
             FingerprintError: the folder holds another bank; the message shows what differs.
             CorruptFileError: it holds a bank of an older comove.
         """
+        if isinstance(training, OwnTraining):
+            if keep_weights or engine is not None:
+                raise InputError("keep_weights and engine are for comove's own loop; an own training has neither.")
+            own = training.measured_by(task)
+            return cls._create_own(Path(path), own_data(dataset, queries), own, subsets, seeds)
+        if task is not None and task.name != Classification().name:
+            raise InputError(f"comove's own loop trains classifiers, not {task.name}: pass training=OwnTraining(...).")
+        if isinstance(queries, ExampleSet):
+            raise InputTypeError("queries must be ids of the query split; an example set is for an own training.")
         splits, how = as_splits(dataset), as_training(training)
         spec, recipe, factory = how.resolve(splits)
         if not (Path(path) / "manifest.json").exists():  # a model that is refused leaves nothing behind
@@ -161,22 +186,41 @@ class RetrainingBank:
             "classes": list(splits.classes),
         }
         identity |= planned_engines(Path(path), engine, lambda: engines_for(spec, splits.train, recipe, factory))
-        folder = new_folder(path)
-        identity = claim_folder(folder, "bank", BANK_FORMAT, identity)
         train = {"train_ids": splits.train.ids, "train_labels": splits.train.labels}
         examples = {**train, "query_ids": query.ids, "query_labels": query.labels}
-        data = str(identity["dataset"]["fingerprint"])
-        complete_examples(folder, examples, data)
-        for name in (PLANS, RESULTS, WEIGHTS) if keep_weights else (PLANS, RESULTS):
-            new_folder(folder / name)
-        for plan in plans:
-            keep_plan(folder, plan, data)
+        folder, identity = _claimed(path, identity, examples, plans)
+        if keep_weights:
+            new_folder(folder / WEIGHTS)
         rows, results = Rows.of(plans, splits.train.ids), ResultFiles.of(folder, identity)
         return cls(folder, identity, examples, rows, results, splits, factory)
 
     @classmethod
+    def _create_own(
+        cls, path: Path, data: OwnData, own: OwnTraining, subsets: SubsetPlan | Sequence[SubsetPlan], seeds: int
+    ) -> RetrainingBank:
+        """A bank whose models a function of the user's own trains."""
+        plans = planned(subsets, data.examples["train_ids"], seeds, keep_weights=False)
+        query_ids = data.examples["query_ids"].tolist()
+        identity = {
+            "dataset": data.description,
+            "query_ids": query_ids,
+            "classes": list(data.classes),
+            OWN: own.to_json(),
+        }
+        folder, identity = _claimed(path, identity, data.examples, plans)
+        rows, results = Rows.of(plans, data.examples["train_ids"]), ResultFiles.of(folder, identity)
+        return cls(folder, identity, data.examples, rows, results, own=OwnMaterial(own, data.queries))
+
+    @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, dataset: Splits | None = None, model: str | Factory | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dataset: Splits | ExampleSet | None = None,
+        model: str | Factory | None = None,
+        training: OwnTraining | None = None,
+        task: Task | None = None,
+        queries: ExampleSet | None = None,
     ) -> RetrainingBank:
         """Open a bank with all its plans.
 
@@ -184,10 +228,13 @@ class RetrainingBank:
             path: the folder, or a file made by :meth:`compact` (which can be read, not trained).
             dataset: the splits it was made with; needed to go on training when they were the user's own.
             model: the user's own factory (or its ``"package.module:factory"``), likewise.
+            training: the user's own training function, to go on with it.
+            task: that of the function's modules, where it is not in ``training``.
+            queries: the bank's queries, where such modules are measured on an example set of the user's own.
 
         Raises:
             CorruptFileError: not a bank, or a damaged file of one.
-            FingerprintError: ``dataset`` is not what it was made with.
+            FingerprintError: ``dataset``, ``training`` or ``queries`` is not what it was made with.
         """
         folder = Path(path)
         compact = read_compact(folder) if folder.is_file() else None
@@ -195,8 +242,13 @@ class RetrainingBank:
         if dataset is not None:
             found = identity["dataset"]["fingerprint"]
             check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)
+        own = None if training is None else training.measured_by(task)
+        if own is not None:
+            own.check_same(identity, folder)
+        material = None if own is None else OwnMaterial(own, own_queries(identity, dataset, queries, folder))
+        splits = dataset if isinstance(dataset, Splits) else None
         if compact is not None:
-            return cls(folder, identity, compact.examples, compact.rows, compact.results, dataset, model)
+            return cls(folder, identity, compact.examples, compact.rows, compact.results, splits, model, material)
         examples, data = read_examples(folder, identity), str(identity["dataset"]["fingerprint"])
         plans = [read_plan(file, examples["train_ids"].size, data) for file in plan_files(folder)]
         if not plans:
@@ -205,7 +257,7 @@ class RetrainingBank:
             )
         rows, results = Rows.of(plans, examples["train_ids"]), ResultFiles.of(folder, identity)
         _warn_of_lost_plans(rows, results)
-        return cls(folder, identity, examples, rows, results, dataset, model)
+        return cls(folder, identity, examples, rows, results, splits, model, material)
 
     # --- what it is about ---
 
@@ -268,24 +320,30 @@ class RetrainingBank:
         device: str | torch.device = "auto",
         progress: bool = False,
         engine: Engine | None = None,
+        check: bool = False,
     ) -> RetrainingBank:
         """Train every pending model, and return the bank; what was interrupted goes on where it stopped.
 
         Args:
             executor: where: an executor of :mod:`comove.jobs`, or ``"serial"``, ``"local"``, ``"ray"``.
-            device: ``"auto"``, ``"cpu"``, ``"cuda"``; of the workers.
+            device: ``"auto"``, ``"cpu"``, ``"cuda"``; of the workers. An own training function chooses for itself.
             progress: show a bar.
             engine: how models are trained; by default as was decided when the bank was made. Another one can be named
                 until the first model is trained.
+            check: first train one model of an own training function twice, here; see :meth:`check_deterministic`.
 
         Raises:
-            InputError: data or a model factory of the user's own must be passed to :meth:`load` again; another engine
-                than the bank's.
+            InputError: what an own training function returned cannot be recorded; data, a model factory or a training
+                function of the user's own must be passed to :meth:`load` again; another engine than the bank's.
             LockedError: another process is running this bank.
             NonFiniteError: a model diverged; the finished ones are kept.
             StorageError: a result cannot be written; the finished ones are kept.
         """
         files = self._writable()
+        if is_own(self._identity):
+            return self._run_own(
+                files, as_executor(executor) if isinstance(executor, str) else executor, progress, check
+            )
         if not self.pending and not files.damaged_weights():
             return self
         splits = self._dataset or reload_splits(self._identity["dataset"], self.path)
@@ -301,13 +359,7 @@ class RetrainingBank:
         dry_run(material.spec.build(0, self._factory), splits.train)  # bank and factory may come from elsewhere
         with driver_lock(self.path):
             self._refresh(files)
-            files.clean()
-            if damaged := files.set_aside_damaged():
-                warnings.warn(
-                    f"{len(damaged)} results in {files.folder / RESULTS} were damaged ({some(damaged, 3)}): they are "
-                    "set aside as *.damaged and trained again.",
-                    stacklevel=2,
-                )
+            _tidy(files)
             where = as_executor(executor) if isinstance(executor, str) else executor
             engines = settle_engines(
                 files,
@@ -323,6 +375,94 @@ class RetrainingBank:
                     files, material, wanted, name_of=name_of, executor=where, engines=engines, progress=progress
                 )
         return self
+
+    def _run_own(self, files: ResultFiles, executor: Executor, progress: bool, check: bool) -> RetrainingBank:
+        material = self._material()
+        if check:
+            self.check_deterministic()
+        if self.pending:
+            with driver_lock(self.path):
+                _tidy(files)
+                pending = self.pending
+                train_own(files, material, self._rows, pending, executor=executor, progress=progress)
+        return self
+
+    def _material(self) -> OwnMaterial:
+        """The user's own training function, which must have been passed."""
+        if not is_own(self._identity):
+            raise InputError(f"The models of {self.path} are trained by comove itself: bank.run().")
+        if self._own is None:
+            raise InputError(
+                f"The models of {self.path} are trained by a function of your own, {self._identity[OWN]['name']!r}: "
+                "open it with RetrainingBank.load(path, training=OwnTraining(...)), or train them elsewhere with "
+                "bank.pending_jobs() and bank.record(job, outputs)."
+            )
+        return self._own
+
+    def check_deterministic(self, subset: int = 0, seed: int = 0) -> None:
+        """Train one model of an own training function twice, in this process, and compare to the bit; nothing is kept.
+
+        Raises:
+            InputError: the outputs differ; the message names them.
+        """
+        own, queries = self._material()
+        ids = self.train_ids[self.part([subset]).masks[0]]
+        once, again = (trained_outputs(own, ids, seed, queries, self.query_ids.size) for _ in range(2))
+        if other := differing(once, again):
+            raise InputError(
+                f"The training function {own.name!r} is not deterministic: trained twice on subset {subset} with seed "
+                f"{seed}, it gives other numbers of {', '.join(other)}. Draw everything from the seed that it is given."
+            )
+
+    def pending_jobs(self, most: int | None = None) -> list[dict[str, Any]]:
+        """The models that are still to be trained, for a scheduler of the user's own: each a JSON object, each once.
+
+        ``{"id": "...", "subset": i, "seed": s, "train_ids": [...]}``: train on these ids with this seed, and
+        :meth:`record` the outputs. Damaged results are set aside first.
+
+        Args:
+            most: return at most so many jobs.
+
+        Raises:
+            InputError: a bank that comove's own loop trains, or a compact file.
+        """
+        files = self._own_files()
+        with suppress(LockedError), driver_lock(self.path):
+            _tidy(files)
+        keys = self._rows.keys()
+        once = {keys[model]: model for model in reversed(self.pending)}
+        wanted = sorted(once.items(), key=lambda item: (item[1][1], item[1][0]))[:most]
+        return [job_of(self._rows, model, key, files.fingerprint) for key, model in wanted]
+
+    def record(self, job: Mapping[str, Any] | str, outputs: Mapping[str, Any]) -> None:
+        """Write the outputs of one model that was trained elsewhere: checked, atomically, from any process.
+
+        To record equal outputs again changes nothing.
+
+        Args:
+            job: one of :meth:`pending_jobs`, also as it comes back from JSON, or its id.
+            outputs: by name, each (Q,) in the order of ``query_ids``.
+
+        Raises:
+            InputError: an unknown job or one of another bank; other lengths or names than the other models' outputs; a
+                job that is recorded already with other numbers.
+            InputTypeError: outputs that are no mapping of names to numbers.
+            NonFiniteError: outputs that are NaN or infinite.
+            LockedError: another process runs this bank.
+            StorageError: the result cannot be written.
+        """
+        files = self._own_files()
+        key = job_key(job, self._rows, files.fingerprint)
+        with recording(self.path):
+            record_outputs(files, self._rows, key, outputs, {"host": socket.gethostname()})
+
+    def _own_files(self) -> ResultFiles:
+        if not is_own(self._identity):
+            raise InputError(
+                f"The models of {self.path} are trained by comove itself: bank.run(). Jobs for a scheduler of your own "
+                "are those of a bank made with training=OwnTraining(...)."
+            )
+        return self._writable()
 
     def _refresh(self, files: ResultFiles) -> None:
         """See an engine that another process has named since this bank was opened; refuse any other change."""
@@ -382,7 +522,7 @@ class RetrainingBank:
             )
         rows = self._rows.take(chosen)
         return RetrainingBank(
-            self.path, self._identity, self._examples, rows, self._results, self._dataset, self._factory
+            self.path, self._identity, self._examples, rows, self._results, self._dataset, self._factory, self._own
         )
 
     def halves(self, share: float = 0.5) -> tuple[RetrainingBank, RetrainingBank]:
@@ -417,12 +557,58 @@ class RetrainingBank:
     # --- reading ---
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """(C, R, Q, K) float32; NaN where pending."""
-        return all_logits(self._rows, self._results, (self.query_ids.size, self._n_classes), self.path)
+        """(C, R, Q, K) float32; NaN where pending.
 
-    def outputs(self, kind: str = "margin") -> npt.NDArray[np.float64]:
-        """(C, R, Q) of one of :data:`comove.evaluation.OUTPUTS`; NaN where pending."""
-        return all_outputs(self._rows, self._results, self.query_labels, kind, self.path)
+        Raises:
+            InputError: a bank of an own training function, whose models are known by their outputs.
+        """
+        if not isinstance(self._contents, LogitsOf):
+            raise InputError(f"{self.path} holds outputs, not logits: bank.outputs(name); {self._known()}.")
+        return all_logits(self._rows, self._results, self._contents, self.path)
+
+    def outputs(self, kind: str | None = None) -> npt.NDArray[np.float64]:
+        """(C, R, Q) of one of :attr:`output_names`; NaN where pending.
+
+        By default the margin; of an own training function its only output, or ``"measure"``.
+
+        Raises:
+            InputError: an unknown output, or several to choose from.
+        """
+        name = self.default_output if kind is None else kind
+        self._contents.check(name, self.output_names)
+        labels, size = self.query_labels, self.query_ids.size
+        return all_outputs(
+            self._rows, self._results, size, lambda one: self._contents.output(one, name, labels), self.path
+        )
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What can be read of the models: :data:`comove.evaluation.OUTPUTS`, or an own training function's outputs."""
+        return self._results.names() or ()
+
+    @property
+    def default_output(self) -> str:
+        """The output that is measured where none is named.
+
+        Raises:
+            InputError: an own training function gives several, none of them ``"measure"``.
+        """
+        return self._contents.default(self.output_names)
+
+    def higher_is_better(self, output: str) -> bool:
+        """Whether more of an output is better.
+
+        Raises:
+            InputError: an unknown output, or ``"predicted"``, whose values are names and no amounts.
+        """
+        self._contents.check(output, self.output_names)
+        if output == "predicted":
+            amounts = [name for name in self.output_names if name != "predicted"]
+            raise InputError(f"Attributions are held to one of {', '.join(amounts)}, got {output!r}.")
+        return self._contents.higher(output)
+
+    def _known(self) -> str:
+        return f"there are {', '.join(self.output_names) or 'none yet'}"
 
     def weights(self, subset: int, seed: int) -> dict[str, torch.Tensor]:
         """The weights of one model of a bank made with ``keep_weights=True``.
@@ -451,10 +637,11 @@ class RetrainingBank:
 
         Args:
             file: a name ending in ``.safetensors``, so that :meth:`load` and people know what it is.
-            dtype: of the logits; ``"float16"`` halves the file and keeps three digits.
+            dtype: of the logits; ``"float16"`` halves the file and keeps three digits. The outputs of an own training
+                function keep their type, unless it is ``"float16"``.
 
         Raises:
-            InputError: another ending; logits too large for float16.
+            InputError: another ending; numbers too large for float16.
             StorageError: it cannot be written.
         """
         target = Path(file)
@@ -463,25 +650,52 @@ class RetrainingBank:
         write_compact(target, self._identity, self._examples, self._rows, self._results, dtype)
         return target
 
-    def lds(self, scores: Scores, output: str = "margin", **options: Any) -> LDS:
+    def lds(self, scores: Scores, output: str | None = None, **options: Any) -> LDS:
         """The linear datamodeling score of ``scores`` against this bank, matched by ids.
 
         Args:
             scores: of the bank's training examples, for all its queries.
-            output: what to measure on the queries; the sign of ``"loss"`` is turned, so that helping is positive.
+            output: what to measure on the queries, by default the margin, of an own training function its only output,
+                or ``"measure"``; the sign of what is better when lower is turned, so that helping is positive.
             options: of :func:`linear_datamodeling_score`.
 
         Raises:
             InputError: scores without some of the ids, scores fitted on some of the bank's own subsets, models still
             pending, an output without better and worse.
         """
-        return bank_lds([self], [scores], [output], **options)[0]
+        return bank_lds([self], [scores], None if output is None else [output], **options)[0]
 
     def __repr__(self) -> str:
         total = len(self.jobs)
         size = f"{counted(len(self.masks), 'subset')} x {counted(self.seeds, 'seed')}"
         trained = f"{total - len(self.pending):,} of {counted(total, 'model')} trained"
         return f"RetrainingBank({self.path}: {size}, {counted(self.query_ids.size, 'query')}, {trained})"
+
+
+def _claimed(
+    path: str | os.PathLike[str], content: dict[str, Any], examples: Mapping[str, Any], plans: Sequence[StoredPlan]
+) -> tuple[Path, dict[str, Any]]:
+    """Claim a folder for the bank, and write what it lacks of examples and plans; the folder and its manifest."""
+    folder = new_folder(path)
+    identity = claim_folder(folder, "bank", BANK_FORMAT, content)
+    data = str(identity["dataset"]["fingerprint"])
+    complete_examples(folder, examples, data)
+    for name in (PLANS, RESULTS):
+        new_folder(folder / name)
+    for plan in plans:
+        keep_plan(folder, plan, data)
+    return folder, identity
+
+
+def _tidy(files: ResultFiles) -> None:
+    """Remove what killed writes left, and set damaged results aside; for the bank's driver."""
+    files.clean()
+    if damaged := files.set_aside_damaged():
+        warnings.warn(
+            f"{len(damaged)} results in {files.folder / RESULTS} were damaged ({some(damaged, 3)}): they are "
+            "set aside as *.damaged and trained again.",
+            stacklevel=3,
+        )
 
 
 def _warn_of_lost_plans(rows: Rows, results: ResultFiles) -> None:

@@ -5,7 +5,7 @@ Shape legend: C subsets, R seeds, N train, Q queries, K classes, M trained model
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,27 +13,31 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.errors import InputError
-from comove.retraining.files import Key, Logits, Results, checked_identity
+from comove.models.measured_outputs import OUTPUTS
+from comove.retraining.contents import Arrays, Contents, LogitsOf, contents_of, is_own
+from comove.retraining.files import EXAMPLE_ARRAYS, Key, Results, checked_identity
 from comove.retraining.model_index import PlanNotes, Rows
 from comove.store import check_kind, entries, new_folder, read_checked, read_header, understanding, write_checked
 
 __all__ = ["Compact", "CompactResults", "read_compact", "write_compact"]
 
 COMPACT_FORMAT = 1
-EXAMPLES = ("train_ids", "train_labels", "query_ids", "query_labels")
+OUTPUT = "output."
+"""Begins the names of the arrays of outputs that the user's own training function gave."""
 
 
 class CompactResults:
-    """The logits in a compact file; read whole when first asked for.
+    """The results in a compact file; read whole when first asked for.
 
     Args:
         file: the file.
-        place: where each model's logits stand in the file's array.
+        place: where each model's result stands in the file's arrays.
+        names: of the arrays in the file, by those that they have in a result.
     """
 
-    def __init__(self, file: Path, place: Mapping[Key, int]) -> None:
-        self.file, self._place = file, place
-        self._logits_MQK: npt.NDArray[Any] | None = None
+    def __init__(self, file: Path, place: Mapping[Key, int], names: Mapping[str, str]) -> None:
+        self.file, self._place, self._names = file, place, names
+        self._held: dict[str, npt.NDArray[Any]] | None = None
 
     def done(self) -> set[Key]:
         """The models in the file."""
@@ -43,18 +47,22 @@ class CompactResults:
         """None: a damaged compact file is an error."""
         return []
 
-    def logits(self, key: Key) -> Logits | None:
-        """(Q, K) float32 of one model; ``None`` where it had not been trained.
+    def arrays(self, key: Key) -> Arrays | None:
+        """What one model's result holds, at least float32; ``None`` where it had not been trained.
 
         Raises:
             CorruptFileError: the file has changed since it was written.
         """
         if key not in self._place:
             return None
-        if self._logits_MQK is None:
-            self._logits_MQK = read_checked(self.file, ["logits"])[0]["logits"]
-        found: Logits = self._logits_MQK[self._place[key]].astype(np.float32)
-        return found
+        if self._held is None:
+            self._held = read_checked(self.file, self._names.values())[0]
+        one = {name: self._held[stored][self._place[key]] for name, stored in self._names.items()}
+        return {name: array.astype(np.promote_types(array.dtype, np.float32)) for name, array in one.items()}
+
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the outputs that every result has; ``None`` where none is there."""
+        return tuple(OUTPUTS) if "logits" in self._names else tuple(sorted(self._names)) or None
 
     def has_weights(self, key: Key) -> bool:
         """False: weights are not taken along."""
@@ -78,22 +86,16 @@ def write_compact(
     results: Results,
     dtype: str,
 ) -> None:
-    """Write a bank's subsets and all finished models' logits to one file.
+    """Write a bank's subsets and all finished models' results to one file.
 
     Raises:
-        InputError: another dtype than float32 and float16, or logits too large for float16.
+        InputError: another dtype than float32 and float16, or numbers too large for float16.
     """
     if dtype not in ("float32", "float16"):
-        raise InputError(f"Logits can be kept as 'float32' or 'float16', not as {dtype!r}.")
+        raise InputError(f"Results can be kept as 'float32' or 'float16', not as {dtype!r}.")
     keys = rows.keys()
-    found = {key: one for key in dict.fromkeys(keys.values()) if (one := results.logits(key)) is not None}
-    shape = (examples["query_ids"].size, int(identity["model"]["num_classes"]))
-    largest = max((float(np.abs(one).max()) for one in found.values()), default=0.0)
-    if largest > float(np.finfo(dtype).max):
-        raise InputError(f"The largest logit is {largest:.3g}, too large for float16; use dtype='float32'.")
-    logits_MQK = np.empty((len(found), *shape), dtype)
-    for place, one in enumerate(found.values()):
-        logits_MQK[place] = one
+    found = {key: one for key in dict.fromkeys(keys.values()) if (one := results.arrays(key)) is not None}
+    stacked = _stacked(list(found.values()), contents_of(identity), dtype)
     place_of = {key: place for place, key in enumerate(found)}
     place_CR = np.full((len(rows), rows.n_seeds), -1, np.int64)
     for (row, seed), key in keys.items():
@@ -103,13 +105,33 @@ def write_compact(
         "masks": np.packbits(rows.masks, axis=1),
         "seeds": rows.seeds,
         "plan_of": rows.plan_of,
-        "logits": logits_MQK,
+        **stacked,
         "place": place_CR,
     }
     plans = [[notes.name, dict(notes.plan)] for notes in rows.plans]
     header = {"kind": "comove/compact-bank", "format_version": COMPACT_FORMAT}
     new_folder(file.parent)
     write_checked(file, arrays, {**header, "identity": dict(identity), "plans": plans})
+
+
+def _stacked(found: Sequence[Arrays], contents: Contents, dtype: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of all models (M, ...), by their names in the file; own outputs keep their type but for float16."""
+    if isinstance(contents, LogitsOf):
+        logits_MQK = np.empty((len(found), *contents.shape), dtype)
+        for place, one in enumerate(found):
+            logits_MQK[place] = _narrowed(one["logits"], dtype, "logit")
+        return {"logits": logits_MQK}
+    stacked = {name: np.stack([one[name] for one in found]) for name in sorted(found[0])} if found else {}
+    if dtype == "float16":
+        stacked = {name: _narrowed(array, dtype, f"number of {name!r}") for name, array in stacked.items()}
+    return {OUTPUT + name: array for name, array in stacked.items()}
+
+
+def _narrowed(array: npt.NDArray[Any], dtype: str, what: str) -> npt.NDArray[Any]:
+    largest = float(np.abs(array).max(initial=0.0))
+    if largest > float(np.finfo(dtype).max):
+        raise InputError(f"The largest {what} is {largest:.3g}, too large for float16; use dtype='float32'.")
+    return array.astype(dtype)
 
 
 def read_compact(file: Path) -> Compact:
@@ -119,18 +141,25 @@ def read_compact(file: Path) -> Compact:
         CorruptFileError: truncated, foreign or changed.
     """
     check_kind(read_header(file)[1], "compact-bank", COMPACT_FORMAT, file)
-    arrays, header = read_checked(file, [*EXAMPLES, "masks", "seeds", "plan_of", "place"])
+    shapes, _ = read_header(file)
+    own = {name.removeprefix(OUTPUT): name for name in shapes if name.startswith(OUTPUT)}
+    large = (*own.values(), "logits")
+    arrays, header = read_checked(file, [name for name in shapes if name not in large])
     entries(header, file, {"identity": dict, "plans": list})
     identity = checked_identity(header["identity"], file)
+    names = own if is_own(identity) else {"logits": "logits"}
     with understanding(file):
-        return _compact(file, arrays, identity, header["plans"])
+        return _compact(file, arrays, identity, header["plans"], names)
 
 
-def _compact(file: Path, arrays: Mapping[str, npt.NDArray[Any]], identity: dict[str, Any], plans: list[Any]) -> Compact:
-    examples = {name: arrays[name] for name in EXAMPLES}
+def _compact(
+    file: Path, arrays: Arrays, identity: dict[str, Any], plans: list[Any], names: Mapping[str, str]
+) -> Compact:
+    needed = EXAMPLE_ARRAYS if not is_own(identity) else ("train_ids", "query_ids")
+    examples = {name: arrays[name] for name in EXAMPLE_ARRAYS if name in arrays or name in needed}
     masks_CN = np.unpackbits(arrays["masks"], axis=1, count=examples["train_ids"].size).view(np.bool_)
     summary = tuple(PlanNotes(name, plan, False) for name, plan in plans)
     rows = Rows(masks_CN, arrays["seeds"], arrays["plan_of"], summary, examples["train_ids"])
     place_CR = arrays["place"]
     place = {key: int(place_CR[model]) for model, key in rows.keys().items() if place_CR[model] >= 0}
-    return Compact(identity, examples, rows, CompactResults(file, place))
+    return Compact(identity, examples, rows, CompactResults(file, place, names))

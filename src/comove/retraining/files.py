@@ -22,6 +22,7 @@ from comove.checks import whole_number
 from comove.data import Ids
 from comove.errors import CorruptFileError, FingerprintError, InputError
 from comove.models import ModelSpec
+from comove.retraining.contents import OWN, Arrays, Contents, contents_of, is_own
 from comove.retraining.subsets import SubsetPlan
 from comove.store import (
     MANIFEST,
@@ -43,7 +44,6 @@ __all__ = [
     "BANK_FORMAT",
     "HEAD",
     "Key",
-    "Logits",
     "ResultFiles",
     "Results",
     "StoredPlan",
@@ -62,12 +62,11 @@ __all__ = [
 
 BANK_FORMAT = 2
 EXAMPLES, PLANS, RESULTS, WEIGHTS = "examples.safetensors", "plans", "results", "weights"
+EXAMPLE_ARRAYS = ("train_ids", "train_labels", "query_ids", "query_labels")
 SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
 _WRITER = re.compile(rf"\.(\d+)-[0-9a-f]+{re.escape(TEMPORARY)}$")
 _NAME = re.compile(r"([0-9a-f]{32})-(\d{3,})\.safetensors")
-
-Logits = npt.NDArray[np.float32]
 
 
 class Key(NamedTuple):
@@ -90,16 +89,19 @@ class Key(NamedTuple):
 
 
 class Results(Protocol):
-    """Where a bank's logits come from: a folder of small files, or one compact file."""
+    """Where a bank's results come from: a folder of small files, or one compact file."""
 
     def done(self) -> set[Key]:
-        """The models whose logits are there, and whole."""
+        """The models whose results are there, and whole."""
 
     def damaged(self) -> list[str]:
         """Names of result files that are not what they should be."""
 
-    def logits(self, key: Key) -> Logits | None:
-        """(Q, K) of one model; ``None`` where they are missing or damaged."""
+    def arrays(self, key: Key) -> Arrays | None:
+        """What one model's result holds; ``None`` where it is missing or damaged."""
+
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the outputs that every result has; ``None`` where none is there."""
 
     def has_weights(self, key: Key) -> bool:
         """Whether the model's weights are there."""
@@ -149,9 +151,15 @@ def checked_identity(identity: Mapping[str, Any], where: object) -> dict[str, An
     Raises:
         CorruptFileError: one is missing, or something else.
     """
-    kinds = {"dataset": dict, "model": dict, "recipe": dict, "seed": int, "query_ids": list[int], "classes": list[str]}
-    entries(identity, where, {**kinds, "fingerprint": str})
+    kinds = {"dataset": dict, "query_ids": list[int], "classes": list[str], "fingerprint": str}
+    own = is_own(identity)
+    entries(identity, where, {**kinds, **({OWN: dict} if own else {"model": dict, "recipe": dict, "seed": int})})
     entries(identity["dataset"], f"{where}: dataset", {"name": str, "source": dict, "fingerprint": str})
+    if own:
+        entries(identity[OWN], f"{where}: {OWN}", {"name": str, "lower": list[str]})
+        with understanding(where):
+            contents_of(identity)
+        return dict(identity)
     with understanding(where):
         ModelSpec.from_json(identity["model"])
         Recipe.from_json(identity["recipe"])
@@ -177,12 +185,15 @@ def read_examples(folder: Path, identity: Mapping[str, Any]) -> dict[str, npt.ND
         CorruptFileError: truncated, foreign or changed; or of other data or queries than the bank's.
     """
     file, data = folder / EXAMPLES, identity["dataset"]["fingerprint"]
-    arrays, header = read_checked(file, ["train_ids", "train_labels", "query_ids", "query_labels"])
+    arrays, header = read_checked(file)
     _check_data(header, data, file)
+    optional = ("train_labels", "query_labels") if is_own(identity) else ()
+    if lacking := [name for name in EXAMPLE_ARRAYS if name not in arrays and name not in optional]:
+        raise CorruptFileError(f"{file} lacks {', '.join(lacking)}. {_AGAIN}")
     if arrays["query_ids"].tolist() != identity["query_ids"]:
         raise CorruptFileError(f"{file} holds other queries than this bank's: it belongs to another bank. {_AGAIN}")
     for side in ("train", "query"):
-        if arrays[f"{side}_labels"].shape != arrays[f"{side}_ids"].shape:
+        if f"{side}_labels" in arrays and arrays[f"{side}_labels"].shape != arrays[f"{side}_ids"].shape:
             raise CorruptFileError(f"{file} does not hold one label for each of its {side} ids. {_AGAIN}")
     return arrays
 
@@ -322,19 +333,19 @@ class ResultFiles:
     Args:
         folder: the bank's.
         fingerprint: the bank's; results carry it, so that a file from another bank is known.
-        shape: (Q, K).
+        contents: what a result holds.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, shape: tuple[int, int]) -> None:
-        self.folder, self.fingerprint, self.shape = folder, fingerprint, shape
+    def __init__(self, folder: Path, fingerprint: str, contents: Contents) -> None:
+        self.folder, self.fingerprint, self.contents = folder, fingerprint, contents
+        self._outputs: tuple[str, ...] | None = None
         self._checked: dict[str, tuple[tuple[int, int, int], bool]] = {}
         self._weights: dict[str, tuple[tuple[int, int, int], bool]] = {}
 
     @classmethod
     def of(cls, folder: Path, identity: Mapping[str, Any]) -> ResultFiles:
         """Those of the bank with this manifest."""
-        shape = (len(identity["query_ids"]), int(identity["model"]["num_classes"]))
-        return cls(folder, str(identity["fingerprint"]), shape)
+        return cls(folder, str(identity["fingerprint"]), contents_of(identity))
 
     def renew(self, fingerprint: str) -> None:
         """Go by another fingerprint from now on: the bank's manifest has changed."""
@@ -388,24 +399,38 @@ class ResultFiles:
         """Names of the files that are truncated, foreign or changed."""
         return sorted(key.file for key, whole in self._scan() if not whole)
 
-    def logits(self, key: Key) -> Logits | None:
-        """(Q, K) of one model; ``None`` where they are missing or damaged."""
+    def arrays(self, key: Key) -> Arrays | None:
+        """What one model's result holds; ``None`` where it is missing or damaged."""
         file = self.file(key)
         try:
             signature = _signature(file.stat())
         except FileNotFoundError:
             return None
-        logits = self._read(key)
-        self._checked[key.file] = signature, logits is not None
-        return logits
+        arrays = self._read(key)
+        self._checked[key.file] = signature, arrays is not None
+        return arrays
+
+    def first(self) -> Arrays | None:
+        """The first whole result by name, ``None`` where there is none."""
+        names = sorted(file.name for file in (self.folder / RESULTS).glob(f"*{SUFFIX}"))
+        keys = (key for name in names if (key := Key.of_file(name)) is not None)
+        return next((arrays for key in keys if (arrays := self.arrays(key)) is not None), None)
 
     def header(self, key: Key) -> Mapping[str, Any]:
         """When, where and how a finished model was trained."""
         return read_header(self.file(key))[1]
 
-    def write(self, key: Key, logits: Logits, notes: Mapping[str, Any]) -> None:
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the outputs that every result has: as declared, else those of the first; ``None``: not known."""
+        if self.contents.names is not None:
+            return self.contents.names
+        if self._outputs is None and (first := self.first()) is not None:
+            self._outputs = tuple(sorted(first))
+        return self._outputs
+
+    def write(self, key: Key, arrays: Arrays, notes: Mapping[str, Any]) -> None:
         """Write a result atomically."""
-        write_checked(self.file(key), {"logits": logits}, {**self._head(key), **notes})
+        write_checked(self.file(key), arrays, {**self._head(key), **notes})
 
     def write_weights(self, key: Key, content: bytes) -> None:
         """Write a model's weights atomically, as safetensors has them in memory."""
@@ -458,16 +483,15 @@ class ResultFiles:
                 known = self._checked[entry.name] = signature, self._read(key) is not None
             yield key, known[1]
 
-    def _read(self, key: Key) -> Logits | None:
+    def _read(self, key: Key) -> Arrays | None:
         try:
-            arrays, header = read_checked(self.file(key), ["logits"])
+            arrays, header = read_checked(self.file(key))
         except CorruptFileError:
             return None
         own = (self.fingerprint, key.subset, key.number)
         if (header.get("bank"), header.get("subset"), header.get("number")) != own:
             return None
-        logits = arrays["logits"]
-        return logits if logits.shape == self.shape and logits.dtype == np.float32 else None
+        return arrays if self.contents.whole(arrays) else None
 
 
 def _signature(stat: os.stat_result) -> tuple[int, int, int]:

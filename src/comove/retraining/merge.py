@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comove.errors import some
+from comove.errors import InputError, some
 from comove.retraining.files import Key, ResultFiles, plan_files, read_plan, store_plan
 from comove.store import new_folder, write_bytes
 
@@ -23,7 +23,11 @@ def merge_folders(ours: ResultFiles, theirs: ResultFiles, n_train: int, data: st
 
     Returns:
         The number of results copied.
+
+    Raises:
+        InputError: results of a training function of the user's own that have other names.
     """
+    _check_names(ours, theirs)
     for plan in plan_files(theirs.folder):
         store_plan(ours.folder, read_plan(plan, n_train, data), data)
     done, different = ours.done(), []
@@ -39,8 +43,18 @@ def merge_folders(ours: ResultFiles, theirs: ResultFiles, n_train: int, data: st
     return copied
 
 
+def _check_names(ours: ResultFiles, theirs: ResultFiles) -> None:
+    here, there = (sorted(found) if (found := files.first()) is not None else None for files in (ours, theirs))
+    if here is not None and there is not None and here != there:
+        raise InputError(
+            f"The results in {theirs.folder} hold {', '.join(there)}, those in {ours.folder} hold {', '.join(here)}: "
+            "a training function that returns other names needs another name of its own, and another bank."
+        )
+
+
 def _same(ours: ResultFiles, theirs: ResultFiles, key: Key) -> bool:
-    return np.array_equal(ours.logits(key), theirs.logits(key))  # type: ignore[arg-type]  # both are done
+    here, there = ours.arrays(key) or {}, theirs.arrays(key) or {}
+    return here.keys() == there.keys() and all(np.array_equal(here[name], there[name]) for name in here)
 
 
 def _copy_weights(ours: ResultFiles, theirs: ResultFiles, key: Key) -> None:
@@ -57,7 +71,7 @@ def _warn(folder: Path, theirs: ResultFiles, different: list[str]) -> None:
         )
     if different:
         warnings.warn(
-            f"{len(different)} models are in both {folder} and {theirs.folder} with different logits "
+            f"{len(different)} models are in both {folder} and {theirs.folder} with different results "
             f"({some(different, 3)}); those that were here stay. The banks were trained on different machines.",
             stacklevel=4,
         )

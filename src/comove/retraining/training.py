@@ -159,7 +159,9 @@ class _Delivery:
                 continue
             if weights is not None:
                 self.files.write_weights(key, weights)  # first: a result says that all of it is there
-            self.files.write(key, logits, {**self.notes, **timed, "engine": engine, "seed": model_seed(self.seed, key)})
+            self.files.write(
+                key, {"logits": logits}, {**self.notes, **timed, "engine": engine, "seed": model_seed(self.seed, key)}
+            )
         if diverged:
             raise NonFiniteError(
                 f"The model of {self.name_of(diverged[0])} diverged (logits are NaN or infinite): lower the learning "

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from comove.data import Ids
 from comove.errors import CorruptFileError, InputError, InputTypeError
+from comove.models.measured_outputs import default_of, sign_of
 from comove.trace import Trace
 from comove.training.run import Run
 
@@ -97,7 +98,7 @@ class Bank(Protocol):
     train_ids: Ids
     train_labels: Ids | None
     query_ids: Ids
-    query_labels: Ids
+    query_labels: Ids | None
     classes: tuple[str, ...] | None
 
     @property
@@ -135,8 +136,8 @@ class BankSource(_OfData):
         return self.bank.query_ids
 
     @property
-    def query_labels(self) -> Ids:
-        """(Q,) class indices."""
+    def query_labels(self) -> Ids | None:
+        """(Q,) class indices, where known."""
         return self.bank.query_labels
 
     @property
@@ -162,18 +163,22 @@ class BankSource(_OfData):
     def mean_outputs(self, kind: str, who: str) -> npt.NDArray[np.float64]:
         """(C, Q) means over seeds, turned where needed so that more is better.
 
+        ``"margin"``, the methods' default, stands for a bank's own default where its models have no margin.
+
         Raises:
             InputError: models are still pending; an output that has no better and worse.
         """
         if kind == "predicted":
             raise InputError(f"{who}: the predicted class has no better and worse; use margin, correct or loss.")
-        outputs_CRQ = self.bank.outputs(kind)
+        if kind == "margin" and kind not in getattr(self.bank, "output_names", (kind,)):
+            kind = default_of(self.bank)
+        sign, outputs_CRQ = sign_of(self.bank, kind), self.bank.outputs(kind)
         pending = int(np.isnan(outputs_CRQ).any(-1).sum())
         if pending:
             models = outputs_CRQ.shape[0] * outputs_CRQ.shape[1]
             raise InputError(f"{who}: {pending} of the bank's {models} models are not trained yet; call bank.run().")
         means_CQ: npt.NDArray[np.float64] = outputs_CRQ.mean(1)
-        return -means_CQ if kind == "loss" else means_CQ
+        return sign * means_CQ
 
 
 SourceLike = Run | Trace | Source
