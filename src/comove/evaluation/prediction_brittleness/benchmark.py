@@ -28,9 +28,10 @@ from comove.evaluation.prediction_brittleness.models import (
     BankRetraining,
     FullData,
     Retraining,
+    answers_without,
     check_models,
-    predicted_and_margins,
 )
+from comove.evaluation.prediction_brittleness.own_models import OwnRetraining
 from comove.evaluation.prediction_brittleness.removal import (
     Removal,
     plan_removal,
@@ -39,6 +40,7 @@ from comove.evaluation.prediction_brittleness.removal import (
 from comove.evaluation.prediction_brittleness.result import Brittleness
 from comove.jobs import Compute
 from comove.models import Factory
+from comove.retraining.own import OwnTraining
 from comove.training import Training, as_training
 
 __all__ = ["brittleness", "checked_ks", "measure_brittleness"]
@@ -47,7 +49,7 @@ __all__ = ["brittleness", "checked_ks", "measure_brittleness"]
 def measure_brittleness(
     removal: Removal,
     ks: Sequence[int],
-    retraining: Retraining,
+    retraining: Retraining | OwnRetraining,
     *,
     seeds: int,
     base_seeds: int,
@@ -69,8 +71,7 @@ def measure_brittleness(
     cells = list(np.ndindex(shape))
     removed = [removal.orders[m, q, : ks[i]] for m, q, i in cells]
     places = [q for _, q, _ in cells]
-    logits_CRc = retraining.without(removed, places, seeds)
-    predicted_CR, margins_CR = predicted_and_margins(logits_CRc, removal.query_labels[places][:, None])
+    predicted_CR, margins_CR = answers_without(retraining, removed, places, seeds, removal.query_labels)
     return Brittleness(
         methods=removal.names,
         controls=removal.controls,
@@ -91,7 +92,7 @@ def brittleness(
     *,
     dataset: str | Splits | ExampleSet | MapDataset,
     out: str | os.PathLike[str],
-    training: Training | str | Factory | None = None,
+    training: Training | OwnTraining | str | Factory | None = None,
     seeds: int = 5,
     base_seeds: int = 11,
     queries: Sequence[int] | Ids | None = None,
@@ -109,7 +110,10 @@ def brittleness(
         ks: how many examples to remove.
         dataset: as for :func:`comove.train`.
         out: a folder: ``removal-bank/``, ``brittleness.safetensors``, ``brittleness.csv``.
-        training: how models are trained; its seed is also that of the controls.
+        training: how models are trained; its seed is also that of the controls. With a function of the user's own a
+            prediction flips where ``"predicted"`` (or ``"correct"``) changes, or where :attr:`comove.OwnTraining.flip`
+            says so; without any of these the margin drop is what there is: the change of the output (its only one, or
+            ``"measure"``), beside what retraining alone changes.
         seeds: R, models trained for each query, method and k.
         base_seeds: B, models of all training examples whose majority is the prediction; as many again, without a vote,
             give the flip rate at k = 0.
@@ -130,8 +134,10 @@ def brittleness(
     """
     check_models(seeds, base_seeds)
     counts = checked_ks(ks)
-    named, splits, folder, how = named_scores(scores), as_splits(dataset), Path(out), as_training(training)
-    removal = plan_removal(named, splits, counts[-1], queries=queries, controls=controls, seed=how.seed)
+    named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
+    how = training if isinstance(training, OwnTraining) else as_training(training)
+    seed = how.seed if isinstance(how, Training) else 0
+    removal = plan_removal(named, splits, counts[-1], queries=queries, controls=controls, seed=seed)
     warn_of_emptied_classes(removal, counts)
     retraining = BankRetraining.at(
         folder / BANK_FOLDER,
@@ -140,8 +146,14 @@ def brittleness(
         queries=removal.query_ids,
         compute=compute or Compute(),
     )
-    found = measure_brittleness(removal, counts, retraining, seeds=seeds, base_seeds=base_seeds)
-    found = replace(found, info=retraining.provenance)
+    info: dict[str, object] = {}
+    if isinstance(how, OwnTraining):
+        own = retraining.of_own(how, removal.query_labels, voting=base_seeds, seeds=seeds)
+        found = measure_brittleness(removal, counts, own, seeds=seeds, base_seeds=base_seeds)
+        info = {"flips": own.mode}
+    else:
+        found = measure_brittleness(removal, counts, retraining, seeds=seeds, base_seeds=base_seeds)
+    found = replace(found, info=retraining.provenance | info)
     found.save(folder / "brittleness.safetensors")
     found.to_csv(folder / "brittleness.csv")
     return found

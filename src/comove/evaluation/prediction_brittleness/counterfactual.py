@@ -36,11 +36,14 @@ from comove.evaluation.prediction_brittleness.models import (
     BankRetraining,
     FullData,
     Retraining,
+    answers_without,
     check_models,
 )
+from comove.evaluation.prediction_brittleness.own_models import OwnRetraining
 from comove.evaluation.prediction_brittleness.removal import Removal, plan_removal
 from comove.jobs import Compute
 from comove.models import Factory
+from comove.retraining.own import OwnTraining
 from comove.training import Training, as_training
 
 __all__ = ["counterfactual_sizes", "search_counterfactuals"]
@@ -52,7 +55,7 @@ POINTS = 16
 def search_counterfactuals(
     removal: Removal,
     grid: npt.NDArray[np.int64],
-    retraining: Retraining,
+    retraining: Retraining | OwnRetraining,
     *,
     seeds: int,
     base_seeds: int,
@@ -103,7 +106,7 @@ def search_counterfactuals(
 def _majorities(
     removal: Removal,
     grid: npt.NDArray[np.int64],
-    retraining: Retraining,
+    retraining: Retraining | OwnRetraining,
     seeds: int,
     ask_MQ: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
@@ -112,7 +115,8 @@ def _majorities(
     cells = np.argwhere(ask_MQ != UNTRIED)
     if len(cells):
         removed = [removal.orders[m, q, : grid[ask_MQ[m, q]]] for m, q in cells]
-        predicted_CR = retraining.without(removed, cells[:, 1].tolist(), seeds).argmax(-1)
+        places = cells[:, 1].tolist()
+        predicted_CR, _ = answers_without(retraining, removed, places, seeds, removal.query_labels)
         majority_MQ[tuple(cells.T)] = majority(predicted_CR.T)
     return majority_MQ
 
@@ -148,7 +152,7 @@ def counterfactual_sizes(
     *,
     dataset: str | Splits | ExampleSet | MapDataset,
     out: str | os.PathLike[str],
-    training: Training | str | Factory | None = None,
+    training: Training | OwnTraining | str | Factory | None = None,
     seeds: int = 5,
     base_seeds: int = 11,
     queries: Sequence[int] | Ids | None = None,
@@ -164,7 +168,8 @@ def counterfactual_sizes(
         dataset: as for :func:`comove.train`.
         out: a folder: ``removal-bank/`` (shared with :func:`comove.evaluation.brittleness`),
             ``counterfactual.safetensors``, ``counterfactual.csv``.
-        training: how models are trained; its seed is also that of the controls and the audit.
+        training: how models are trained; its seed is also that of the controls and the audit. A function of the user's
+            own must say what a flip is, as for :func:`comove.evaluation.brittleness`.
         seeds: R, models per removed set; their majority counts.
         base_seeds: models of all training examples whose majority is the prediction.
         queries: ids of the query split; by default all that were scored.
@@ -180,9 +185,11 @@ def counterfactual_sizes(
         Park, Georgiev, Ilyas, Leclerc, Madry, TRAK: attributing model behavior at scale, 2023.
     """
     check_models(seeds, base_seeds)
-    named, splits, folder, how = named_scores(scores), as_splits(dataset), Path(out), as_training(training)
+    named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
+    how = training if isinstance(training, OwnTraining) else as_training(training)
+    seed = how.seed if isinstance(how, Training) else 0
     grid = _grid(max_k)
-    removal = plan_removal(named, splits, int(grid[-1]), queries=queries, controls=controls, seed=how.seed)
+    removal = plan_removal(named, splits, int(grid[-1]), queries=queries, controls=controls, seed=seed)
     retraining = BankRetraining.at(
         folder / BANK_FOLDER,
         splits,
@@ -190,7 +197,11 @@ def counterfactual_sizes(
         queries=removal.query_ids,
         compute=compute or Compute(),
     )
-    found = search_counterfactuals(removal, grid, retraining, seeds=seeds, base_seeds=base_seeds, seed=how.seed)
+    asked: BankRetraining | OwnRetraining = retraining
+    if isinstance(how, OwnTraining):
+        asked = retraining.of_own(how, removal.query_labels, voting=base_seeds, seeds=seeds)
+        asked.require_flips("counterfactual_sizes")
+    found = search_counterfactuals(removal, grid, asked, seeds=seeds, base_seeds=base_seeds, seed=seed)
     found = replace(found, info=retraining.provenance)
     found.save(folder / "counterfactual.safetensors")
     found.to_csv(folder / "counterfactual.csv")

@@ -17,13 +17,16 @@ from comove.checks import whole_number
 from comove.data import Ids, Splits
 from comove.errors import CorruptFileError
 from comove.evaluation.prediction_brittleness.flips import majority
+from comove.evaluation.prediction_brittleness.own_models import Answers, OwnRetraining
 from comove.jobs import Compute
 from comove.models.measured_outputs import output_of
 from comove.retraining import subsets
 from comove.retraining.bank import RetrainingBank
+from comove.retraining.contents import OWN
+from comove.retraining.own import OwnTraining
 from comove.training import Training
 
-__all__ = ["BANK_FOLDER", "BankRetraining", "FullData", "Retraining", "check_models", "predicted_and_margins"]
+__all__ = ["BANK_FOLDER", "BankRetraining", "FullData", "Retraining", "answers_without", "check_models"]
 
 Logits = npt.NDArray[np.float32]
 BANK_FOLDER = "removal-bank"
@@ -58,7 +61,7 @@ class BankRetraining:
         cls,
         path: Path,
         splits: Splits,
-        training: Training,
+        training: Training | OwnTraining,
         *,
         queries: Ids,
         compute: Compute,
@@ -76,6 +79,16 @@ class BankRetraining:
 
     def without(self, removed: Sequence[Ids], queries: Sequence[int], models: int) -> Logits:
         """Logits (C, models, classes) of models without each removed set, on its own query (a position 0 ... Q-1)."""
+        return _complete(self.read(removed, queries, models, lambda part: part.logits()))
+
+    def read(
+        self,
+        removed: Sequence[Ids],
+        queries: Sequence[int],
+        models: int,
+        values: Callable[[RetrainingBank], npt.NDArray[Any]],
+    ) -> npt.NDArray[Any]:
+        """What ``values`` reads of a part (C, R, Q, ...), for each removed set at its own query: (C, models, ...)."""
         place: dict[bytes, int] = {}
         rows = [place.setdefault(np.sort(ids).tobytes(), len(place)) for ids in removed]
         distinct = [np.frombuffer(key, np.int64) for key in place]
@@ -83,19 +96,26 @@ class BankRetraining:
         users: dict[int, list[int]] = {}
         for user, row in enumerate(rows):
             users.setdefault(row, []).append(user)
-        found: list[Logits] = [np.empty(0, np.float32)] * len(removed)
+        found: list[npt.NDArray[Any]] = [np.empty(0, np.float32)] * len(removed)
         for start in range(0, len(distinct), SETS_AT_ONCE):
             chosen = range(start, min(start + SETS_AT_ONCE, len(distinct)))
-            for row, logits_RQc in zip(chosen, bank.part(chosen).logits(), strict=True):
+            for row, values_RQ in zip(chosen, values(bank.part(chosen)), strict=True):
                 for user in users[row]:
-                    found[user] = logits_RQc[:models, queries[user]]
-        return _complete(np.stack(found))
+                    found[user] = values_RQ[:models, queries[user]]
+        return np.stack(found)
+
+    def of_own(self, own: OwnTraining, labels: Ids, *, voting: int, seeds: int) -> OwnRetraining:
+        """The same by a function of the user's own; the queries' ``labels`` are 0 where there are none."""
+        return OwnRetraining(
+            own, lambda models: self.run(self.plan(subsets.everything(), models)), self.read, labels, voting, seeds
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What a result says of the bank that it was read from: data, model, recipe, seed and fingerprint."""
         manifest = self.plan(subsets.everything(), 1).manifest
-        return {name: manifest[name] for name in ("dataset", "model", "recipe", "seed", "fingerprint")}
+        names = ("dataset", "model", "recipe", "seed", OWN, "fingerprint")
+        return {name: manifest[name] for name in names if name in manifest}
 
 
 def _complete(logits: Logits) -> Logits:
@@ -121,13 +141,16 @@ class FullData:
     again_margins: npt.NDArray[np.float32]
 
     @classmethod
-    def train(cls, retraining: Retraining, labels: Ids, *, voting: int, seeds: int) -> FullData:
+    def train(cls, retraining: Retraining | OwnRetraining, labels: Ids, *, voting: int, seeds: int) -> FullData:
         """Train ``voting`` models that vote, and as many others (``seeds`` if that is more).
 
         Raises:
             InputError: no model.
         """
         check_models(seeds, voting)
+        if isinstance(retraining, OwnRetraining):
+            (own, own_margins), (again, again_margins) = retraining.full()
+            return cls(own, own_margins, again, again_margins)
         predicted, margins = predicted_and_margins(retraining.full(voting + max(voting, seeds)), labels)
         return cls(predicted[:voting], margins[:voting], predicted[voting:], margins[voting:])
 
@@ -155,6 +178,16 @@ def check_models(seeds: int, base_seeds: int) -> None:
     """
     whole_number(seeds, "seeds", 1)
     whole_number(base_seeds, "base_seeds", 1)
+
+
+def answers_without(
+    retraining: Retraining | OwnRetraining, removed: Sequence[Ids], queries: Sequence[int], models: int, labels: Ids
+) -> Answers:
+    """Predicted classes and margins (C, R) of models without each removed set, on its own query; ``labels`` (Q,)."""
+    if isinstance(retraining, OwnRetraining):
+        return retraining.without(removed, queries, models)
+    logits_CRc = retraining.without(removed, queries, models)
+    return predicted_and_margins(logits_CRc, labels[list(queries)][:, None])
 
 
 def predicted_and_margins(logits: Logits, labels: Ids) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:

@@ -38,7 +38,7 @@ class Removal:
         in_class: (M, Q, max_k) how many of the query's class are among the first k.
         class_sizes: (Q,) how many training examples the query's class has.
         query_ids: (Q,) int64.
-        query_labels: (Q,) int64.
+        query_labels: (Q,) int64; 0 where the data has no labels, and all examples are one group.
     """
 
     names: tuple[str, ...]
@@ -98,21 +98,23 @@ def plan_removal(
             raise InputError(f"{name}: scores of {item.train_ids.size} examples, but {len(train)} are trained on.")
         matched = item.subset(train_ids=np.sort(train.ids), query_ids=query_ids)
         orders[name] = _highest(matched, max_k)
+    labelled = train.labelled and query.labelled
+    labels_N, labels_Q = (train.labels, query.labels) if labelled else (_one_group(train), _one_group(query))
+    beside = (CONTROLS if labelled else CONTROLS[:1]) if controls else ()  # of one group, both would be the same
     if controls:
-        drawn = [
-            _drawn(train, int(id_), int(label), max_k, seed) for id_, label in zip(query_ids, query.labels, strict=True)
-        ]
-        orders |= {name: np.stack([pair[i] for pair in drawn]) for i, name in enumerate(CONTROLS)}
+        pairs = zip(query_ids, labels_Q, strict=True)
+        drawn = [_drawn(train.ids, labels_N, int(id_), int(label), max_k, seed) for id_, label in pairs]
+        orders |= {name: np.stack([pair[i] for pair in drawn]) for i, name in enumerate(beside)}
     orders_MQk = np.stack(list(orders.values()))
-    labels_MQk = train.labels[train.positions(orders_MQk.ravel())].reshape(orders_MQk.shape)
+    labels_MQk = labels_N[train.positions(orders_MQk.ravel())].reshape(orders_MQk.shape)
     return Removal(
         names=tuple(orders),
-        controls=CONTROLS if controls else (),
+        controls=beside,
         orders=orders_MQk,
-        in_class=(labels_MQk == query.labels[:, None]).cumsum(axis=2),
-        class_sizes=np.bincount(train.labels, minlength=len(splits.classes))[query.labels],
+        in_class=(labels_MQk == labels_Q[:, None]).cumsum(axis=2),
+        class_sizes=np.bincount(labels_N, minlength=len(splits.classes))[labels_Q],
         query_ids=query_ids,
-        query_labels=query.labels,
+        query_labels=labels_Q,
     )
 
 
@@ -122,10 +124,15 @@ def _highest(scores: Scores, count: int) -> Ids:
     return scores.train_ids[np.stack([highest(column_N, scores.train_ids, count) for column_N in columns_QN])]
 
 
-def _drawn(train: ExampleSet, query: int, label: int, count: int, seed: int) -> tuple[Ids, Ids]:
+def _one_group(examples: ExampleSet) -> Ids:
+    """Labels of examples that have none."""
+    return np.zeros(len(examples), np.int64)
+
+
+def _drawn(train_ids: Ids, train_labels: Ids, query: int, label: int, count: int, seed: int) -> tuple[Ids, Ids]:
     """The first ``count`` ids at random, and those of the class before all others."""
-    by_id = np.argsort(train.ids)
-    ids, labels = train.ids[by_id], train.labels[by_id]
+    by_id = np.argsort(train_ids)
+    ids, labels = train_ids[by_id], train_labels[by_id]
     anyhow, within = np.random.default_rng([seed, 0xB217, int(np.int64(query).view(np.uint64))]).spawn(2)
     own, other = within.permutation(ids[labels == label]), within.permutation(ids[labels != label])
     return anyhow.permutation(ids)[:count], np.concatenate([own, other])[:count]

@@ -5,8 +5,9 @@ Shape suffixes: M methods and controls, Q queries, K numbers removed, R models p
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Brittleness:
         controls: those of them that are controls.
         ks: numbers of examples removed, ascending.
         predicted: (M, Q, K, R) classes predicted for each query by the models trained for it.
-        margins: (M, Q, K, R) margins of the query's label by the same models.
+        margins: (M, Q, K, R) margins of the query's label by the same models, or another output, larger is better.
         full: models of all training examples: the voting ones, and those of k = 0.
         class_emptied: (M, Q, K) whether every example of the query's class was removed.
         query_ids: (Q,) int64.
@@ -80,6 +81,11 @@ class Brittleness:
         return np.asarray(self.prediction != self.query_labels)
 
     @property
+    def flips_are(self) -> str:
+        """``"classes"``: a flip is another class; ``"rule"``: what the user says; ``"none"``: no flip is known."""
+        return str(self.info.get("flips", "classes"))
+
+    @property
     def flips(self) -> npt.NDArray[np.bool_]:
         """(M, Q, K, R) whether the predicted class is another than the prediction."""
         return np.asarray(self.predicted != self.prediction[:, None, None])
@@ -88,7 +94,7 @@ class Brittleness:
     def noise(self) -> Estimate:
         """The flip rate at k = 0: of models of all training examples that have no vote."""
         flips_QR = (self.full.again != self.prediction).T
-        return flip_rate(flips_QR, shared_models=True, confidence=self.confidence)
+        return self._known(flip_rate)(flips_QR, shared_models=True, confidence=self.confidence)
 
     @property
     def noise_margin_drop(self) -> Estimate:
@@ -102,7 +108,7 @@ class Brittleness:
         Raises:
             InputError: an unknown method or k.
         """
-        return flip_rate(self._cell(self.flips, method, k), confidence=self.confidence)
+        return self._known(flip_rate)(self._cell(self.flips, method, k), confidence=self.confidence)
 
     def margin_drop(self, method: str, k: int) -> Estimate:
         """How far the label's margin falls on average: that of the voting models, less that after removal.
@@ -115,7 +121,11 @@ class Brittleness:
     def difference(self, method: str, other: str, k: int) -> Estimate:
         """The flip rate of ``method`` less that of ``other``, query by query; the interval is that of pairs."""
         rates = [self._cell(self.flips, name, k).mean(1, keepdims=True) for name in (method, other)]
-        return mean_with_interval(rates[0] - rates[1], confidence=self.confidence)
+        return self._known(mean_with_interval)(rates[0] - rates[1], confidence=self.confidence)
+
+    def _known(self, estimate: Callable[..., Estimate]) -> Callable[..., Estimate]:
+        """The estimate; of models from which no flip is known, one that is NaN."""
+        return estimate if self.flips_are != "none" else lambda *_, **__: Estimate(math.nan, math.nan, math.nan)
 
     def only(self, query_ids: object) -> Brittleness:
         """The same for some of the queries, such as ``result.query_ids[~result.wrong]``."""
@@ -160,8 +170,11 @@ class Brittleness:
             f"{counted(seeds, 'model')} per removed set; of all examples {counted(voting, 'model')} for the "
             f"prediction, {again:,} for the noise of retraining."
         )
-        wrong = f"{int(self.wrong.sum()):,} predicted wrongly before anything is removed"
-        said = [f"{counted(number, 'query')}, {wrong}; {models}"]
+        wrong = f", {int(self.wrong.sum()):,} predicted wrongly before anything is removed"
+        said = [f"{counted(number, 'query')}{wrong if self.flips_are == 'classes' else ''}; {models}"]
+        if self.flips_are == "none":
+            noise = self.noise_margin_drop.value
+            said.append(f"No flip is known: the drop of the output counts, {noise:.4g} where nothing is removed.")
         emptied_MK = self.class_emptied.sum(1)
         for m, method in enumerate(self.methods):
             found = [(k, int(n)) for k, n in zip(self.ks, emptied_MK[m], strict=True) if n]
@@ -173,7 +186,7 @@ class Brittleness:
     def plot(self) -> Figure:
         """Draw the share of flipped predictions against the number removed (the paper's figure 8b), a line per method.
 
-        Controls are grey; the dashed black level, with its band, is that of nothing removed (k = 0). Hollow marks: for
+        Where no flip is known, the drop of the output is drawn. Controls are grey; the dashed black level, with its band, is that of nothing removed (k = 0). Hollow marks: for
         some query every example of its class was removed, so that its prediction must flip.
         """
         return draw(*self.charts())
@@ -181,27 +194,28 @@ class Brittleness:
     def charts(self) -> list[Chart]:
         """What :meth:`plot` and the report draw."""
         names = {name: f"{name} (control)" if name in self.controls else name for name in self.methods}
-        lines = {name: [(k, *(100 * v for v in self.rate(name, k))) for k in self.ks] for name in self.methods}
+        flips = self.flips_are != "none"
+        lines = {name: [(k, *self._drawn(name, k)) for k in self.ks] for name in self.methods}
         hollow = [
-            (float(k), 100 * self.rate(method, k).value)
+            (float(k), self._drawn(method, k).value)
             for method, emptied_QK in zip(self.methods, self.class_emptied, strict=True)
             for k, emptied_Q in zip(self.ks, emptied_QK.T, strict=True)
             if emptied_Q.any()
         ]
-        noise, low, high = (100 * bound for bound in self.noise)
+        noise, low, high = self._drawn()
         queries, models = counted(len(self.query_ids), "query"), counted(self.predicted.shape[-1], "model")
         scale = " (log scale)" if is_wide(self.ks) else ""
         chart = Chart(
             "lines",
-            "Predictions flipped by removing what mattered most",
+            f"{'Predictions flipped' if flips else 'Outputs changed'} by removing what mattered most",
             f"training examples removed for each query, k{scale}",
-            "predictions flipped (%)",
+            "predictions flipped (%)" if flips else "drop of the output",
             styled({names[name]: line for name, line in lines.items()}, [names[name] for name in self.controls]),
             self._table(),
             levels=[Level(f"{NOTHING} (k = 0)", noise, low, high)],
             caption=f"{queries}, {models} per removed set, {self.confidence:.0%} intervals over queries",
             log=is_wide(self.ks),
-            limits=(0, None),
+            limits=(0 if flips else None, None),
             hollow=hollow,
             hollow_name="hollow: a query's whole class is gone",
             notes=self.notes(),
@@ -209,12 +223,21 @@ class Brittleness:
         return [chart]
 
     def _table(self) -> Table:
-        columns = ["method", "k", "flipped (%)", "interval", "queries whose class is gone"]
-        rows = [[NOTHING, "0", *_percent(self.noise), NO_NUMBER]]
+        digits = 1 if self.flips_are != "none" else 4
+        drawn = "flipped (%)" if self.flips_are != "none" else "drop of the output"
+        noise = self._drawn()
+        rows = [[NOTHING, "0", fixed(noise.value, digits), span(noise.low, noise.high, digits), NO_NUMBER]]
         for row, emptied in zip(self.rows()[1:], self.class_emptied.sum(1).ravel(), strict=True):
-            rate = self.rate(row["method"], row["k"])
-            rows.append([row["method"], f"{row['k']:,}", *_percent(rate), f"{emptied:,}"])
-        return Table(columns, rows)
+            value, low, high = self._drawn(row["method"], row["k"])
+            rows.append([row["method"], f"{row['k']:,}", fixed(value, digits), span(low, high, digits), f"{emptied:,}"])
+        return Table(["method", "k", drawn, "interval", "queries whose class is gone"], rows)
+
+    def _drawn(self, method: str = NOTHING, k: int = 0) -> Estimate:
+        """What is drawn of a method: flips in percent, or the drop of the output where no flip is known."""
+        if self.flips_are == "none":
+            return self.noise_margin_drop if method == NOTHING else self.margin_drop(method, k)
+        rate = self.noise if method == NOTHING else self.rate(method, k)
+        return Estimate(*(100 * bound for bound in rate))
 
     def _repr_html_(self) -> str:
         names = ("method", "k", "flipped", "flipped_low", "flipped_high", "margin_drop")
@@ -223,14 +246,16 @@ class Brittleness:
         return html_table(title, names, rows, most=40)
 
     def __repr__(self) -> str:
-        noise = f"{NOTHING}: {self.noise.value:.1%} flipped"
+        flips = self.flips_are != "none"
+        noise = f"{self.noise.value:.1%} flipped" if flips else f"output drops by {self.noise_margin_drop.value:.4g}"
         width = max(map(len, self.methods))
         head = " ".join([f"{'k =':<{width}}", *(f"{k:>6}" for k in self.ks)])
-        lines = [
-            " ".join([f"{name:<{width}}", *(f"{self.rate(name, k).value:>6.1%}" for k in self.ks)])
-            for name in self.methods
-        ]
-        return "\n".join([f"Brittleness({counted(len(self.query_ids), 'query')}; {noise})", head, *lines])
+
+        def cell(name: str, k: int) -> str:
+            return f"{self.rate(name, k).value:>6.1%}" if flips else f"{self.margin_drop(name, k).value:>6.3g}"
+
+        lines = [" ".join([f"{name:<{width}}", *(cell(name, k) for k in self.ks)]) for name in self.methods]
+        return "\n".join([f"Brittleness({counted(len(self.query_ids), 'query')}; {NOTHING}: {noise})", head, *lines])
 
     # --- keeping ---
 
@@ -253,11 +278,6 @@ class Brittleness:
         own, arrays = load_result(path, "brittleness", HEADER)
         with understanding(path):
             return cls(**own, **{name: arrays[name] for name in ARRAYS}, full=FullData.from_arrays(arrays))
-
-
-def _percent(estimate: Estimate) -> tuple[str, str]:
-    value, low, high = (100 * bound for bound in estimate)
-    return fixed(value, 1), span(low, high, 1)
 
 
 def _row(method: str, k: int, rate: Estimate, drop: Estimate, emptied: int) -> dict[str, Any]:
