@@ -24,7 +24,7 @@ from comove.coreset import selectors
 from comove.data import Splits
 from comove.data.builtin import load_dataset
 from comove.data.label_noise import known_flips
-from comove.evaluation import Curve, coreset_curve
+from comove.evaluation import Curve, CurveFolders, coreset_curve
 from comove.evaluation.coreset_curves.noise import noise_kept
 from comove.evaluation.coreset_curves.stability import early_epochs, stability
 from comove.evaluation.costs.measured import measured_cost
@@ -117,8 +117,7 @@ def study_of(name: str, study: Study, folder: Path, data_dir: str | None) -> dic
         METHODS,
         study.budgets,
         seeds=study.seeds,
-        out=folder / "transfer",
-        coresets=folder / "own" / "coresets",
+        out=CurveFolders(folder / "transfer", folder / "own" / "coresets"),
         skip=True,
         training=Training(study.other, recipe_of(study, splits).to_json()),
     )

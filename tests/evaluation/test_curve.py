@@ -16,7 +16,7 @@ from comove.coreset.cld import CLDCoreset
 from comove.coreset.random import RandomCoreset
 from comove.data import ExampleSet, Splits
 from comove.errors import FingerprintError, InputError
-from comove.evaluation import Curve, CurvePoint, coreset_curve
+from comove.evaluation import Curve, CurveFolders, CurvePoint, coreset_curve
 from comove.retraining.files import Key
 from comove.retraining.training import model_seed
 from comove.store import digest
@@ -272,8 +272,7 @@ def test_curves_of_several_targets_share_their_coresets(run: Run, tmp_path: Path
             ["random"],
             [0.3],
             seeds=2,
-            out=tmp_path / str(width),
-            coresets=tmp_path / "coresets",
+            out=CurveFolders(tmp_path / str(width), tmp_path / "coresets"),
             training=Training("mlp", TARGET, options={"hidden": [width]}),
         )
         for width in (8, 16)
@@ -285,9 +284,13 @@ def test_curves_of_several_targets_share_their_coresets(run: Run, tmp_path: Path
 
 
 def test_coresets_of_other_runs_are_refused(runs: tuple[Run, ...], tmp_path: Path) -> None:
-    coreset_curve(runs[0], ["random"], [0.3], seeds=1, coresets=tmp_path, training=Training(recipe=TARGET))
+    coreset_curve(
+        runs[0], ["random"], [0.3], seeds=1, out=CurveFolders(coresets=tmp_path), training=Training(recipe=TARGET)
+    )
     with pytest.raises(FingerprintError, match="sources was"):
-        coreset_curve(runs[1], ["random"], [0.3], seeds=1, coresets=tmp_path, training=Training(recipe=TARGET))
+        coreset_curve(
+            runs[1], ["random"], [0.3], seeds=1, out=CurveFolders(coresets=tmp_path), training=Training(recipe=TARGET)
+        )
 
 
 def test_methods_that_the_run_did_not_record_for_are_refused_or_left_out_with_the_reason(run: Run) -> None:

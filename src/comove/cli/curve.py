@@ -62,7 +62,7 @@ def curve(
 
     Example: comove curve --methods all --budgets 0.05 0.1 0.3 --flip-labels 0.2 --out noisy/
     """
-    from comove.evaluation import coreset_curve
+    from comove.evaluation import CurveFolders, coreset_curve
     from comove.training import Training
 
     names, every = coreset_methods(methods, ["cld", "random"])
@@ -83,8 +83,7 @@ def curve(
                 width_option(wanted.target_width) if target else {},
                 task.seed,
             ),
-            out=folder / "trained",
-            coresets=out / "coresets",
+            out=CurveFolders(folder / "trained", out / "coresets"),
             skip=every,
             compute=machines.compute(task),
         )

@@ -401,9 +401,11 @@ class ExampleSet:
             return _stack(list(pool.map(read, places)), self.name)
 
     def collated(self, positions: npt.NDArray[np.int64], device: torch.device | str = "cpu") -> Batch:
-        """Return a batch on ``device`` as a task reads it: (inputs, labels), or what the items collate to."""
+        """Return a batch on ``device`` as a task reads it: (inputs, labels), inputs alone, or what items collate to."""
         if isinstance(self._source, _Items):
             return map_tensors(lambda tensor: tensor.to(device), self._source.batch(self._places[positions]))
+        if self._labels is None:
+            return self.prepare(self.raw(positions).to(device, non_blocking=True))
         return self.batch(positions, device)
 
     def image(self, id_: int) -> npt.NDArray[Any]:
@@ -438,13 +440,13 @@ class ExampleSet:
         """
         spaced = np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).astype(np.int64))
         head = {"classes": list(self.classes), "normalization": str(self.normalization)}
+        labels = [] if self._labels is None else [self._labels]
         if isinstance(self._source, _Items):
-            labels = [] if self._labels is None else [self._labels]
             found = self._source.batch(self._places if self._source.held is not None else self._places[spaced])
             return digest(head, self.ids, *labels, *(tensor.numpy() for tensor in tensors_of(found)))
         raw = self.raw(spaced) if self._held is None else self.held
         assert raw is not None
-        return digest(head, self.ids, self.labels, raw.numpy())
+        return digest(head, self.ids, *labels, raw.numpy())
 
 
 class _Items:

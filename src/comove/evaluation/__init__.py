@@ -1,7 +1,7 @@
 """Holding methods to real retraining: banks, the linear datamodeling score, coreset curves."""
 
 from comove.evaluation.alignment import Diagnosis, diagnose
-from comove.evaluation.coreset_curves.curve import Curve, CurvePoint, coreset_curve
+from comove.evaluation.coreset_curves.curve import Curve, CurveFolders, CurvePoint, coreset_curve
 from comove.evaluation.costs.formulas import PAPER, Cost, Scenario, cost, storage
 from comove.evaluation.label_errors.detection import Detection, detect
 from comove.evaluation.label_errors.ranking import rank_labels
@@ -38,6 +38,7 @@ __all__ = [
     "Cost",
     "Counterfactual",
     "Curve",
+    "CurveFolders",
     "CurvePoint",
     "Detection",
     "Diagnosis",

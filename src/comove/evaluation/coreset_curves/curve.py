@@ -26,6 +26,8 @@ from comove.models import Factory
 from comove.plots import Chart, Level, Table, draw, is_wide, styled
 from comove.plots.chart import Style
 from comove.retraining.bank import RetrainingBank
+from comove.retraining.contents import OWN
+from comove.retraining.own import OwnTraining
 from comove.retraining.subsets import everything, only
 from comove.store import check_fingerprint, claim_folder, digest, new_folder, read_header, set_aside, slug
 from comove.training import Run, Training, as_training
@@ -35,15 +37,16 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Chosen", "Curve", "CurvePoint", "coreset_curve"]
+__all__ = ["Chosen", "Curve", "CurveFolders", "CurvePoint", "coreset_curve"]
 
 CURVE_FORMAT = 2
 FULL = "full data"
 STATISTICS = ("mean", "std")
+ACCURACY = "accuracy"
 
 
 class CurvePoint(NamedTuple):
-    """One model trained on one coreset: its size and its accuracy on the query split."""
+    """One model trained on one coreset: its size and its accuracy on the query split (or another mean output)."""
 
     method: str
     budget: float
@@ -61,6 +64,13 @@ class Chosen(NamedTuple):
     coreset: Coreset
 
 
+class CurveFolders(NamedTuple):
+    """Where a curve keeps models' results (``out``) and coresets, which curves of several target models share."""
+
+    out: str | os.PathLike[str] | None = None
+    coresets: str | os.PathLike[str] | None = None
+
+
 @dataclass(frozen=True)
 class Curve:
     """The accuracies of a coreset curve.
@@ -72,6 +82,8 @@ class Curve:
         provenance: model, recipe and data (JSON values).
         coresets: that the models were trained on.
         skipped: methods that were left out, and why.
+        measure: what ``accuracy`` of a point is: the accuracy, or the mean of another output over the queries.
+        higher: whether more of it is better.
     """
 
     points: tuple[CurvePoint, ...]
@@ -80,6 +92,8 @@ class Curve:
     provenance: Mapping[str, Any]
     coresets: tuple[Chosen, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    measure: str = ACCURACY
+    higher: bool = True
 
     def summary(self) -> list[dict[str, Any]]:
         """One row per method and budget: mean, standard deviation over seeds (ddof 1; NaN for one seed) and count."""
@@ -114,11 +128,13 @@ class Curve:
     def smallest_budget(self, method: str, tolerance: float = 0.01) -> float | None:
         """The smallest share whose mean accuracy is at most ``tolerance`` below the full data's (paper, D.2).
 
-        ``None`` where no share that was tried reaches it.
+        Of a measure of which less is better: at most ``tolerance`` above. ``None`` where no share that was tried
+        reaches it.
         """
-        target = self.mean(FULL, 1.0) - tolerance
+        sign = 1 if self.higher else -1
+        target = sign * self.mean(FULL, 1.0) - tolerance
         shares = sorted({point.budget for point in self.points if point.method == method})
-        return next((share for share in shares if self.mean(method, share) >= target), None)
+        return next((share for share in shares if sign * self.mean(method, share) >= target), None)
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with one row per trained model."""
@@ -137,50 +153,64 @@ class Curve:
         """What :meth:`plot` and the report draw; ``name`` is that of the model trained."""
         rows = sorted((row for row in self.summary() if row["method"] != FULL), key=lambda row: row["budget"])
         lines: dict[str, list[tuple[float, ...]]] = {method: [] for method in self.methods}
+        scale, unit = self._scale
         for row in rows:
             heights = (row["mean"], row["mean"] - row["std"], row["mean"] + row["std"])
-            lines[row["method"]].append((round(100 * row["budget"], 6), *(100 * height for height in heights)))
+            lines[row["method"]].append((round(100 * row["budget"], 6), *(scale * height for height in heights)))
         log = is_wide([row["budget"] for row in rows])
         seeds = max((row["seeds"] for row in self.summary()), default=0)
+        alone = "one seed, so without deviations"
         spread = f"bands: standard deviation over {counted(seeds, 'seed')}" if seeds > 1 else ""
         queries = f"{self.n_query:,} held-out queries" if self.n_query else "held-out queries"
-        full = [100 * row["mean"] for row in self.summary() if row["method"] == FULL]
+        full = [scale * row["mean"] for row in self.summary() if row["method"] == FULL]
         chart = Chart(
             "lines",
-            f"Accuracy of {name} trained on coresets" if name else "Accuracy of models trained on coresets",
+            f"{self._what} of {name or 'models'} trained on coresets",
             f"share of the training data kept (%{', log scale' if log else ''})",
-            f"accuracy on {queries} (%)",
+            f"{self.measure} on {queries}{unit}",
             styled(lines, ["random"]),
-            Table(["method", "share kept", "examples", "accuracy (%)", "deviation (%)"], self.cells()),
+            Table(["method", "share kept", "examples", f"{self.measure}{unit}", f"deviation{unit}"], self.cells()),
             levels=[Level(FULL, accuracy, style=Style("level", dash=(1, 2))) for accuracy in full],
             caption=spread,
             log=log,
             apart=True,
             notes=[
-                f"Accuracy on {queries} of models trained from scratch; {spread or 'one seed, so without deviations'}.",
+                f"{self._what} on {queries} of models trained from scratch; {spread or alone}.",
                 *(f"{method} is left out: {reason}" for method, reason in self.skipped.items()),
             ],
         )
         return [chart]
 
     def cells(self) -> list[list[str]]:
-        """:meth:`summary` as text: method, share, examples, accuracy and deviation in percent."""
+        """:meth:`summary` as text: method, share, examples, and accuracy and deviation in percent (others as is)."""
+        scale, digits = self._scale[0], 1 if self.measure == ACCURACY else 4
         return [
-            [row["method"], percent(row["budget"]), f"{row['size']:,}", *(fixed(100 * row[x], 1) for x in STATISTICS)]
+            [
+                *(row["method"], percent(row["budget"]), f"{row['size']:,}"),
+                *(fixed(scale * row[x], digits) for x in STATISTICS),
+            ]
             for row in self.summary()
         ]
+
+    @property
+    def _scale(self) -> tuple[int, str]:
+        return (100, " (%)") if self.measure == ACCURACY else (1, "")
+
+    @property
+    def _what(self) -> str:
+        return f"{self.measure[:1].upper()}{self.measure[1:]}"
 
     def _repr_html_(self) -> str:
         names = ("method", "budget", "size", "mean", "std", "seeds")
         rows = [[row[name] for name in names] for row in self.summary()]
-        return html_table(f"Accuracy on {counted(self.n_query, 'query')}", names, rows, most=40)
+        return html_table(f"{self._what} on {counted(self.n_query, 'query')}", names, rows, most=40)
 
     def __repr__(self) -> str:
         lines = [
             f"  {row['method']:<12} {row['budget']:>6.1%} ({row['size']:>6,}): {row['mean']:.3f} +- {row['std']:.3f}"
             for row in self.summary()
         ]
-        return "\n".join([f"Curve(accuracy on {counted(self.n_query, 'query')}):", *lines])
+        return "\n".join([f"Curve({self.measure} on {counted(self.n_query, 'query')}):", *lines])
 
 
 def coreset_curve(
@@ -190,9 +220,9 @@ def coreset_curve(
     *,
     seeds: int = 3,
     dataset: Splits | None = None,
-    training: Training | str | Factory | None = None,
-    out: str | os.PathLike[str] | None = None,
-    coresets: str | os.PathLike[str] | None = None,
+    training: Training | OwnTraining | str | Factory | None = None,
+    measure: str | None = None,
+    out: str | os.PathLike[str] | CurveFolders | None = None,
     skip: bool = False,
     compute: Compute | None = None,
 ) -> Curve:
@@ -209,10 +239,13 @@ def coreset_curve(
         seeds: models trained per point.
         dataset: the splits of the runs, where they cannot be loaded by name.
         training: of the target models: by default the run's own model (a run of the user's own factory must have been
-            opened with it) and, for that model, its own recipe. Every model's own seed is derived from its seed.
+            opened with it) and, for that model, its own recipe. Every model's own seed is derived from its seed. With a
+            function of the user's own, sources may be traces alone; ``dataset`` then says what they were recorded of.
+        measure: the output whose mean over the queries is the curve's value: by default ``"accuracy"``, the mean of
+            ``"correct"``; of an own training function without it the only output, or ``"measure"``.
         out: a folder that keeps coresets and models' results, so that an interrupted curve goes on and a larger one
-            uses them; ``None`` keeps none.
-        coresets: a folder to keep the coresets in instead of ``out``, shared by curves of several target models.
+            uses them; ``None`` keeps none. Or two folders, :class:`CurveFolders`: curves of several target models can
+            share the one of coresets.
         skip: leave out methods that need what the runs did not record, instead of refusing; see ``Curve.skipped``.
         compute: where to train.
 
@@ -222,49 +255,89 @@ def coreset_curve(
         LockedError: another process is working on the curve in ``out``.
     """
     sources = as_sources(source, frozenset({"trace"}), "coreset_curve")
-    runs = [source.run for source in sources if source.run is not None]
-    if len(runs) < len(sources):
+    run, own = sources[0].run, isinstance(training, OwnTraining)
+    if not own and not all(source.run is not None for source in sources):
         raise InputError("A coreset curve trains models: pass runs made by comove.train, not bare traces.")
-    run = runs[0]
-    splits = dataset or run.data()
+    if dataset is None and run is None:
+        raise InputError("Traces alone do not say what they were recorded of: pass dataset=, the splits.")
+    splits = dataset or run.data()  # type: ignore[union-attr]  # one of them is there
     _check_data(sources, splits)
     chosen = _selectors(methods, budgets, seeds, splits)
-    how, where = _target(run, splits, as_training(training)), compute or Compute()
-    spec, recipe, _ = how.resolve(splits)
-    content = {
-        "dataset": splits.describe(),
-        "sources": [run.manifest["fingerprint"] for run in runs],
-        "model": spec.to_json(),
-        "recipe": recipe.to_json(),
-        "seed": how.seed,
-    }
+    how, described = _described(run, splits, training)
+    content = {"dataset": splits.describe(), "sources": _fingerprints(sources), **described}
+    where, folders = compute or Compute(), out if isinstance(out, CurveFolders) else CurveFolders(out)
     shares = list(dict.fromkeys(map(float, budgets)))
     with tempfile.TemporaryDirectory(prefix="comove-curve-") as temporary:
-        folder = new_folder(temporary if out is None else out)
+        folder = new_folder(temporary if folders.out is None else folders.out)
         claim_folder(folder, "curve", CURVE_FORMAT, content)
-        selected = new_folder(folder / "coresets" if coresets is None else coresets)
+        selected = new_folder(folder / "coresets" if folders.coresets is None else folders.coresets)
         claim_folder(selected, "coresets", CURVE_FORMAT, {key: content[key] for key in ("dataset", "sources")})
         kept, skipped = _select_all(selected, chosen, shares, seeds, sources, skip)
 
-        def trained(sets: list[Ids], number: int) -> list[list[float]]:
-            """Accuracies (C, R) of models trained on each set; an empty list stands for the full data."""
+        def bank_of(sets: list[Ids], number: int) -> RetrainingBank:
+            """Models trained on each set; an empty list stands for the full data."""
             bank = RetrainingBank.create(
                 folder / "bank", splits, how, subsets=only(sets) if sets else everything(), seeds=number
             )
-            bank.run(executor=where.on(), device=where.device, progress=where.progress)
-            correct = bank.outputs("correct")
-            return [[float(accuracy) for accuracy in row] for row in correct.mean(-1)]
+            return bank.run(executor=where.on(), device=where.device, progress=where.progress)
 
-        points = [CurvePoint(FULL, 1.0, len(splits.train), s, a) for s, a in enumerate(trained([], seeds)[0])]
+        full = bank_of([], seeds)
+        name, output = _measure(full, measure)
+        values = full.plan(everything()).outputs(output).mean(-1)[0]
+        points = [CurvePoint(FULL, 1.0, len(splits.train), s, float(value)) for s, value in enumerate(values)]
         for seeded in (False, True):
             group = [one for one in kept if chosen[one.method].seeded is seeded]
-            found = trained([one.coreset.ids for one in group], 1 if seeded else seeds) if group else []
+            if not group:
+                continue
+            found = bank_of([one.coreset.ids for one in group], 1 if seeded else seeds).outputs(output).mean(-1)
             points += [
-                CurvePoint(one.method, one.budget, len(one.coreset), one.number + number, accuracy)
+                CurvePoint(one.method, one.budget, len(one.coreset), one.number + number, float(value))
                 for one, row in zip(group, found, strict=True)
-                for number, accuracy in enumerate(row)
+                for number, value in enumerate(row)
             ]
-    return Curve(tuple(points), len(splits.train), len(splits.query), content, tuple(kept), skipped)
+        higher = full.higher_is_better(output)
+    n_train, n_query = len(splits.train), len(splits.query)
+    return Curve(tuple(points), n_train, n_query, content, tuple(kept), skipped, name, higher)
+
+
+def _described(
+    run: Run | None, splits: Splits, training: Training | OwnTraining | str | Factory | None
+) -> tuple[Training | OwnTraining, dict[str, Any]]:
+    """How the target models are trained, and what the manifest says of it."""
+    if isinstance(training, OwnTraining):
+        return training, {OWN: training.to_json()}
+    assert run is not None
+    how = _target(run, splits, as_training(training))
+    spec, recipe, _ = how.resolve(splits)
+    return how, {"model": spec.to_json(), "recipe": recipe.to_json(), "seed": how.seed}
+
+
+def _fingerprints(sources: Sequence[Source]) -> list[str]:
+    """What the sources are: the runs' fingerprints, or those of the traces' losses."""
+    return [
+        source.run.manifest["fingerprint"]
+        if source.run is not None
+        else digest(np.asarray(source.trace.train_losses), source.trace.train_ids)
+        for source in sources
+    ]
+
+
+def _measure(bank: RetrainingBank, measure: str | None) -> tuple[str, str]:
+    """The name of what is measured, and the output whose mean over the queries it is.
+
+    Raises:
+        InputError: no such output.
+    """
+    names = bank.output_names
+    if measure in (None, ACCURACY):
+        if ACCURACY in names or "correct" in names:
+            return ACCURACY, ACCURACY if ACCURACY in names else "correct"
+        if measure is None:
+            return bank.default_output, bank.default_output
+        raise InputError(f"accuracy is the mean of the output 'correct', and there are only: {', '.join(names)}.")
+    assert measure is not None
+    bank.higher_is_better(measure)  # refuses what there is not
+    return measure, measure
 
 
 def _selectors(
@@ -275,9 +348,10 @@ def _selectors(
     chosen = {item.label: item for item in named}
     if not chosen or not budgets or whole_number(seeds, "seeds", None) < 1:
         raise InputError("A coreset curve needs at least one method, one budget and one seed.")
+    labels = splits.train.labels if splits.train.labelled else None
     for method in chosen.values():
         for share in budgets:
-            resolve_budget(float(share), splits.train.labels, len(splits.train), method.balanced, method.name)
+            resolve_budget(float(share), labels, len(splits.train), method.balanced, method.name)
     return chosen
 
 
@@ -292,7 +366,7 @@ def _select_all(
     """All coresets, and why methods were left out."""
     kept: list[Chosen] = []
     skipped: dict[str, str] = {}
-    runs = [source.run.manifest["fingerprint"] for source in sources if source.run is not None]
+    runs = _fingerprints(sources)
     for name, method in methods.items():
         numbers = range(seeds if method.seeded else 1)
         try:
@@ -354,11 +428,14 @@ def _target(run: Run, splits: Splits, training: Training) -> Training:
 
 def _check_data(sources: Sequence[Source], splits: Splits) -> None:
     for source in sources:
-        assert source.run is not None
-        found = source.run.manifest["dataset"]["fingerprint"]
-        check_fingerprint("data set", found=found, expected=splits.fingerprint, where=source.run.path)
+        where: object = "The trace" if source.run is None else source.run.path
+        if source.run is not None:
+            found = source.run.manifest["dataset"]["fingerprint"]
+            check_fingerprint("data set", found=found, expected=splits.fingerprint, where=where)
+        elif not np.array_equal(np.sort(source.train_ids), np.sort(splits.train.ids)):
+            raise InputError("The trace has other training ids than dataset=: pass the splits it was recorded of.")
         if np.isin(source.trace.validation_ids, splits.query.ids).any():
             raise InputError(
-                f"{source.run.path} has no validation examples of its own, so selectors would aim at the very queries "
+                f"{where} has no validation examples of its own, so selectors would aim at the very queries "
                 "that accuracy is measured on: train on splits that have some (split(..., validation=0.1))."
             )

@@ -186,8 +186,9 @@ class Brittleness:
     def plot(self) -> Figure:
         """Draw the share of flipped predictions against the number removed (the paper's figure 8b), a line per method.
 
-        Where no flip is known, the drop of the output is drawn. Controls are grey; the dashed black level, with its band, is that of nothing removed (k = 0). Hollow marks: for
-        some query every example of its class was removed, so that its prediction must flip.
+        Where no flip is known, the drop of the output is drawn. Controls are grey; the dashed black level, with its
+        band, is that of nothing removed (k = 0). Hollow marks: for some query every example of its class was removed,
+        so that its prediction must flip.
         """
         return draw(*self.charts())
 
