@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.retraining.test_kill import content
 
-from comove import Trace
+from comove import RetrainingBank, Trace
 
 FOLDER = Path(__file__).parents[1] / "examples"
 NEEDS = {
+    "boosting_elsewhere": (),
     "your_own_loop": (),
     "losses_from_elsewhere": (),
     "with_accelerate": ("accelerate",),
     "with_lightning": ("lightning",),
     "with_transformers": ("transformers", "accelerate"),
 }
+WITHOUT_A_TRACE = ("own_scheduler",)
+AT_MOST_40_LINES = ("boosting_elsewhere", "own_scheduler")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
     if importlib.util.find_spec("lightning")
@@ -59,7 +67,7 @@ ADOPTED = {"adopt_a_vision_model": (), "adopt_a_language_model": ("transformers"
 
 
 def test_every_example_is_run_here() -> None:
-    assert {file.stem for file in FOLDER.glob("*.py")} == {*NEEDS, *ADOPTED}
+    assert {file.stem for file in FOLDER.glob("*.py")} == {*NEEDS, *ADOPTED, *WITHOUT_A_TRACE}
 
 
 @pytest.mark.parametrize("name", ADOPTED)
@@ -79,9 +87,39 @@ def test_an_adopted_model_is_explained_in_few_lines(
     assert sum(bool(line.strip()) for line in lines) <= 40
 
 
-def test_the_page_on_recording_names_every_example() -> None:
-    page = (FOLDER.parent / "docs" / "recording.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"`examples/(\w+)\.py`", page)) == set(NEEDS)
+def test_the_pages_on_recording_and_on_ones_own_name_every_example() -> None:
+    pages = [(FOLDER.parent / "docs" / page).read_text(encoding="utf-8") for page in ("recording.md", "own.md")]
+    assert set(re.findall(r"`examples/(\w+)\.py`", "".join(pages))) == {*NEEDS, *WITHOUT_A_TRACE}
+
+
+@pytest.mark.parametrize("name", AT_MOST_40_LINES)
+def test_an_example_of_ones_own_training_is_short(name: str) -> None:
+    assert len((FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def test_boosting_is_attributed_better_than_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded("boosting_elsewhere").main(tmp_path)
+    found = re.search(r"LDS\(cld: ([\d.-]+) \[([\d.-]+), ", capsys.readouterr().out)
+    assert found is not None
+    assert float(found[2]) > 0
+
+
+def test_a_scheduler_of_ones_own_is_killed_and_goes_on(tmp_path: Path) -> None:
+    """Killed with its workers when so many results are there, time and again, it ends with the same bits."""
+    example = loaded("own_scheduler")
+    example.main(tmp_path / "whole")
+    folder, command = tmp_path / "killed", [sys.executable, str(FOLDER / "own_scheduler.py"), str(tmp_path / "killed")]
+    for results in (1, 9, 23, 40):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+        while len(list(folder.glob("results/*.safetensors"))) < results and process.poll() is None:
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert 0 < len(RetrainingBank.load(folder).pending) < 50
+    bank = example.main(folder)
+    assert bank.pending == []
+    assert content(folder) == content(tmp_path / "whole")
+    np.testing.assert_array_equal(bank.outputs()[3, 0], example.ridge(bank.train_ids[bank.masks[3]], 0)["loss"])
 
 
 @pytest.mark.parametrize("name", NEEDS)

@@ -116,7 +116,9 @@ def test_without_classes_the_change_of_the_output_counts(labelled: bool, higher:
     assert any("No flip is known" in note for note in found.notes())
     assert isinstance(found.plot(), Figure)
     with pytest.raises(InputError, match="say what a flip is"):
-        counterfactual_sizes(SCORES, 8, dataset=splits(labelled), out=tmp_path, training=own, base_seeds=3, compute=HERE)
+        counterfactual_sizes(
+            SCORES, 8, dataset=splits(labelled), out=tmp_path, training=own, base_seeds=3, compute=HERE
+        )
 
 
 def test_the_users_rule_says_what_a_flip_is(tmp_path: Path) -> None:
