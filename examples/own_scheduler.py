@@ -9,11 +9,11 @@ import numpy as np
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Ridge
 
-import comove
+from comove import OwnTraining, RetrainingBank
 from comove.evaluation import subsets
 
 INPUTS, TARGETS = load_diabetes(return_X_y=True)
-TRAIN, QUERIES = np.arange(0, 300), np.arange(300, 340)
+TRAIN, QUERIES, HALVES = np.arange(300), np.arange(300, 340), subsets.random(0.5, 50)
 
 
 def ridge(train_ids: Any, seed: int) -> dict[str, Any]:
@@ -23,13 +23,13 @@ def ridge(train_ids: Any, seed: int) -> dict[str, Any]:
 
 
 def work(job: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Do one job, anywhere: it is a JSON object."""
     return job["id"], ridge(job["train_ids"], job["seed"])
 
 
-def main(folder: Path) -> comove.RetrainingBank:
+def main(folder: Path) -> RetrainingBank:
     """Plan the bank, or open the one that is there, and train what it lacks."""
-    mine, halves = comove.OwnTraining(ridge, name="ridge-1"), subsets.random(0.5, 50)
-    bank = comove.RetrainingBank.create(folder, TRAIN, mine, subsets=halves, queries=QUERIES)
+    bank = RetrainingBank.create(folder, TRAIN, OwnTraining(ridge, "ridge-1"), subsets=HALVES, queries=QUERIES)
     with ProcessPoolExecutor(2) as pool:
         for name, outputs in pool.map(work, bank.pending_jobs()):
             bank.record(name, outputs)
