@@ -90,6 +90,17 @@ def test_flips_of_classes_are_those_of_the_function(tmp_path: Path) -> None:
     assert Brittleness.load(tmp_path / "brittleness.safetensors").rows() == found.rows()
 
 
+def test_some_queries_are_columns_of_the_whole_split(tmp_path: Path) -> None:
+    own = OwnTraining(centroids, "centroids")
+    whole = measured(tmp_path, own)
+    some = brittleness(
+        SCORES, KS, dataset=splits(), out=tmp_path, training=own, seeds=2, base_seeds=3, queries=QUERIES[[4, 1]],
+        compute=HERE,
+    )  # fmt: skip
+    np.testing.assert_array_equal(some.predicted, whole.only(QUERIES[[4, 1]]).predicted)
+    np.testing.assert_array_equal(some.margins, whole.only(QUERIES[[4, 1]]).margins)
+
+
 def test_correct_alone_gives_the_same_flips_of_two_classes(tmp_path: Path) -> None:
     whole = measured(tmp_path / "whole", OwnTraining(centroids, "centroids"))
     found = measured(tmp_path / "correct", OwnTraining(only("correct"), "correct"))

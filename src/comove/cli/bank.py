@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from comove.cli.app import app, command_of, facts, say, table
-from comove.cli.options import ComputeOptions, Device, Quiet, check_bank, importable
+from comove.cli.options import ComputeOptions, Device, OwnFunction, Quiet, check_bank, importable, own_training
 
 __all__ = ["bank", "compact", "merge", "status", "work"]
 
@@ -57,6 +57,7 @@ def work(
     model: Annotated[
         str | None, typer.Option(help="Your own package.module:factory, named again where the bank was made with it.")
     ] = None,
+    training: OwnFunction = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -67,7 +68,7 @@ def work(
     from comove.evaluation import RetrainingBank
 
     check_bank(path)
-    found = RetrainingBank.load(path, model=importable(model))
+    found = RetrainingBank.load(path, model=importable(model), training=own_training(training))
     pending = len(found.pending)
     found.run(executor=machines.executor_of(), device=device, progress=not quiet)
     say(

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, say, table
-from comove.cli.options import AttributionOptions, ComputeOptions, TrainingOptions, parse_methods
+from comove.cli.options import (
+    AttributionOptions,
+    ComputeOptions,
+    OwnFunction,
+    TrainingOptions,
+    own_training,
+    parse_methods,
+)
 from comove.cli.train import recording_of
 from comove.errors import InputError
 
@@ -52,6 +59,7 @@ def brittleness(
     base_seeds: Annotated[
         int, typer.Option(min=1, help="Models of all data that vote on the prediction; as many others tell the noise.")
     ] = 11,
+    training: OwnFunction = None,
     fit_subsets: Annotated[
         int, typer.Option(min=4, help="Random halves that fz and datamodels are fitted on (one model each).")
     ] = 200,
@@ -72,13 +80,13 @@ def brittleness(
     counts = checked_ks(k or [10, 50, 100])
     for largest in (counts[-1], search.max_k or 1):  # what cannot be done must not wait for the runs
         check_k(largest, len(splits.train))
-    training, compute = task.training_for(splits), machines.compute(task)
+    ours, own, compute = task.training_for(splits), own_training(training), machines.compute(task)
     runs = Runs(fitted.runs, recording_of("sweep", fitted.record_every))
-    scores = _scores(chosen, splits, training, runs, queries, fit_subsets, compute, out)
+    scores = _scores(chosen, splits, ours, runs, queries, fit_subsets, compute, out)
     options: dict[str, Any] = {
         "dataset": splits,
         "out": out,
-        "training": training,
+        "training": own or ours,
         "seeds": seeds,
         "base_seeds": base_seeds,
         "controls": fitted.controls,
@@ -139,9 +147,10 @@ def _show(found: Brittleness, out: Path) -> None:
     columns = ["method", *(f"k = {k:,}" for k in found.ks)]
     blank = [""] * (len(found.ks) - 1)
     flips = [[name, *(_percent(found.rate(name, k)) for k in found.ks)] for name in found.methods]
-    table(f"Predictions flipped (%), with {level}", columns, [[NOTHING, _percent(found.noise), *blank], *flips])
+    if found.flips_are != "none":
+        table(f"Predictions flipped (%), with {level}", columns, [[NOTHING, _percent(found.noise), *blank], *flips])
     drops = [[name, *(_amount(found.margin_drop(name, k)) for k in found.ks)] for name in found.methods]
-    lost = f"\nMargin of the label lost, with {level}"
+    lost = f"\n{'Margin of the label' if 'training' not in found.info else 'Output'} lost, with {level}"
     table(lost, columns, [[NOTHING, _amount(found.noise_margin_drop), *blank], *drops])
     save_figure(found.plot(), out / "brittleness.png")
     say("\n".join(found.notes()))

@@ -14,9 +14,11 @@ from comove.cli.app import command, say, table
 from comove.cli.options import (
     AttributionOptions,
     ComputeOptions,
+    OwnFunction,
     TrainingOptions,
     check_bank,
     importable,
+    own_training,
     parse_methods,
 )
 from comove.cli.train import recording_of
@@ -62,6 +64,7 @@ def lds(
     bank: Annotated[
         Path | None, typer.Option(help="An existing bank of these data (its folder or compact file) as ground truth.")
     ] = None,
+    training: OwnFunction = None,
     output: Annotated[
         list[str] | None, typer.Option(help="margin, correct, loss, probability, or several.  [default: margin]")
     ] = None,
@@ -71,21 +74,26 @@ def lds(
     Example: comove lds --dataset digits --methods cld cld:correlation=spearman --subsets 50 --seeds 2 --out lds/
 
     Example: comove lds --methods cld trak --alpha 0.3 0.5 0.7 0.9 loo --output margin correct --out lds/
+
+    Example: comove lds --dataset digits --training mine:boosting --output loss --out lds/
     """
-    from comove.evaluation import FitSubsets, Runs, lds_benchmark
+    from comove.evaluation import FitSubsets, RetrainingBank, Runs, lds_benchmark
     from comove.plots import save_figure
 
     chosen, splits = parse_methods(fitted.methods, ["cld"], fitted.controls), task.splits()
     if bank is None:
         truth = _new_truth(task, splits, alpha or ["0.5"], subsets or SUBSETS, seeds or SEEDS)
+        if (own := own_training(training)) is not None:
+            plan = {name: truth.pop(name) for name in ("subsets", "seeds")}
+            truth["subsets"] = RetrainingBank.create(out / "bank", splits, own, **plan)
     else:
-        truth = _known_truth(task, splits, bank, alpha, {"--subsets": subsets, "--seeds": seeds})
+        truth = _known_truth(task, splits, bank, alpha, {"--subsets": subsets, "--seeds": seeds}, training)
     benchmark = lds_benchmark(
         splits,
         chosen,
         out=out,
         runs=Runs(fitted.runs, recording_of("sweep", fitted.record_every)),
-        output=output or "margin",
+        output=output or None,
         fit=FitSubsets(fit.fit_subsets, fit.fit_alpha),
         compute=machines.compute(task),
         **truth,
@@ -111,22 +119,29 @@ def _new_truth(
 
 
 def _known_truth(
-    task: TrainingOptions, splits: Splits, path: Path, alphas: Sequence[str] | None, counts: dict[str, int | None]
+    task: TrainingOptions,
+    splits: Splits,
+    path: Path,
+    alphas: Sequence[str] | None,
+    counts: dict[str, int | None],
+    training: str | None,
 ) -> dict[str, Any]:
     """Open a bank; how its models are trained, and on what, is its own affair."""
     from comove.evaluation import RetrainingBank, at_alphas
     from comove.training import Training
 
-    training = {name: getattr(task, name) for name in ("width", "recipe", "epochs", "batch_size", "lr")}
-    ignored = [f"--{name.replace('_', '-')}" for name, value in training.items() if value is not None]
+    fixed = {name: getattr(task, name) for name in ("width", "recipe", "epochs", "batch_size", "lr")}
+    ignored = [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]
+    ignored = [] if training else ignored  # of runs alone
     ignored += [name for name, value in counts.items() if value is not None]
     if ignored:
         raise InputError(f"With --bank, how models are trained, and on what, is given: leave out {' '.join(ignored)}.")
     model = importable(task.model)
     factory = model if model and ":" in model else None
     check_bank(path)
-    bank = RetrainingBank.load(path, dataset=splits, model=factory)
-    return {"subsets": bank if alphas is None else at_alphas(bank, alphas), "training": Training(model, seed=task.seed)}
+    bank = RetrainingBank.load(path, dataset=splits, model=factory, training=own_training(training))
+    how = task.training_for(splits) if bank.is_own else Training(model, seed=task.seed)
+    return {"subsets": bank if alphas is None else at_alphas(bank, alphas), "training": how}
 
 
 def _print_table(benchmark: Benchmark, output: str) -> None:

@@ -6,18 +6,21 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comove.cli.app import say
-from comove.errors import InputError, some
+from comove.errors import InputError, first_line, some
 
 if TYPE_CHECKING:
     from comove.data import Splits
     from comove.jobs import Compute, Executor
+    from comove.retraining.own import OwnTraining
     from comove.training import Recipe, Training
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "is_whole",
     "open_banks",
     "open_runs",
+    "own_training",
     "parse_budget",
     "parse_methods",
     "parse_share",
@@ -71,6 +75,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Runs = Annotated[
     list[Path],
     typer.Argument(help="Folders of runs (several are averaged) or traces; of a bank for fz, datamodels, ..."),
+]
+OwnFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--training", help="Your own module:object, an OwnTraining: how models are retrained, instead of by comove."
+    ),
 ]
 BudgetList = Annotated[
     list[str] | None, typer.Option("--budgets", metavar="SHARE", help="Shares to keep, as 0.1 0.3 0.5 or 10% 30% 50%.")
@@ -193,6 +203,29 @@ def importable(name: str | None) -> str | None:
         taken = first.isidentifier() and find_spec(first) is not None
         sys.path.insert(0 if own and taken else len(sys.path), here)
     return name
+
+
+def own_training(name: str | None) -> OwnTraining | None:
+    """Import the training function that ``--training`` names: naming it is leave to run it.
+
+    Raises:
+        InputError: no such module or object, or something else.
+    """
+    from comove.retraining.own import OwnTraining
+
+    if name is None:
+        return None
+    module, _, path = name.partition(":")
+    if not path:
+        raise InputError(f"--training must be module:object, such as mine:boosting, got {name!r}.")
+    importable(name)
+    try:
+        found = attrgetter(path)(import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"--training {name} cannot be imported: {first_line(error)}") from error
+    if not isinstance(found, OwnTraining):
+        raise InputError(f"--training {name} must be an OwnTraining, got {type(found).__name__}.")
+    return found
 
 
 def width_option(width: float | None) -> dict[str, Any]:

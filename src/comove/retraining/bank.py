@@ -268,6 +268,16 @@ class RetrainingBank:
         return {**self._identity, "subsets": plans[0] if len(plans) == 1 else plans, "seeds": self.seeds}
 
     @property
+    def is_own(self) -> bool:
+        """Whether a training function of the user's own trains its models."""
+        return is_own(self._identity)
+
+    @property
+    def training(self) -> OwnTraining | None:
+        """The user's own training function, where it was passed to :meth:`create` or :meth:`load`."""
+        return None if self._own is None else self._own.own
+
+    @property
     def seeds(self) -> int:
         """R, the most models that any subset was asked for."""
         return self._rows.n_seeds
@@ -340,7 +350,7 @@ class RetrainingBank:
             StorageError: a result cannot be written; the finished ones are kept.
         """
         files = self._writable()
-        if is_own(self._identity):
+        if self.is_own:
             return self._run_own(
                 files, as_executor(executor) if isinstance(executor, str) else executor, progress, check
             )
@@ -389,7 +399,7 @@ class RetrainingBank:
 
     def _material(self) -> OwnMaterial:
         """The user's own training function, which must have been passed."""
-        if not is_own(self._identity):
+        if not self.is_own:
             raise InputError(f"The models of {self.path} are trained by comove itself: bank.run().")
         if self._own is None:
             raise InputError(
@@ -457,7 +467,7 @@ class RetrainingBank:
             record_outputs(files, self._rows, key, outputs, {"host": socket.gethostname()})
 
     def _own_files(self) -> ResultFiles:
-        if not is_own(self._identity):
+        if not self.is_own:
             raise InputError(
                 f"The models of {self.path} are trained by comove itself: bank.run(). Jobs for a scheduler of your own "
                 "are those of a bank made with training=OwnTraining(...)."

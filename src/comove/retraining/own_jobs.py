@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,19 +94,16 @@ def recording(folder: Path) -> Iterator[None]:
         LockedError: another process has held it for two minutes, such as one that runs the bank.
     """
     deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        lock = driver_lock(folder)
-        try:
-            lock.__enter__()
-            break
-        except LockedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-    try:
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(driver_lock(folder))
+                break
+            except LockedError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def record_outputs(files: ResultFiles, rows: Rows, key: Key, outputs: object, notes: Mapping[str, Any]) -> None:

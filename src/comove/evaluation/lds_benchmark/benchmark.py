@@ -134,7 +134,7 @@ def lds_benchmark(
     seeds: int = 1,
     runs: Runs | int = 3,
     training: Training | str | Factory | None = None,
-    output: str | Sequence[str] = "margin",
+    output: str | Sequence[str] | None = None,
     fit: FitSubsets | None = None,
     compute: Compute | None = None,
 ) -> Benchmark:
@@ -150,12 +150,13 @@ def lds_benchmark(
             ``lds.csv``, ``differences.csv``.
         subsets: of the bank: a plan such as ``subsets.random(0.5, 100)``, or several, such as :func:`plans_of` makes;
             or an existing bank of these data (or a part, such as ``bank.at(0.5)``), whose random and leave-one-out
-            subsets are used, and what of them is pending is trained.
+            subsets are used, and what of them is pending is trained. Such a bank may be of the user's own training
+            function (:class:`comove.OwnTraining`); ``training`` is then that of the runs alone.
         seeds: R, models per subset.
         runs: how many models the methods are fitted on, and what is recorded of them.
         training: how runs and bank are trained; with an existing bank, as that was: only a factory of the user's own
             must be given again. The seed is that of the first run and of the bank.
-        output: what is measured on the queries, one or several.
+        output: what is measured on the queries, one or several; by default the margin (``bank.default_output``).
         fit: the other subsets that methods computed from a bank are fitted on.
         compute: where to train.
 
@@ -165,7 +166,8 @@ def lds_benchmark(
     """
     wanted = runs if isinstance(runs, Runs) else Runs(runs)
     how, where, fit = as_training(training), compute or Compute(), fit or FitSubsets()
-    outputs = _checked(methods, wanted.count, output)
+    own = subsets.training if isinstance(subsets, RetrainingBank) else None
+    outputs = _checked(methods, wanted.count, output, own is not None)
     if not isinstance(subsets, RetrainingBank):
         plans = checked_plans(subsets, splits.train.ids)
         bank = RetrainingBank.create(  # planned first: what is wrong with it must not wait for the runs
@@ -174,13 +176,18 @@ def lds_benchmark(
         parts = by_alpha([bank.plan(plan) for plan in plans])
     else:
         bank = subsets
-        check_bank(bank, splits, how)
+        check_bank(bank, splits, None if bank.is_own else how)
         parts = by_alpha(parts_of(bank))
     folder, whole = new_folder(out), union(bank, parts)
-    same, fit_bank = _training_of(bank, how), None
+    same, fit_bank = how if bank.is_own else _training_of(bank, how), None
     if any(map(needs_bank, methods)):
         plan = fit_plan(bank, fit.count or len(parts[0].jobs), fit.alpha)
-        other = replace(same, seed=same.seed + 1)
+        other = own if bank.is_own else replace(same, seed=same.seed + 1)
+        if other is None:
+            raise InputError(
+                f"Methods computed from a bank are fitted on other subsets than those of {bank.path}: open it with "
+                "RetrainingBank.load(path, training=...), to train them as its own models."
+            )
         fit_bank = RetrainingBank.create(folder / "fit-bank", splits, other, subsets=plan, queries=bank.query_ids)
     trained = attribution_runs(
         splits, same, count=wanted.count, out=folder / "runs", recording=wanted.recording, compute=where
@@ -194,7 +201,7 @@ def lds_benchmark(
     scores = score_methods(
         methods, trained, bank.query_ids, folder / "scores", fit_bank=fit_bank, progress=where.progress
     )
-    results = tuple(bank_lds(parts, scores, outputs))
+    results = tuple(bank_lds(parts, scores, outputs or None))
     benchmark = Benchmark(results, whole, trained, retrained, reused, fit_bank)
     benchmark.save(folder)
     return benchmark
@@ -207,12 +214,14 @@ def _training_of(bank: RetrainingBank, how: Training) -> Training:
     return Training(spec.named() if how.model is None else how.model, recipe, dict(spec.options), how.seed)
 
 
-def _checked(methods: Sequence[Attributor], runs: int, output: str | Sequence[str]) -> tuple[str, ...]:
-    """The outputs, each once, after a look at what else could be wrong with the call."""
-    outputs = tuple(dict.fromkeys(listed(output)))
-    for each in outputs:
+def _checked(
+    methods: Sequence[Attributor], runs: int, output: str | Sequence[str] | None, own: bool
+) -> tuple[str, ...]:
+    """The outputs, each once (none: the default), after a look at what else could be wrong with the call."""
+    outputs = () if output is None else tuple(dict.fromkeys(listed(output)))
+    for each in () if own else outputs:  # what an own training function gives is seen when it has trained
         check_measurable(each)
-    if not methods or runs < 1 or not outputs:
+    if not methods or runs < 1 or (output is not None and not outputs):
         raise InputError(
             "An LDS benchmark needs at least one method, one run and one output, "
             f"got {len(methods)}, {runs} and {len(outputs)}."

@@ -142,11 +142,13 @@ def fit_plan(bank: RetrainingBank, count: int, alpha: float | None) -> RandomSub
 def check_bank(
     bank: RetrainingBank,
     splits: Splits,
-    training: Training,
+    training: Training | None,
 ) -> None:
-    """Refuse other data, or another way of training, than the bank's: its models are to stand for the runs'."""
+    """Refuse other data, or another way of training (unless ``None``), than the bank's: they stand for the runs'."""
     found, where = bank.manifest["dataset"]["fingerprint"], bank.path
     check_fingerprint("data set", found=found, expected=splits.fingerprint, where=where)
+    if training is None:
+        return
     spec = ModelSpec.from_json(bank.manifest["model"])
     if ":" in spec.name and training.model is None:
         raise InputError(f"The models of {where} are made by {spec.name}: give that factory again, as model.")

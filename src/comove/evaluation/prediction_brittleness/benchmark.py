@@ -110,10 +110,11 @@ def brittleness(
         ks: how many examples to remove.
         dataset: as for :func:`comove.train`.
         out: a folder: ``removal-bank/``, ``brittleness.safetensors``, ``brittleness.csv``.
-        training: how models are trained; its seed is also that of the controls. With a function of the user's own a
-            prediction flips where ``"predicted"`` (or ``"correct"``) changes, or where :attr:`comove.OwnTraining.flip`
-            says so; without any of these the margin drop is what there is: the change of the output (its only one, or
-            ``"measure"``), beside what retraining alone changes.
+        training: how models are trained; its seed is also that of the controls. With a function of the user's own,
+            whose outputs are those of the whole query split, a prediction flips where ``"predicted"`` (or
+            ``"correct"``) changes, or where :attr:`comove.OwnTraining.flip` says so. Without any of these the margin
+            drop is what there is: the change of the output (its only one, or ``"measure"``), beside what retraining
+            alone changes.
         seeds: R, models trained for each query, method and k.
         base_seeds: B, models of all training examples whose majority is the prediction; as many again, without a vote,
             give the flip rate at k = 0.
@@ -148,7 +149,7 @@ def brittleness(
     )
     info: dict[str, object] = {}
     if isinstance(how, OwnTraining):
-        own = retraining.of_own(how, removal.query_labels, voting=base_seeds, seeds=seeds)
+        own = retraining.of_own(how, removal, voting=base_seeds, seeds=seeds)
         found = measure_brittleness(removal, counts, own, seeds=seeds, base_seeds=base_seeds)
         info = {"flips": own.mode}
     else:

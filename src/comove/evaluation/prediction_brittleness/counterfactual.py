@@ -199,7 +199,7 @@ def counterfactual_sizes(
     )
     asked: BankRetraining | OwnRetraining = retraining
     if isinstance(how, OwnTraining):
-        asked = retraining.of_own(how, removal.query_labels, voting=base_seeds, seeds=seeds)
+        asked = retraining.of_own(how, removal, voting=base_seeds, seeds=seeds)
         asked.require_flips("counterfactual_sizes")
     found = search_counterfactuals(removal, grid, asked, seeds=seeds, base_seeds=base_seeds, seed=seed)
     found = replace(found, info=retraining.provenance)

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from comove.checks import whole_number
-from comove.data import Ids, Splits
+from comove.data import Ids, Splits, positions_of
 from comove.errors import CorruptFileError
 from comove.evaluation.prediction_brittleness.flips import majority
 from comove.evaluation.prediction_brittleness.own_models import Answers, OwnRetraining
+from comove.evaluation.prediction_brittleness.removal import Removal
 from comove.jobs import Compute
 from comove.models.measured_outputs import output_of
 from comove.retraining import subsets
@@ -66,10 +67,14 @@ class BankRetraining:
         queries: Ids,
         compute: Compute,
     ) -> BankRetraining:
-        """Retraining in a bank at ``path``; see :meth:`RetrainingBank.create`."""
+        """Retraining in a bank at ``path``; see :meth:`RetrainingBank.create`.
+
+        That of the user's own function has the whole query split: which queries it answers is not ours to say.
+        """
+        asked = None if isinstance(training, OwnTraining) else queries
 
         def plan(chosen: subsets.SubsetPlan, models: int) -> RetrainingBank:
-            return RetrainingBank.create(path, splits, training, subsets=chosen, seeds=models, queries=queries)
+            return RetrainingBank.create(path, splits, training, subsets=chosen, seeds=models, queries=asked)
 
         return cls(plan, lambda bank: bank.run(executor=compute.on(), device=compute.device, progress=compute.progress))
 
@@ -104,10 +109,13 @@ class BankRetraining:
                     found[user] = values_RQ[:models, queries[user]]
         return np.stack(found)
 
-    def of_own(self, own: OwnTraining, labels: Ids, *, voting: int, seeds: int) -> OwnRetraining:
-        """The same by a function of the user's own; the queries' ``labels`` are 0 where there are none."""
+    def of_own(self, own: OwnTraining, removal: Removal, *, voting: int, seeds: int) -> OwnRetraining:
+        """The same by a function of the user's own."""
+        everything = subsets.everything()
+        columns = positions_of(removal.query_ids, self.plan(everything, 1).query_ids, "query ids")
+        labels = removal.query_labels
         return OwnRetraining(
-            own, lambda models: self.run(self.plan(subsets.everything(), models)), self.read, labels, voting, seeds
+            own, lambda models: self.run(self.plan(everything, models)), self.read, labels, columns, voting, seeds
         )
 
     @property

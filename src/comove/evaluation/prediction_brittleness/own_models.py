@@ -45,6 +45,8 @@ class OwnRetraining:
         full_bank: returns the bank with this number of models of all examples, trained.
         removed: returns one array per removed set, (C, R), read from a bank's parts at each set's own query.
         labels: (Q,) of the queries; 0 where there are none.
+        columns: (Q,) where they stand among the bank's queries: all of the query split, for only the user's function
+            knows which ones it answers.
         voting: B.
         seeds: R.
     """
@@ -53,6 +55,7 @@ class OwnRetraining:
     full_bank: Callable[[int], RetrainingBank]
     removed: Removed
     labels: Ids
+    columns: npt.NDArray[np.int64]
     voting: int
     seeds: int
 
@@ -126,9 +129,9 @@ class OwnRetraining:
         if self.own.flip is not None:
             return None
         if "predicted" in bank.output_names:
-            return bank.outputs("predicted")
+            return bank.outputs("predicted")[..., self.columns]
         if "correct" in bank.output_names:
-            correct = bank.outputs("correct")
+            correct = bank.outputs("correct")[..., self.columns]
             return np.where(np.isnan(correct), np.nan, self.labels + (correct < 0.5))
         return None
 
@@ -147,8 +150,8 @@ class OwnRetraining:
         """(C, R, Q) of the output that is compared."""
         name = self._output(bank)
         if name is None:
-            return np.full((len(bank.masks), bank.seeds, bank.query_ids.size), np.nan)
-        return bank.outputs(name)
+            return np.full((len(bank.masks), bank.seeds, self.columns.size), np.nan)
+        return bank.outputs(name)[..., self.columns]
 
     def _signed(self, bank: RetrainingBank, amounts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         name = self._output(bank)
