@@ -97,13 +97,6 @@ def test_an_example_of_ones_own_training_is_short(name: str) -> None:
     assert len((FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 40
 
 
-def test_boosting_is_attributed_better_than_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded("boosting_elsewhere").main(tmp_path)
-    found = re.search(r"LDS\(cld: ([\d.-]+) \[([\d.-]+), ", capsys.readouterr().out)
-    assert found is not None
-    assert float(found[2]) > 0
-
-
 def test_a_scheduler_of_ones_own_is_killed_and_goes_on(tmp_path: Path) -> None:
     """Killed with its workers when so many results are there, time and again, it ends with the same bits."""
     example = loaded("own_scheduler")
@@ -133,4 +126,9 @@ def test_an_example_runs_and_its_losses_fall(name: str, tmp_path: Path, capsys: 
         mean = trace.train_losses.mean(1)
         assert mean[-1] < 0.9 * mean[0]
         assert np.isfinite(trace.query_losses).all()
-    assert "Trace(" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Trace(" in printed
+    if name == "boosting_elsewhere":  # better than chance: the interval lies above 0
+        found = re.search(r"LDS\(cld: ([\d.-]+) \[([\d.-]+), ", printed)
+        assert found is not None
+        assert float(found[2]) > 0

@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from sklearn.neighbors import NearestCentroid
 
 from comove import OwnTraining, Scores, Trace
+from comove.attribution import CLD
 from comove.coreset import select
 from comove.data import ExampleSet, Splits
 from comove.errors import InputError
-from comove.evaluation import Brittleness, brittleness, coreset_curve, counterfactual_sizes
+from comove.evaluation import Brittleness, brittleness, coreset_curve, counterfactual_sizes, lds_benchmark
 from comove.jobs import Compute
+from comove.retraining.subsets import random
 from comove.training import Run
 
 N, Q = 40, 6
@@ -152,6 +154,13 @@ def test_the_users_rule_says_what_a_flip_is(tmp_path: Path) -> None:
         SCORES, [5, 15], dataset=splits(False), out=tmp_path, training=own, seeds=2, base_seeds=3, compute=HERE
     )
     np.testing.assert_array_equal(sizes.sizes[0] == 5, expected[:, 0])
+
+
+def test_a_benchmark_says_how_its_models_become_ones_own(tmp_path: Path) -> None:
+    own: Any = OwnTraining(centroids, "centroids")
+    with pytest.raises(InputError, match=r"with subsets=RetrainingBank\.create"):
+        lds_benchmark(splits(), [CLD()], out=tmp_path / "lds", subsets=random(0.5, 4), training=own)
+    assert not (tmp_path / "lds").exists()
 
 
 # --- coreset curves ------------------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from comove import OwnTraining, RetrainingBank
 from comove.attribution import CLD
 from comove.attribution.score_blocks import write_scores_in_blocks
 from comove.errors import InputError, NonFiniteError
+from comove.evaluation import subsets
 from comove.jobs import JobLostError, RayCluster, ray_cluster, run_jobs
 from comove.trace import Trace
 
@@ -122,6 +124,19 @@ def session(cluster: Any) -> Iterator[None]:
     yield
     assert ray.is_initialized()
     ray.shutdown()
+
+
+def test_a_bank_of_ones_own_training_function_has_the_same_bits(session: None, tmp_path: Path) -> None:
+    def function(train_ids: Any, seed: int) -> dict[str, Any]:
+        return {"loss": np.random.default_rng([seed, *train_ids]).random(5)}
+
+    own, plan = OwnTraining(function, "noise"), subsets.random(0.5, 6)
+    banks = [
+        RetrainingBank.create(tmp_path / where, range(20), own, subsets=plan, seeds=2, queries=range(50, 55))
+        for where in ("ray", "serial")
+    ]
+    banks[0].run(executor=RayCluster())
+    np.testing.assert_array_equal(banks[0].outputs(), banks[1].run(executor="serial").outputs())
 
 
 def test_an_error_comes_back_whole_and_what_had_arrived_is_delivered(session: None, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from comove.lds.against_bank import bank_lds
 from comove.models import Factory, ModelSpec
 from comove.models.measured_outputs import check_measurable
 from comove.retraining.bank import RetrainingBank
+from comove.retraining.own import OwnTraining
 from comove.retraining.subsets import SubsetPlan
 from comove.store import new_folder, slug
 from comove.training import Recipe, Recording, Run, Training, as_training, train
@@ -164,6 +165,11 @@ def lds_benchmark(
         InputError: bad arguments.
         FingerprintError: ``out`` holds a benchmark with other settings, or the bank is of other data.
     """
+    if isinstance(training, OwnTraining):
+        raise InputError(
+            "training= is how comove trains the runs that methods are fitted on; hold them to models of your own "
+            "function with subsets=RetrainingBank.create(path, splits, training=mine, subsets=...)."
+        )
     wanted = runs if isinstance(runs, Runs) else Runs(runs)
     how, where, fit = as_training(training), compute or Compute(), fit or FitSubsets()
     own = subsets.training if isinstance(subsets, RetrainingBank) else None
