@@ -48,7 +48,7 @@ def test_status_prints_what_the_bank_says(bank: RetrainingBank) -> None:
     assert ["everything", "1", "0", "2"] in rows
     assert ["random-0.5-0", "3", "3", "6"] in rows
     assert "3 of 8 different models" in made.stdout
-    assert f"{bank.status().models_a_minute:,.1f} models a minute" in made.stdout
+    assert f"{bank.status().models_a_minute:,.1f} models per minute" in made.stdout
     assert "time left" in made.stdout
     assert "no process" in made.stdout
     assert "damaged" not in made.stdout
