@@ -14,7 +14,7 @@ from comove.data.builtin import load_dataset
 from comove.evaluation import Benchmark, Curve, coreset_curve, lds_benchmark
 from comove.jobs import Compute
 from comove.plots import save_figure
-from comove.report import write_report
+from comove.report import Origin, write_report
 from comove.retraining import subsets
 from comove.store import new_folder
 from comove.training import Training
@@ -104,6 +104,6 @@ def run_demo(
         [benchmark, curve, coreset],
         dataset=splits,
         title="comove demo: digits",
-        command=f"comove demo --seed {seed}",
+        origin=Origin(f"comove demo --seed {seed}"),
     )
     return Demo(scores, coreset, curve, benchmark, page, time.monotonic() - started)

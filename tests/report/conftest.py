@@ -12,7 +12,7 @@ import pytest
 
 from comove.attribution import CLD
 from comove.evaluation import LDS, Curve, CurvePoint
-from comove.report import Evidence, Provenance, Suspects, write_report
+from comove.report import Evidence, Origin, Provenance, Suspects, write_report
 from comove.trace import Trace
 
 EVIL = "</script><script>alert('1')</script> & \"q\" <!-- \u2028\u2029 {{ 7 * 7 }}"
@@ -66,4 +66,6 @@ def evil_report(small_trace: Trace, lds: Callable[..., LDS], tmp_path: Path) -> 
     listed = Suspects(EVIL, small_trace.train_ids[:3], np.ones(3), note=EVIL)
     told = Provenance(source=EVIL, command=EVIL, settings={EVIL: EVIL})
     results = [listed, Evidence((lds(method=EVIL, output=EVIL),), told)]
-    return write_report(tmp_path / "evil.html", small_trace, scores, results, texts=texts, title=EVIL, command=EVIL)
+    return write_report(
+        tmp_path / "evil.html", small_trace, scores, results, texts=texts, title=EVIL, origin=Origin(EVIL)
+    )

@@ -22,7 +22,7 @@ from comove.coreset import select
 from comove.data import ExampleSet, Splits, spread_over_classes
 from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError
 from comove.evaluation import LDS, Curve
-from comove.report import Evidence, Provenance, Suspects, write_report
+from comove.report import Evidence, Origin, Provenance, ReportSize, Suspects, write_report
 from comove.report.lists import NO_MEMBER, top_lists
 from comove.report.packing import json_for_script, json_ids
 from comove.report.queries import query_facts
@@ -207,7 +207,7 @@ def test_a_coreset_shows_what_it_keeps_first_of_each_class(
 def test_provenance_names_command_seed_versions_and_fingerprint(
     runs: tuple[Run, ...], scores: tuple[Scores, ...], tmp_path: Path
 ) -> None:
-    page = write_report(tmp_path / "r.html", runs, scores, command="comove report a b", sources={"cld": "s/cld"})
+    page = write_report(tmp_path / "r.html", runs, scores, origin=Origin("comove report a b", {"cld": "s/cld"}))
     report, first, second, *methods = payload(page)["made"]
     fingerprint = runs[0].manifest["dataset"]["fingerprint"]
     assert report["command"] == "comove report a b"
@@ -337,7 +337,9 @@ def test_a_trajectory_keeps_its_ends_when_rows_are_left_out() -> None:
 def test_a_report_of_long_texts_stays_below_its_limit(tmp_path: Path, small_trace: Trace) -> None:
     trace = small_trace
     texts = {int(id_): "w\u00f6rter " * 2000 for id_ in (*trace.train_ids, *trace.query_ids)}
-    page = write_report(tmp_path / "r.html", trace, CLD().fit(trace).attribute(), texts=texts, limit=250_000)
+    page = write_report(
+        tmp_path / "r.html", trace, CLD().fit(trace).attribute(), texts=texts, size=ReportSize(bytes=250_000)
+    )
     assert page.stat().st_size < 250_000
     assert all(text.endswith("\u2026") and len(text) <= 500 for text in payload(page)["texts"]["train"])
 
@@ -387,7 +389,7 @@ def test_other_data_than_the_runs_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"), [({"top": 0}, "top and most must be at least 1"), ({"most": 0}, "must be at least 1")]
+    ("changes", "told"), [({"top": 0}, "must be at least 1"), ({"size": ReportSize(queries=0)}, "must be at least 1")]
 )
 def test_no_place_for_anything_is_refused(
     run: Run, scores: tuple[Scores, ...], tmp_path: Path, changes: Mapping[str, Any], told: str

@@ -61,10 +61,11 @@ def report(
         results,
         texts=None if texts is None else html.read_texts(texts),
         top=top,
-        most=queries,
         title=title,
-        command=_told(runs, {**given, "texts": [texts] if texts else None, "out": [out]}, queries, top),
-        sources=files,
+        size=html.ReportSize(queries),
+        origin=html.Origin(
+            _command(runs, {**given, "texts": [texts] if texts else None, "out": [out]}, queries, top), files
+        ),
     )
     say(f"Written to {written} ({written.stat().st_size / 1e6:.1f} MB); open it in a browser.")
 
@@ -111,7 +112,7 @@ def _files(path: Path) -> Iterator[Path]:
     yield from files
 
 
-def _told(runs: Sequence[Path], given: Mapping[str, Sequence[Path] | None], queries: int, top: int) -> str:
+def _command(runs: Sequence[Path], given: Mapping[str, Sequence[Path] | None], queries: int, top: int) -> str:
     """The command line, for the report to tell."""
     words = ["comove", "report", *map(str, runs)]
     for name, paths in given.items():

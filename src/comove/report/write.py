@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,27 @@ LETTERS = (1200, 500)
 FEWEST_LETTERS = 80
 
 
+@dataclass(frozen=True)
+class ReportSize:
+    """How much a report may hold.
+
+    Attributes:
+        queries: of more, as many of each class are shown.
+        bytes: the file should not exceed; images lose quality before it does.
+    """
+
+    queries: int = 1000
+    bytes: int = LIMIT
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a report comes from: the command line that made it, and the file of each method's scores."""
+
+    command: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
 def write_report(
     path: str | os.PathLike[str],
     runs: SourceLike | Sequence[SourceLike],
@@ -53,11 +75,9 @@ def write_report(
     dataset: Splits | None = None,
     texts: Mapping[int, str] | None = None,
     top: int = 8,
-    most: int = 1000,
     title: str = "",
-    command: str | None = None,
-    sources: Mapping[str, str] | None = None,
-    limit: int = LIMIT,
+    size: ReportSize | None = None,
+    origin: Origin | None = None,
 ) -> Path:
     """Write a report: one HTML file with everything in it.
 
@@ -70,11 +90,9 @@ def write_report(
         dataset: where the images are, when the runs' data cannot be loaded by name.
         texts: id -> text, for examples that are texts.
         top: how many training examples each method shows at either end.
-        most: queries in the report; of more, as many of each class are shown.
         title: by default the name of the data.
-        command: the command line that made the report, shown in it.
-        sources: name of a method -> file its scores were read from, shown in the report.
-        limit: bytes the file should not exceed; images lose quality before it does.
+        size: how much there may be in it.
+        origin: what is said of where the report comes from.
 
     Returns:
         The path.
@@ -84,8 +102,9 @@ def write_report(
         FingerprintError: scores or results of other data than the runs'.
         StorageError: the file cannot be written.
     """
-    if top < 1 or most < 1:
-        raise InputError(f"top and most must be at least 1, got {top} and {most}.")
+    size, origin = size or ReportSize(), origin or Origin()
+    if top < 1 or size.queries < 1:
+        raise InputError(f"top and size.queries must be at least 1, got {top} and {size.queries}.")
     given = as_sources(runs, frozenset({"trace"}), "A report")
     named, evidence = named_scores(scores), as_evidence(results)
     top = min(top, max(one.train_ids.size for one in named.values()))
@@ -94,9 +113,9 @@ def write_report(
         check_scores(name, one, given[0], fingerprint)
     for measured in evidence:
         check_provenance("A measured result", measured.provenance, fingerprint)
-    content = _Content(given, dataset, named, evidence, texts, top, most, limit)
-    made = Provenance("", command, None, content.name, fingerprint, versions())
-    payload = content.payload(title or f"{content.name}: what predictions depend on", made, sources or {})
+    content = _Content(given, dataset, named, evidence, texts, top, size.queries, size.bytes)
+    made = Provenance("", origin.command, None, content.name, fingerprint, versions())
+    payload = content.payload(title or f"{content.name}: what predictions depend on", made, origin.sources)
     target = Path(path)
     new_folder(target.parent)
     sheets = () if content.sheets is None else content.sheets.encoded
