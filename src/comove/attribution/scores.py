@@ -110,7 +110,7 @@ class Scores:
     """Attribution scores of N training examples for Q queries; positive means the example helps the query.
 
     Attributes:
-        values: (N, Q) float32, read-only; of scores opened from a file a memory map, all of which is checked when it is
+        values: (N, Q) float32, read-only; of scores opened from a file: a memory map, checked as a whole when it is
             first asked for (:meth:`top`, :meth:`column` and :meth:`subset` read and check what they need).
         train_ids: (N,) int64.
         query_ids: (Q,) int64.

@@ -99,7 +99,7 @@ def is_empty(folder: Path) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder, so that it is in nobody's way and can still be looked at.
+    """Rename a damaged file or folder, so that it is out of the way and can still be examined.
 
     Raises:
         StorageError: it cannot be renamed.

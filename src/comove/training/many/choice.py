@@ -49,7 +49,7 @@ MEMORY = 512 << 20
 
 
 def engines_for(spec: ModelSpec, train: ExampleSet, recipe: Recipe, factory: str | Factory | None = None) -> Engines:
-    """How models of this kind are trained when nobody says: from the network and the recipe alone, without a clock.
+    """How models of this kind are trained by default: by the network and the recipe alone, without a clock.
 
     So it is the same on every machine, and whether three models are asked for or three thousand. Small networks that
     can stand side by side are trained in groups of 16 (on a GPU 256), filled up by repetition. All others are trained
