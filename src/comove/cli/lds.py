@@ -130,9 +130,7 @@ def _known_truth(
     from comove.evaluation import RetrainingBank, at_alphas
     from comove.training import Training
 
-    fixed = {name: getattr(task, name) for name in ("width", "recipe", "epochs", "batch_size", "lr")}
-    ignored = [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]
-    ignored = [] if training else ignored  # of runs alone
+    ignored = [] if training else task.given  # of runs alone
     ignored += [name for name, value in counts.items() if value is not None]
     if ignored:
         raise InputError(f"With --bank, how models are trained, and on what, is given: leave out {' '.join(ignored)}.")

@@ -59,6 +59,24 @@ RecipeName = Annotated[
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data, instead of the recipe's.")]
 BatchSize = Annotated[int | None, typer.Option(min=2, help="Instead of the recipe's.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate, instead of the recipe's.")]
+OptimizerName = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer", help="sgd or adamw, instead of the recipe's; a change to adamw takes its usual --lr 0.001."
+    ),
+]
+ClipNorm = Annotated[
+    float | None, typer.Option(help="Longest gradient, instead of the recipe's (no limit but in adamw: 1).")
+]
+WarmupEpochs = Annotated[
+    float | None, typer.Option(help="Epochs of linear warm-up, instead of the recipe's (0 but in adamw: 2).")
+]
+Patience = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many epochs without a lower validation loss; else never early.")
+]
+EMADecay = Annotated[
+    float | None, typer.Option("--ema", help="Keep and record a moving average of the weights, as 0.999; else none.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many training examples, classes in proportion.")]
 HeldOut = Annotated[
     int | None, typer.Option("--held-out", min=1, help="How many query examples are held out and recorded.")
@@ -114,6 +132,11 @@ class TrainingOptions:
     download: Download = False
     flip_labels: FlipLabels = 0.0
     quiet: Quiet = False
+    optimizer: OptimizerName = None
+    clip_norm: ClipNorm = None
+    warmup_epochs: WarmupEpochs = None
+    patience: Patience = None
+    ema: EMADecay = None
 
     def splits(self) -> Splits:
         """The data, split."""
@@ -138,17 +161,40 @@ class TrainingOptions:
 
     def recipe_for(self, splits: Splits) -> Recipe:
         """The recipe, with what the user changed."""
-        from comove.training import as_recipe
+        from comove.training import RECIPES, as_recipe
 
         recipe = as_recipe(self.recipe, model=self.model_for(splits), n_train=len(splits.train))
-        scaled = self.epochs is not None and recipe.schedule == "triangular" and self.epochs <= recipe.peak_epoch
-        peak = self.epochs / 4 if scaled and self.epochs else None  # a rise to the end would never come down again
-        return recipe.with_changes(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, peak_epoch=peak)
+        lr, peak, warmup = self.lr, None, self.warmup_epochs
+        if self.epochs is not None:  # a rise to the end would never come down again
+            if recipe.schedule == "triangular" and self.epochs <= recipe.peak_epoch:
+                peak = self.epochs / 4
+            if warmup is None and self.epochs <= recipe.warmup_epochs:
+                warmup = self.epochs / 4
+        if lr is None and self.optimizer == "adamw" != recipe.optimizer:
+            lr = RECIPES["adamw"].lr  # that of SGD is ten to a hundred times too large
+        return recipe.with_changes(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=lr,
+            peak_epoch=peak,
+            optimizer=self.optimizer,
+            clip_norm=self.clip_norm,
+            warmup_epochs=warmup,
+            early_stop_patience=self.patience,
+            ema=self.ema,
+        )
 
     @property
     def model_options(self) -> dict[str, Any]:
         """Options of the model."""
         return width_option(self.width)
+
+    @property
+    def given(self) -> list[str]:
+        """The options of how models are trained that were given, as written on the command line."""
+        names = ("width", "recipe", "epochs", "batch_size", "lr")
+        names += ("optimizer", "clip_norm", "warmup_epochs", "patience", "ema")
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
     def training_for(self, splits: Splits) -> Training:
         """How models are trained on these data."""

@@ -77,6 +77,7 @@ from comove.store import check_fingerprint, claim_folder, new_folder
 from comove.store.lock import driver_lock
 from comove.tasks import Classification, Task
 from comove.training import Engine, Recipe, Training, as_training, engines_for
+from comove.training.configuration import check_early_stop
 from comove.training.dry_run import dry_run
 from comove.training.run import read_weights
 
@@ -173,6 +174,7 @@ class RetrainingBank:
             raise InputTypeError("queries must be ids of the query split; an example set is for an own training.")
         splits, how = as_splits(dataset), as_training(training)
         spec, recipe, factory = how.resolve(splits)
+        check_early_stop(recipe, splits)
         if not (Path(path) / "manifest.json").exists():  # a model that is refused leaves nothing behind
             dry_run(spec.build(0), splits.train)
         query = splits.query if queries is None else splits.query.subset(queries)
@@ -357,14 +359,16 @@ class RetrainingBank:
         if not self.pending and not files.damaged_weights():
             return self
         splits = self._dataset or reload_splits(self._identity["dataset"], self.path)
+        recipe = Recipe.from_json(self._identity["recipe"])
         material = Material(
             splits.train,
             splits.query.subset(self.query_ids),
             ModelSpec.from_json(self._identity["model"]),
-            Recipe.from_json(self._identity["recipe"]),
+            recipe,
             int(self._identity["seed"]),
             self._factory,
             device,
+            None if recipe.early_stop_patience is None else splits.validation,
         )
         dry_run(material.spec.build(0, self._factory), splits.train)  # bank and factory may come from elsewhere
         with driver_lock(self.path):

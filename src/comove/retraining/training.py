@@ -44,6 +44,8 @@ class Material(NamedTuple):
     seed: int
     factory: str | Factory | None
     device: str | torch.device
+    validation: ExampleSet | None = None
+    """Where early stopping goes by it."""
 
 
 class Wanted(NamedTuple):
@@ -208,6 +210,7 @@ def _setup(payload: _Payload) -> Callable[[Job], _Result]:
     material = payload.material
     device = resolve_device(material.device)
     train, query = Resident(material.train, device), Resident(material.query, device)
+    validation = None if material.validation is None else Resident(material.validation, device)
     engine = _usable(payload.engines.on(device.type), material, train)
 
     def members(job: Job) -> list[Member]:
@@ -227,6 +230,7 @@ def _setup(payload: _Payload) -> Callable[[Job], _Result]:
             engine=engine,
             factory=material.factory,
             keep_weights=any(keep),
+            validation=validation,
         )
         weights = [_as_bytes(one.weights) if kept else None for one, kept in zip(trained, keep, strict=True)]
         return _Result([one.logits for one in trained], weights, time.perf_counter() - started, engine)

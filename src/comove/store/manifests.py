@@ -164,7 +164,7 @@ def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     for key, now in asked.items():
         before = found.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            parts += [_change(f"{key}.{name}", before.get(name), now[name]) for name in now]
+            parts += [_change(f"{key}.{name}", before.get(name), now.get(name)) for name in {**before, **now}]
         else:
             parts.append(_change(key, before, now))
     return "; ".join(filter(None, parts)) or "entries written by another version differ"
@@ -175,7 +175,8 @@ def _change(name: str, before: Any, now: Any) -> str:
     if before == now:
         return ""
     if not (isinstance(before, list) and isinstance(now, list) and max(len(before), len(now)) > LONGEST_LIST):
-        return f"{name} was {before}, now {now}"
+        was, is_now = ("not given" if value is None else value for value in (before, now))
+        return f"{name} was {was}, now {is_now}"
     shorter = min(len(before), len(now))
     start = next((i for i in range(shorter) if before[i] != now[i]), shorter)
     tails = [some(values[start:], LONGEST_LIST) or "none" for values in (before, now)]

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from comove.checks import check_seed
 from comove.data import Splits
-from comove.errors import InputTypeError
+from comove.errors import InputError, InputTypeError
 from comove.models import Factory, ModelSpec
 from comove.training.recipe import Recipe, as_recipe
 
-__all__ = ["Resolved", "Training", "as_training", "default_model"]
+__all__ = ["Resolved", "Training", "as_training", "check_early_stop", "default_model"]
 
 
 class Resolved(NamedTuple):
@@ -65,6 +65,19 @@ def as_training(given: Training | str | Factory | None) -> Training:
     if given is None or isinstance(given, str) or callable(given):
         return Training(given)
     raise InputTypeError(f"training must be a Training, a model's name or a factory, got {type(given).__name__}.")
+
+
+def check_early_stop(recipe: Recipe, splits: Splits) -> None:
+    """Refuse to stop early by the loss of validation examples where there are none.
+
+    Raises:
+        InputError: the recipe has a patience, the data have no validation examples.
+    """
+    if recipe.early_stop_patience is not None and splits.validation is None:
+        raise InputError(
+            f"early_stop_patience={recipe.early_stop_patience} goes by the mean validation loss, and {splits.name!r} "
+            "has no validation examples: split off some (split(..., validation=0.1)), or leave the patience out."
+        )
 
 
 def default_model(dataset: Splits) -> str:

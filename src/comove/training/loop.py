@@ -9,7 +9,7 @@ against it, to rounding: not to the bit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,16 +26,19 @@ from comove.errors import InputError, did_you_mean
 from comove.jobs.base import torch_threads
 from comove.models import logits_of, put_channels_last, without_fast_path
 from comove.training.augment import draw_flip_crop, flip_crop
+from comove.training.ema import EMA
+from comove.training.optimizers import optimizer_for
 from comove.training.randomness import generator_for, seeded
 from comove.training.recipe import Recipe
-from comove.training.sgd import SGD
 
 __all__ = [
     "Hooks",
     "OptimizerState",
     "Resident",
+    "StopEarly",
     "batch_bounds",
     "epoch_plan",
+    "epochs_without_gain",
     "evaluate",
     "fit",
     "one_thread",
@@ -130,16 +133,25 @@ class Resident:
 
 @dataclass
 class OptimizerState:
-    """What a resumed run needs besides the weights: epochs done, steps done, momentum, loss scale."""
+    """What a resumed run needs besides the model: epochs done, steps done, momentum (AdamW's averages), loss scale.
+
+    ``weights`` are what the optimizer moves, where the recipe asks for an average of the weights (EMA): the model holds
+    that average then.
+    """
 
     epoch: int = 0
     step: int = 0
     momentum: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scaler: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Hooks(Protocol):
-    """What :func:`fit` calls; the model is in training mode when a hook is entered and must be when it returns."""
+    """What :func:`fit` calls; the model is in training mode when a hook is entered and must be when it returns.
+
+    With an average of the weights (EMA) the model holds it in ``on_step`` and ``on_epoch_end``, and the weights
+    themselves in the others (before training both are alike).
+    """
 
     def on_start(self) -> None:
         """Called before the first step of a run that starts at epoch 0."""
@@ -153,8 +165,50 @@ class Hooks(Protocol):
     def on_step(self, step: int, epoch: float, lr: float, last_of_epoch: bool) -> None:
         """Called after each optimizer step."""
 
-    def on_epoch_end(self, state: OptimizerState) -> None:
-        """Called after each epoch."""
+    def on_epoch_end(self, state: OptimizerState) -> bool | None:
+        """Called after each epoch; true ends training here."""
+
+
+class StopEarly(Hooks):
+    """Ends training when the mean loss on held-out examples no longer falls.
+
+    Args:
+        model: the network being trained.
+        validation: the examples.
+        patience: epochs without a new least value, from 1 on.
+    """
+
+    def __init__(self, model: nn.Module, validation: Resident, patience: int) -> None:
+        self.model, self.validation, self.patience = model, validation, patience
+        self.losses: list[float] = []
+
+    @classmethod
+    def of(cls, model: nn.Module, recipe: Recipe, validation: Resident | None) -> StopEarly | None:
+        """What the recipe asks for; ``None`` for nothing.
+
+        Raises:
+            InputError: the recipe has a patience, and there are no validation examples.
+        """
+        if recipe.early_stop_patience is None:
+            return None
+        if validation is None:
+            raise InputError(
+                f"early_stop_patience={recipe.early_stop_patience} goes by the mean validation loss: pass validation "
+                "examples, or leave the patience out."
+            )
+        return cls(model, validation, recipe.early_stop_patience)
+
+    def on_epoch_end(self, state: OptimizerState) -> bool:
+        """Take in the loss of this epoch."""
+        parts = evaluate(self.model, self.validation)
+        losses = torch.cat([F.cross_entropy(logits.float(), y, reduction="none") for _, logits, y in parts])
+        self.losses.append(float(losses.double().mean()))
+        return epochs_without_gain(self.losses) >= self.patience
+
+
+def epochs_without_gain(losses: Sequence[float]) -> int:
+    """How many epochs have passed since the least loss (the first of equals); 0 before the first."""
+    return len(losses) - 1 - int(np.argmin(losses)) if losses else 0
 
 
 def fit(
@@ -168,7 +222,7 @@ def fit(
     state: OptimizerState | None = None,
     forward: Callable[[torch.Tensor], Any] | None = None,
 ) -> None:
-    """Train ``model`` in place.
+    """Train ``model`` in place; with an average of the weights (EMA) it ends with that.
 
     The order of examples, their augmentation and dropout depend only on ``seed`` and the epoch: the same inputs give
     the same bits on the same machine with the same number of threads, resumed or not.
@@ -179,7 +233,7 @@ def fit(
         recipe: how to train.
         seed: of this run.
         device: where to compute.
-        hooks: called along the way.
+        hooks: called along the way; early stopping is theirs (:class:`StopEarly`).
         state: where to resume; the model must hold the weights of that moment.
         forward: computes what ``model`` computes, faster; by default the model itself.
 
@@ -204,6 +258,7 @@ def _epochs(stepper: _Stepper, data: Resident, seed: int, state: OptimizerState,
     if hooks is not None and state.epoch == 0:
         hooks.on_start()
     stepper.model.train()
+    average = stepper.average
     batches = batch_bounds(len(data), recipe.batch_size)
     for epoch in range(state.epoch, recipe.epochs):
         if hooks is not None:
@@ -216,14 +271,22 @@ def _epochs(stepper: _Stepper, data: Resident, seed: int, state: OptimizerState,
                 inputs, labels = _training_batch(data, positions, draws, recipe)
                 logits = stepper.step(inputs, labels, lr)
                 state.step += 1
+                if average is not None:
+                    average.update(state.step)
                 if hooks is not None:
                     hooks.on_batch(positions, logits, labels)
                     done = (index + 1) / len(batches)
-                    hooks.on_step(state.step, epoch + done, lr, last_of_epoch=done == 1)
+                    with stepper.averaged():
+                        hooks.on_step(state.step, epoch + done, lr, last_of_epoch=done == 1)
         state.epoch = epoch + 1
         if hooks is not None:
-            stepper.save(state)
-            hooks.on_epoch_end(state)
+            with stepper.averaged():
+                stepper.save(state)
+                ended = hooks.on_epoch_end(state)
+            if ended:
+                break
+    if average is not None:
+        average.swap()
 
 
 def _gains_nothing_by_threads(model: nn.Module, recipe: Recipe, device: torch.device) -> bool:
@@ -255,7 +318,8 @@ class _Stepper:
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.half == torch.float16)
         if state.scaler and self.scaler.is_enabled():
             self.scaler.load_state_dict(dict(state.scaler))
-        self.optimizer = SGD(model, recipe, state.momentum)
+        self.optimizer = optimizer_for(model, recipe, state.momentum)
+        self.average = None if recipe.ema is None else EMA(model, recipe.ema, state.weights)
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
         """Take one step and return the logits it started from."""
@@ -272,10 +336,15 @@ class _Stepper:
             self.optimizer.step()
         return logits.detach()
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the model holds the average of its weights, if there is one."""
+        return nullcontext() if self.average is None else self.average.in_model()
+
     def save(self, state: OptimizerState) -> None:
-        """Put momentum and loss scale into ``state``."""
+        """Put momentum, loss scale, and where the model holds the average the weights into ``state``."""
         state.momentum = self.optimizer.momentum()
         state.scaler = self.scaler.state_dict()
+        state.weights = {} if self.average is None else self.average.other
 
 
 def batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from comove.errors import InputError, InputTypeError, did_you_mean
@@ -13,22 +13,40 @@ from comove.store import digest
 __all__ = ["RECIPES", "Recipe", "as_recipe", "default_recipe"]
 
 SCHEDULES = ("constant", "triangular", "multistep", "cosine")
+ADDED = ("optimizer", "betas", "eps", "clip_norm", "warmup_epochs", "early_stop_patience", "ema")
+"""Entries that recipes of earlier versions lack. At their defaults they are left out of JSON, so that manifests and
+fingerprints of runs and banks made before stay as they are."""
+OPTIMIZERS = ("sgd", "adamw")
+_OPTIONAL = ("clip_norm", "early_stop_patience", "ema")
+_NUMBERS = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "peak_epoch",
+    "gamma",
+    "crop_padding",
+    "label_smoothing",
+    "eps",
+    "warmup_epochs",
+)
 _LARGEST = 1e300
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: stochastic gradient descent with a schedule, augmentation and precision.
+    """How a model is trained: an optimizer with a schedule, augmentation, precision and when to stop.
 
     Args:
         epochs: passes over the training data.
         batch_size: examples a step; a last batch of one example joins the batch before it.
         lr: peak learning rate.
         momentum: of SGD.
-        nesterov: Nesterov's momentum.
-        weight_decay: added to every gradient (parameters all alike, as in the papers reproduced here).
+        nesterov: Nesterov's momentum, of SGD.
+        weight_decay: of all parameters alike, as in the papers reproduced here. SGD adds it, times the parameter, to
+            the gradient; AdamW shrinks the parameter by ``lr * weight_decay`` instead.
         schedule: ``constant``; ``triangular`` (0 to ``lr`` at ``peak_epoch``, then to 0; per step); ``multistep``
-            (times ``gamma`` at each of ``milestones``, in epochs); ``cosine`` (to 0; per step).
+            (times ``gamma`` at each of ``milestones``, in epochs); ``cosine`` (to 0, from the end of warm-up; per
+            step).
         peak_epoch: of the triangular schedule.
         milestones: of the multistep schedule.
         gamma: of the multistep schedule.
@@ -37,6 +55,19 @@ class Recipe:
         precision: ``float32``, ``float16`` or ``bfloat16`` autocast; half precision is used on a GPU only.
         channels_last: memory format of convolutional inputs and weights.
         label_smoothing: of the training loss (recorded losses are never smoothed).
+        optimizer: ``sgd`` or ``adamw`` (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019).
+        betas: decay rates of AdamW's averages of the gradient and of its square.
+        eps: of AdamW, added to the root of the second average.
+        clip_norm: the gradient of all parameters together is scaled down to this norm where it is longer (Pascanu,
+            Mikolov and Bengio, ICML 2013); ``None`` leaves gradients as they are.
+        warmup_epochs: over these first epochs the learning rate rises linearly from 0, per step (Goyal et al.,
+            "Accurate, Large Minibatch SGD", 2017). The triangular schedule has a rise of its own: with
+            ``peak_epoch`` as the length of warm-up it is the linear schedule of transformers.
+        early_stop_patience: training ends when the mean validation loss, after each epoch, has not been below its
+            least value before for so many epochs; the weights stay as they are then (Prechelt, "Early Stopping: But
+            When?", 1998). ``None`` trains for all ``epochs``. Schedules are those of all ``epochs`` in any case.
+        ema: decay of an exponential moving average of the weights over steps (Polyak and Juditsky, 1992), which is
+            then what is recorded, kept and evaluated; see :mod:`comove.training.ema`. ``None`` keeps the weights.
 
     Raises:
         InputError: a value out of its range.
@@ -57,19 +88,36 @@ class Recipe:
     precision: str = "float32"
     channels_last: bool = False
     label_smoothing: float = 0.0
+    optimizer: str = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    warmup_epochs: float = 0.0
+    early_stop_patience: int | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.milestones, list | tuple) or not all(map(_is_number, self.milestones)):
-            raise InputError(f"Recipe: milestones must be a sequence of finite numbers, got {self.milestones!r}.")
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name in ("lr", "momentum", "weight_decay", "peak_epoch", "gamma", "crop_padding", "label_smoothing"):
+        for name in ("milestones", "betas"):
             value = getattr(self, name)
-            if not _is_number(value):
-                raise InputError(f"Recipe: {name} must be a finite number, got {value!r}.")
+            if not isinstance(value, list | tuple) or not all(map(_is_number, value)):
+                raise InputError(f"Recipe: {name} must be a sequence of finite numbers, got {value!r}.")
+            object.__setattr__(self, name, tuple(value))
+        for name in (*_NUMBERS, *_OPTIONAL):
+            value = getattr(self, name)
+            if not _is_number(value) and not (value is None and name in _OPTIONAL):
+                or_none = " or None" if name in _OPTIONAL else ""
+                raise InputError(f"Recipe: {name} must be a finite number{or_none}, got {value!r}.")
         for name in ("nesterov", "channels_last"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"Recipe: {name} must be true or false, got {getattr(self, name)!r}.")
-        for name, ok, must in (
+        for name, ok, must in self._requirements():
+            if not ok:
+                must += ", below 2**63" if must.startswith("a whole number") else ""
+                raise InputError(f"Recipe: {name} must be {must}, got {getattr(self, name)!r}.")
+
+    def _requirements(self) -> Iterator[tuple[str, bool, str]]:
+        """Each entry's name, whether its value is in range, and the range in words."""
+        yield from (
             ("epochs", _is_whole(self.epochs) and self.epochs >= 1, "a whole number from 1 on"),
             (
                 "batch_size",
@@ -89,10 +137,31 @@ class Recipe:
                 _is_whole(self.crop_padding) and self.crop_padding >= 0,
                 "a whole number from 0 on",
             ),
-        ):
-            if not ok:
-                must += ", below 2**63" if must.startswith("a whole number") else ""
-                raise InputError(f"Recipe: {name} must be {must}, got {getattr(self, name)!r}.")
+        )
+        patience = self.early_stop_patience
+        yield from (
+            ("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+            ("nesterov", not (self.nesterov and self.optimizer == "adamw"), "false with AdamW"),
+            ("betas", len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
+            ("eps", self.eps > 0, "above 0"),
+            ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0 or None"),
+            (
+                "warmup_epochs",
+                0 <= self.warmup_epochs <= self.epochs,
+                f"from 0 to epochs ({self.epochs}): warm-up must end with training at the latest",
+            ),
+            (
+                "warmup_epochs",
+                self.warmup_epochs == 0 or self.schedule != "triangular",
+                "0 with the triangular schedule, whose rise is peak_epoch",
+            ),
+            (
+                "early_stop_patience",
+                patience is None or (_is_whole(patience) and patience >= 1),
+                "a whole number of epochs from 1 on or None",
+            ),
+            ("ema", self.ema is None or 0 < self.ema < 1, "above 0 and below 1, or None"),
+        )
 
     def lr_at(self, epoch: float) -> float:
         """The learning rate after ``epoch`` (fractional) passes over the data.
@@ -100,6 +169,10 @@ class Recipe:
         >>> Recipe(lr=0.4, schedule="triangular", epochs=24, peak_epoch=5).lr_at(5.0)
         0.4
         """
+        rise = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        return rise * self._scheduled(epoch)
+
+    def _scheduled(self, epoch: float) -> float:
         if self.schedule == "triangular":
             peak = min(self.peak_epoch, self.epochs)
             rising = epoch / peak if peak > 0 else 1.0
@@ -108,12 +181,19 @@ class Recipe:
         if self.schedule == "multistep":
             return self.lr * float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * min(epoch / self.epochs, 1.0)))
+            falling = self.epochs - self.warmup_epochs
+            done = max(0.0, epoch - self.warmup_epochs) / falling if falling else 0.0
+            return self.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         return self.lr
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object for manifests."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        """A JSON object for manifests; of the entries in :data:`ADDED`, those that are not at their default."""
+        values = {entry.name: (getattr(self, entry.name), entry.default) for entry in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, (value, default) in values.items()
+            if name not in ADDED or value != default
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Recipe:
@@ -128,6 +208,11 @@ class Recipe:
     def with_changes(self, **changes: Any) -> Recipe:
         """A copy with some entries changed (``None`` leaves an entry as it is)."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def shortened(self, epochs: int) -> Recipe:
+        """The same for a trial of so many epochs, which nothing may end earlier."""
+        warmup = min(self.warmup_epochs, epochs)
+        return replace(self, epochs=epochs, warmup_epochs=warmup, early_stop_patience=None)
 
     @property
     def fingerprint(self) -> str:
@@ -183,6 +268,17 @@ RECIPES: dict[str, Recipe] = {
         schedule="multistep",
         milestones=(81, 121),
         augment="flip_crop",
+    ),
+    # our own: what small transformers and MLPs are usually trained with
+    "adamw": Recipe(
+        optimizer="adamw",
+        epochs=30,
+        batch_size=64,
+        lr=1e-3,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_epochs=2,
+        clip_norm=1.0,
     ),
 }
 

@@ -55,7 +55,8 @@ class Checkpoint:
     """Weights saved after ``epoch`` passes over the data.
 
     ``row`` is the trace row recorded at the same moment (-1 when none was); ``lr`` is the learning rate of the last
-    step before (of the first step, for epoch 0), ``mean_lr`` its mean over the epoch that ended here.
+    step before (of the first step, for epoch 0), ``mean_lr`` its mean over the epoch that ended here. The weights are
+    their moving average where the recipe asks for one (``ema``).
     """
 
     epoch: int
@@ -186,7 +187,7 @@ class Run:
         with self._naming_remedy():
             found = read_json(file)
             kinds = {"seconds_of_last_sitting": float, "device": str, "threads": int}
-            entries(found, file, kinds, dict.fromkeys(_MEASURED, float))
+            entries(found, file, kinds, {**dict.fromkeys(_MEASURED, float), "epochs_trained": int})
             self._check_own({"id": found.pop("run", None)}, file)
         return found
 
@@ -211,12 +212,25 @@ class Run:
 
     def _checkpoint_files(self) -> list[tuple[int, Path]]:
         """By epoch, the files of the checkpoints that must be there: of a run under way, up to the last that is."""
-        kept, epochs = self.manifest["checkpoints"], self.recipe.epochs
+        kept, epochs = self.manifest["checkpoints"], self._last_epoch
         every = 1 if kept == "all" else epochs if kept == "last" else kept
         due = sorted({*(() if kept == "last" else range(0, epochs, every)), epochs})
         files = [(epoch, self.path / "checkpoints" / f"{epoch:06d}.safetensors") for epoch in due]
         there = [position for position, (_, file) in enumerate(files) if file.exists()]
         return files if self.finished else files[: max(there, default=-1) + 1]
+
+    @property
+    def _last_epoch(self) -> int:
+        """The last epoch of training; of a run under way that may end early, the last with a checkpoint."""
+        recipe = self.recipe
+        if recipe.early_stop_patience is None:
+            return recipe.epochs
+        try:
+            ended = self.result["epochs_trained"] if self.finished else None
+        except (CorruptFileError, KeyError):  # said where the result is read
+            ended = None
+        there = {file.stem for file in (self.path / "checkpoints").glob("*.safetensors")}
+        return int(ended or max((int(stem) for stem in there if stem.isdecimal()), default=recipe.epochs))
 
     def _foreign_checkpoints(self) -> list[Path]:
         due = {file for _, file in self._checkpoint_files()}

@@ -25,12 +25,21 @@ from comove.data.preparation import Preprocessing
 from comove.errors import CorruptFileError, InputError, some
 from comove.jobs.progress import Advance, progress_bar
 from comove.models import Factory, ModelSpec, penultimate
-from comove.store import DAMAGED, claim_folder, digest, new_folder, set_aside, write_json
+from comove.store import DAMAGED, claim_folder, digest, new_folder, read_arrays, set_aside, write_json
 from comove.store.lock import driver_lock
 from comove.trace import FIELDS, Recorder
-from comove.training.configuration import Training
+from comove.trace.trace import Row, row_file
+from comove.training.configuration import Training, check_early_stop
 from comove.training.dry_run import check_inputs, dry_run, features_layer
-from comove.training.loop import OptimizerState, Resident, batch_bounds, evaluate, fit, resolve_device
+from comove.training.loop import (
+    OptimizerState,
+    Resident,
+    batch_bounds,
+    epochs_without_gain,
+    evaluate,
+    fit,
+    resolve_device,
+)
 from comove.training.recipe import Recipe
 from comove.training.run import RUN_FORMAT, Run, read_weights, write_weights
 
@@ -43,11 +52,12 @@ class Recording:
 
     Args:
         mode: ``"sweep"``, a clean evaluation pass after each epoch; or ``"in_pass"``, training examples as the
-            training pass meets them (augmented, weights still moving) at no extra compute but row 0.
+            training pass meets them (augmented, weights still moving, not their average) at no extra compute but row 0.
         every: also record a row every so many steps within an epoch (sweep mode); rows at the ends of epochs stay.
         fields: of :data:`comove.trace.FIELDS`.
-        anchors: epochs after which penultimate features and class probabilities are kept; ``-1`` is the last one.
-            With the default, a model whose linear layers do not run last keeps none; other anchors require one.
+        anchors: epochs after which penultimate features and class probabilities are kept; ``-1`` is the last one
+            (with early stopping, every epoch that may turn out to be the last). With the default, a model whose linear
+            layers do not run last keeps none; other anchors require one.
         row_zero: whether the row before training is recorded (``in_pass`` may leave it out and save its pass).
 
     Raises:
@@ -95,7 +105,9 @@ def train(
     """Train one model, record its trace and keep its checkpoints.
 
     A run killed at any moment goes on from its last finished epoch when the same call is made again, and ends with the
-    same bits (on the same machine, with as many threads). A finished run is opened, not trained again.
+    same bits (on the same machine, with as many threads). A finished run is opened, not trained again. Where the recipe
+    asks for an average of the weights (``ema``), checkpoints and losses are those of the average. A run that ends early
+    (``early_stop_patience``) says in its result after how many epochs: ``epochs_trained``.
 
     Args:
         dataset: splits, a built-in data set's name, an example set or a map-style dataset (split here, the same way
@@ -129,6 +141,7 @@ def train(
     where = resolve_device(device)
     # All of it before the folder is claimed: a model that is refused leaves nothing behind.
     network = _network(spec, recipe, seed)
+    check_early_stop(recipe, splits)
     dry_run(network, splits.train, where)
     for held_out in (splits.validation, splits.query):
         if held_out is not None:
@@ -243,6 +256,9 @@ class _Session:
         held_out = [part for part in (self.splits.query, self.splits.validation) if part is not None]
         self.held_out = [Resident(part, device) for part in held_out]
         self.anchors = recording.anchor_epochs(recipe.epochs) if head else set()
+        self.patience = recipe.early_stop_patience
+        self.validation_losses: list[float] = []
+        """Mean of each finished epoch, for early stopping."""
         self.started = time.monotonic()
         self.lrs: list[float] = []
         self.epoch = 0
@@ -282,16 +298,17 @@ class _Session:
             sweeps = len(self.train) if self.recording.mode == "sweep" else 0
             total = (self.recipe.epochs - state.epoch) * (len(self.train) + sweeps)
             text = f"training {self.run.manifest['model']['name']}"
-            with progress_bar(text, total, shown=self.progress) as self.advance:
-                fit(
-                    self.model,
-                    self.train,
-                    self.recipe,
-                    seed=self.run.seed,
-                    device=self.device,
-                    hooks=self,
-                    state=state,
-                )
+            if not self._ends_here():  # or it was killed between the epoch that ended it and its result
+                with progress_bar(text, total, shown=self.progress) as self.advance:
+                    fit(
+                        self.model,
+                        self.train,
+                        self.recipe,
+                        seed=self.run.seed,
+                        device=self.device,
+                        hooks=self,
+                        state=state,
+                    )
         self._finish()
 
     # --- resuming ---
@@ -301,12 +318,13 @@ class _Session:
             self.recorder.load_state_dict(Recorder.EMPTY_STATE)
             return OptimizerState()
         file, header = self.run.resume_file, self.run.resume_header()
-        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "momentum": {}, "recorder": {}}
+        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "momentum": {}, "weights": {}, "recorder": {}}
         try:
             for name, tensor in read_weights(file).items():
                 group, key = name.split(".", 1)
                 groups[group][key] = tensor
-            state = OptimizerState(header["epoch"], header["step"], groups["momentum"], header["scaler"])
+            place = header["epoch"], header["step"]
+            state = OptimizerState(*place, groups["momentum"], header["scaler"], groups["weights"])
             self.model.load_state_dict(groups["model"])
             self.recorder.load_state_dict({**groups["recorder"], "rows": header["rows"]})
         except (KeyError, ValueError, RuntimeError) as error:
@@ -314,6 +332,8 @@ class _Session:
                 f"{file} is not this run's ({error}), so the run cannot go on from its last epoch. Delete that file "
                 "and run again: training starts from the beginning."
             ) from error
+        for row in self.recorder.rows:
+            self._note_validation_loss(row)
         return state
 
     def _save_resume(self, state: OptimizerState) -> None:
@@ -321,6 +341,7 @@ class _Session:
         rows = recorded.pop("rows")
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"momentum.{name}": tensor for name, tensor in state.momentum.items()}
+        tensors |= {f"weights.{name}": tensor for name, tensor in state.weights.items()}
         tensors |= {f"recorder.{name}": tensor for name, tensor in recorded.items()}
         place = {"run": self.run.manifest["fingerprint"], "epoch": state.epoch, "step": state.step, "rows": rows}
         header = {**place, "scaler": dict(state.scaler)}
@@ -337,13 +358,16 @@ class _Session:
         self._save_checkpoint(0, 0, self.recipe.lr_at(0.5 / steps))
 
     def on_epoch_start(self, epoch: int) -> None:
-        """Remember which epoch it is."""
+        """Remember which epoch it is, and whether its row keeps features."""
         self.epoch, self.lrs = epoch, []
+        losses, patience = self.validation_losses, self.patience
+        may_be_last = bool(losses) and patience is not None and epochs_without_gain(losses) + 1 >= patience
+        self.anchored = epoch + 1 in self.anchors or (may_be_last and self.recipe.epochs in self.anchors)
 
     def on_batch(self, positions: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Take the batch in (``in_pass`` mode)."""
         if self.recording.mode == "in_pass":
-            features = self._features.features if self._features and self.epoch + 1 in self.anchors else None
+            features = self._features.features if self._features and self.anchored else None
             ids = self.splits.train.ids[positions.numpy()]
             self.recorder.observe(ids, logits=logits, labels=labels, features=features, side="train")
         self.advance(len(positions))
@@ -356,15 +380,29 @@ class _Session:
             self._observe_train(anchor=False)
             self._close_row(epoch, step, anchor=False)
 
-    def on_epoch_end(self, state: OptimizerState) -> None:
-        """Close the epoch's row, keep its weights, and save what a resumed run needs."""
-        anchor = state.epoch in self.anchors
+    def on_epoch_end(self, state: OptimizerState) -> bool:
+        """Close the epoch's row, keep its weights, save what a resumed run needs, and tell whether training ends."""
         if self.recording.mode == "sweep":
-            self._observe_train(anchor)
+            self._observe_train(self.anchored)
             self.advance(len(self.train))
-        self._close_row(float(state.epoch), state.step, anchor)
+        self._close_row(float(state.epoch), state.step, self.anchored)
+        self._note_validation_loss(self.recorder.rows[-1])
         self._save_checkpoint(state.epoch, state.step, self.lrs[-1])
         self._save_resume(state)
+        return self._ends_here()
+
+    def _note_validation_loss(self, row: Row) -> None:
+        """Take in the mean validation loss of a row that ends an epoch, as it was recorded."""
+        if self.patience is None or row.epoch < 1 or row.epoch != int(row.epoch):
+            return
+        assert self.splits.validation is not None
+        losses = read_arrays(row_file(self.run.path / "trace", row.index), ["query.loss"])["query.loss"]
+        here = np.isin(np.concatenate([part.examples.ids for part in self.held_out]), self.splits.validation.ids)
+        self.validation_losses.append(float(losses[here].mean(dtype=np.float64)))
+
+    def _ends_here(self) -> bool:
+        """Whether early stopping ends training after the epochs so far."""
+        return self.patience is not None and epochs_without_gain(self.validation_losses) >= self.patience
 
     def _observe_train(self, anchor: bool) -> None:
         self._observe("train", self.train, anchor)
@@ -381,7 +419,7 @@ class _Session:
         self.recorder.end_row(epoch=epoch, step=step)
 
     def _save_checkpoint(self, epoch: int, step: int, lr: float) -> None:
-        last = epoch == self.recipe.epochs
+        last = epoch == self.recipe.epochs or self._ends_here()
         due = self.checkpoints == "all" or last or (isinstance(self.checkpoints, int) and epoch % self.checkpoints == 0)
         if not due:
             return
@@ -406,6 +444,8 @@ class _Session:
             "machine": platform.processor() or platform.machine(),
             "train_loss": float(trace.read("train", rows=last).mean()),
         }
+        if self.patience is not None:
+            result["epochs_trained"] = int(trace.rows[-1].epoch)
         if "correct" in trace.fields:
             is_validation = np.isin(trace.query_ids, trace.validation_ids) if self.splits.validation else None
             correct = trace.read("query", "correct", rows=last)[0]

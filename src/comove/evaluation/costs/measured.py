@@ -91,7 +91,7 @@ def measured_cost(run: Run) -> MeasuredCost:
     splits, trace, result = run.data(), run.trace, run.result
     model = run.model_spec.build(run.seed, factory=run.factory)
     forward, step = flops_of(model, splits.train)
-    n, epochs, rows = len(splits.train), run.recipe.epochs, len(trace.rows)
+    n, epochs, rows = len(splits.train), int(trace.rows[-1].epoch), len(trace.rows)
     passes = rows if trace.mode == "sweep" else sum(row.step == 0 for row in trace.rows)
     flops = {
         "training": n * epochs * step,

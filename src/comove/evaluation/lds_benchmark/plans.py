@@ -6,7 +6,7 @@ Shape legend: C subsets, N train.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from comove.models import ModelSpec
 from comove.retraining.bank import RetrainingBank
 from comove.retraining.subsets import RandomSubsets, SubsetPlan, leave_one_out
 from comove.store import check_fingerprint
-from comove.training import Training
+from comove.training import Recipe, Training
 
 __all__ = [
     "at_alphas",
@@ -156,8 +156,7 @@ def check_bank(
     asked, recipe, _ = replace(training, model=training.model or spec.name, options=options).resolve(splits)
     ours, theirs = {"model": asked.to_json()}, {"model": spec.to_json()}
     if training.recipe is not None:
-        ours["recipe"] = recipe.to_json()
-        theirs["recipe"] = dict(bank.manifest["recipe"])
+        ours["recipe"], theirs["recipe"] = asdict(recipe), asdict(Recipe.from_json(bank.manifest["recipe"]))
     unlike = [
         f"{part}.{key} {theirs[part].get(key)!r}, not {value!r}"
         for part, wanted in ours.items()

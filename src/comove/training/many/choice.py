@@ -187,7 +187,7 @@ class _Trial:
         self, spec: ModelSpec, train: Resident, recipe: Recipe, size: int, factory: str | Factory | None
     ) -> None:
         self.spec, self.train, self.factory, self.size, self.spent = spec, train, factory, size, 0.0
-        self.recipe = recipe.with_changes(epochs=1)
+        self.recipe = recipe.shortened(1)
         self.steps_a_model = len(batch_bounds(size, recipe.batch_size)) * recipe.epochs
         self.positions = np.arange(min(size, recipe.batch_size))
         on_gpu = train.device.type == "cuda"
@@ -215,7 +215,7 @@ class _Trial:
         return self._seconds(lambda: trainer.train(member))
 
     def memory_a_model(self) -> int:
-        """Bytes of one model in a step: what its forward pass keeps, and its parameters with gradient and momentum."""
+        """Bytes of one model in a step: what its forward pass keeps, and its parameters with gradient and averages."""
         network, kept = self.network(0).to(self.train.device), {}
         rows = min(2, len(self.positions))
 
@@ -226,7 +226,8 @@ class _Trial:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             network(self.train.inputs(torch.arange(rows, device=self.train.device)))
         parameters = sum(parameter.nbytes for parameter in network.parameters())
-        return sum(kept.values()) * self.recipe.batch_size // rows + 4 * parameters
+        copies = 4 + (self.recipe.optimizer == "adamw") + (self.recipe.ema is not None)
+        return sum(kept.values()) * self.recipe.batch_size // rows + copies * parameters
 
     def memory(self) -> int:
         """Bytes that a group may take."""

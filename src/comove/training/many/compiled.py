@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from comove.models import Factory, ModelSpec, put_channels_last
-from comove.training.loop import Resident, fit
+from comove.training.loop import Resident, StopEarly, fit
 from comove.training.many.stacked import Member
 from comove.training.recipe import Recipe
 
@@ -42,20 +42,25 @@ class CompiledTrainer:
             put_channels_last(self.network)
         self.forward = _compiled(self.network) if train.device.type == "cuda" else None
 
-    def train(self, member: Member, epochs: int | None = None) -> nn.Module:
+    def train(self, member: Member, trial_epochs: int | None = None, validation: Resident | None = None) -> nn.Module:
         """Train one model, and return the network with its weights, in evaluation mode; the next call reuses it.
 
         Args:
             member: its training examples and its seed.
-            epochs: instead of the recipe's.
+            trial_epochs: instead of the recipe's, none of which early stopping leaves out.
+            validation: the examples that early stopping goes by.
         """
         fresh = self.spec.build(member.seed, self.factory).state_dict()
         with torch.no_grad():
             for name, value in self.network.state_dict().items():
                 value.copy_(fresh[name])  # in place: graphs read weights where they were when captured
-        recipe = self.recipe if epochs is None else self.recipe.with_changes(epochs=epochs)
-        part = self.data.part(member.positions)
-        fit(self.network, part, recipe, seed=member.seed, device=self.data.device, forward=self.forward)
+        recipe = self.recipe if trial_epochs is None else self.recipe.shortened(trial_epochs)
+        part, device, hooks = (
+            self.data.part(member.positions),
+            self.data.device,
+            StopEarly.of(self.network, recipe, validation),
+        )
+        fit(self.network, part, recipe, seed=member.seed, device=device, hooks=hooks, forward=self.forward)
         return self.network
 
 
@@ -103,8 +108,8 @@ def why_not_compiled(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler, about what it leaves out
-            found = trainer_for(spec, train, recipe, factory).train(Member(positions, 0), epochs=1).state_dict()
-        fit(wanted, train.part(positions), recipe.with_changes(epochs=1), seed=0, device=train.device)
+            found = trainer_for(spec, train, recipe, factory).train(Member(positions, 0), 1).state_dict()
+        fit(wanted, train.part(positions), recipe.shortened(1), seed=0, device=train.device)
     except Exception as error:  # whatever a network of the user's own, a driver or a compiler may raise
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     after = wanted.state_dict()

@@ -14,7 +14,7 @@ import torch
 from comove.errors import InputError
 from comove.models import Factory, ModelSpec
 from comove.store import entries
-from comove.training.loop import Resident, fit, one_thread, predict
+from comove.training.loop import Resident, StopEarly, fit, one_thread, predict
 from comove.training.many.compiled import trainer_for
 from comove.training.many.stacked import Member, Stack, place_matters, why_not_stacked
 from comove.training.recipe import Recipe
@@ -123,6 +123,7 @@ def train_many(
     engine: Engine,
     factory: str | Factory | None = None,
     keep_weights: bool = False,
+    validation: Resident | None = None,
 ) -> list[Trained]:
     """Train a model for each member, and return them in the same order.
 
@@ -141,16 +142,18 @@ def train_many(
         engine: from :func:`comove.training.choose_engine`.
         factory: the user's own factory, as for :meth:`ModelSpec.build`.
         keep_weights: whether to return each model's parameters and buffers.
+        validation: the examples that early stopping goes by, where the recipe asks for it.
 
     Returns:
         One :class:`Trained` a member. A diverged model's logits are NaN or infinite.
 
     Raises:
-        InputError: positions outside ``train``, repeated or fewer than two; an engine that cannot train these models.
+        InputError: positions outside ``train``, repeated or fewer than two; an engine that cannot train these models;
+            early stopping without validation examples.
     """
     for member in members:
         _check(member, len(train))
-    task = _Task(spec, train, query, recipe, factory, keep_weights)
+    task = _Task(spec, train, query, recipe, factory, keep_weights, validation)
     found: dict[int, Trained] = {}
     with one_thread(train.device.type == "cpu"):
         if engine.kind == "stacked" and members and (obstacle := why_not_stacked(spec, train, recipe, factory)):
@@ -201,6 +204,7 @@ class _Task(NamedTuple):
     recipe: Recipe
     factory: str | Factory | None
     keep_weights: bool
+    validation: Resident | None
 
 
 def _stacked(task: _Task, members: Sequence[Member], group: int) -> list[Trained]:
@@ -216,9 +220,12 @@ def _stacked(task: _Task, members: Sequence[Member], group: int) -> list[Trained
 
 def _alone(task: _Task, member: Member, engine: Engine) -> Trained:
     if engine.kind in ("captured", "compiled"):
-        model = trainer_for(task.spec, task.train, task.recipe, task.factory).train(member)
+        trainer = trainer_for(task.spec, task.train, task.recipe, task.factory)
+        model = trainer.train(member, validation=task.validation)
     else:
-        model = task.spec.build(member.seed, task.factory).to(task.train.device)
-        fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=task.train.device)
+        device = task.train.device
+        model = task.spec.build(member.seed, task.factory).to(device)
+        hooks = StopEarly.of(model, task.recipe, task.validation)
+        fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=device, hooks=hooks)
     weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
     return Trained(predict(model, task.query).numpy(), weights if task.keep_weights else None)

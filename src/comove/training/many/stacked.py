@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from comove.models import Factory, ModelSpec, logits_of, put_channels_last
 from comove.training.augment import flip_crop
+from comove.training.ema import EMA
 from comove.training.loop import Resident, batch_bounds, epoch_plan
 from comove.training.many.side_by_side import ALIGNED, backpropagate, channels_last, perceptron, side_by_side, unfit
+from comove.training.optimizers import optimizer_for
 from comove.training.randomness import seeded
 from comove.training.recipe import Recipe
-from comove.training.sgd import SGD
 
 __all__ = ["Member", "Stack", "place_matters", "why_not_stacked"]
 
@@ -61,7 +62,7 @@ class Stack:
             put_channels_last(self.network)
         self.half = device.type == "cuda" and recipe.precision == "bfloat16"
         self.layers = None if self.half else perceptron(self.network)
-        self.optimizer = SGD(self.network, recipe, {})
+        self.optimizer = optimizer_for(self.network, recipe, {}, len(networks))
         if self.layers is not None:
             for parameter in self.network.parameters():
                 parameter.grad = torch.empty_like(parameter)  # written anew in every step
@@ -70,6 +71,7 @@ class Stack:
         """Train all members, which have equally many examples, as ``fit`` trains one."""
         positions_GN = torch.from_numpy(np.stack([member.positions for member in members]).astype(np.int64))
         batches = batch_bounds(positions_GN.shape[1], self.recipe.batch_size)
+        average = None if self.recipe.ema is None else EMA(self.network, self.recipe.ema)
         self.network.train()
         for epoch in range(self.recipe.epochs):
             where_NG, draws_NG3 = self._plan(positions_GN, [member.seed for member in members], epoch)
@@ -79,6 +81,10 @@ class Stack:
                 inputs = self.rows(data, where.flatten(), draws)
                 lr = self.recipe.lr_at(epoch + (index + 0.5) / len(batches))
                 self.step(inputs, data.labels[where], lr)
+                if average is not None:
+                    average.update(epoch * len(batches) + index + 1)
+        if average is not None:
+            average.swap()
         self.network.eval()
 
     def _plan(self, positions_GN: Tensor, seeds: Sequence[int], epoch: int) -> tuple[Tensor, Tensor | None]:
@@ -150,6 +156,8 @@ def why_not_stacked(
     """
     if train.device.type == "cuda" and recipe.precision == "float16":
         return "the loss scale of float16 would be shared by the members of a group"
+    if recipe.early_stop_patience is not None:
+        return "early stopping would end the members of a group after different epochs"
     networks = [spec.build(seed, factory) for seed in (0, 1)]
     return unfit(networks[0]) or _difference(networks, train, recipe)
 
@@ -186,7 +194,7 @@ def place_matters(
         return False
     start, stop = batch_bounds(size, recipe.batch_size)[-1]
     member = Member(np.arange(min(size, recipe.batch_size + stop - start)), 0)
-    stack = Stack([spec.build(0, factory)] * group, recipe.with_changes(epochs=2), train.device)
+    stack = Stack([spec.build(0, factory)] * group, recipe.shortened(2), train.device)
     stack.train(train, [member] * group)
     outcomes = [stack.predict(train.part(member.positions[:2]))]
     outcomes += [value.reshape(group, -1) for value in stack.network.state_dict().values() if value.ndim]

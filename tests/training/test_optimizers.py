@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from comove.training import Recipe
-from comove.training.sgd import SGD
+from comove.training.optimizers import SGD
 
 
 class _Net(nn.Module):
