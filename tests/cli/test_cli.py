@@ -118,6 +118,21 @@ def test_train_notes_a_last_batch_that_batch_norm_learns_badly_from(
     assert ("has 3 examples, which batch norm" in made.err) == told
 
 
+def test_options_of_the_optimizer_are_those_of_the_recipe(tmp_path: Path) -> None:
+    words = ("--optimizer", "adamw", "--clip-norm", 0.5, "--warmup-epochs", 1, "--patience", 2, "--ema", 0.9)
+    made = comove_("train", *SMALL, *words, "--out", tmp_path / "a", "--quiet")
+    assert made.code == 0, made.err
+    recipe = Run.load(tmp_path / "a").recipe
+    assert recipe == RECIPES["digits-mlp"].with_changes(
+        epochs=4, lr=1e-3, optimizer="adamw", clip_norm=0.5, warmup_epochs=1, early_stop_patience=2, ema=0.9
+    )
+    assert re.search(r"^epochs trained +4$", made.out, re.MULTILINE)
+    short = comove_("train", *SMALL, "--recipe", "adamw", "--epochs", 2, "--out", tmp_path / "b", "--quiet")
+    assert short.code == 0, short.err
+    assert Run.load(tmp_path / "b").recipe == RECIPES["adamw"].with_changes(epochs=2, warmup_epochs=0.5)
+    refused(comove_("train", *SMALL, "--ema", 2, "--out", tmp_path / "c"), "ema must be above 0 and below 1, or None")
+
+
 def test_anchors_are_kept_at_the_epochs_asked_for(tmp_path: Path) -> None:
     assert comove_("train", *SMALL, "--anchors", 2, -1, "--out", tmp_path / "a", "--quiet").code == 0
     assert Run.load(tmp_path / "a").trace.anchors == (2, 4)

@@ -349,6 +349,7 @@ def ragged_source(data: Splits, folder: Path) -> Run:
         ({"model": "cnn-small"}, InputError, r"model\.name 'mlp', not 'cnn-small'"),
         ({"model_options": {"hidden": [8]}}, InputError, r"model\.options .*8.* leave that out"),
         ({"recipe": RECIPE.with_changes(epochs=9)}, InputError, r"recipe\.epochs 3, not 9"),
+        ({"recipe": RECIPE.with_changes(optimizer="adamw")}, InputError, r"recipe\.optimizer 'sgd', not 'adamw'"),
     ],
 )
 def test_a_bank_and_what_contradicts_it_are_refused(

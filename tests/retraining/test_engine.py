@@ -20,6 +20,7 @@ from comove.retraining.subsets import without
 from comove.training import Engine, Engines, Recipe, choose_engine, engines_for
 
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.9)
+NEWER = Recipe(epochs=2, batch_size=16, lr=0.01, optimizer="adamw", clip_norm=0.5, warmup_epochs=1, ema=0.9)
 ONE = Engine("one-by-one", 1, "for a test")
 COUNT = 24
 
@@ -52,6 +53,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "cnn": {"model": "cnn-small", "model_options": {"width": 0.3}},
     "odd": {"model": odd},
     "dropout": {"model": dropping},
+    "adamw": {"model": "mlp", "recipe": NEWER},
+    "early stop": {"model": "mlp", "recipe": Recipe(epochs=9, batch_size=16, lr=0.3, early_stop_patience=1)},
 }
 
 
@@ -110,6 +113,20 @@ def test_subsets_of_several_sizes_and_seeds_may_be_cut_as_well(data: Splits, tmp
     for seeds, some in ((1, sets[:2]), (2, sets[3:]), (3, sets)):
         cut = planned(tmp_path / "cut", data, model="mlp", subsets=without(some), seeds=seeds).run()
     np.testing.assert_array_equal(cut.logits(), whole)
+
+
+def test_models_of_a_bank_end_early_by_the_validation_examples_of_its_data(data: Splits, tmp_path: Path) -> None:
+    arguments = MODELS["early stop"]
+    bank = planned(tmp_path / "bank", data, 3, **arguments).run(executor="serial")
+    whole = arguments["recipe"].to_json() | {"early_stop_patience": None}
+    assert not np.allclose(
+        bank.logits(), planned(tmp_path / "whole", data, 3, model="mlp", recipe=whole).run().logits()
+    )
+    assert Engines.from_json(bank.manifest["engine"]).cpu.kind == "one-by-one"
+    without_validation = Splits(data.train, None, data.query)
+    with pytest.raises(InputError, match="no validation examples"):
+        planned(tmp_path / "none", without_validation, 3, **arguments)
+    assert not (tmp_path / "none").exists()
 
 
 # --- what it is ------------------------------------------------------------------------------------------------------

@@ -326,6 +326,14 @@ def test_another_claim_is_refused_with_both_fingerprints_and_the_differences(tmp
     assert "seed was 0, now 1; recipe.lr was 0.1, now 0.2. Use another folder" in message  # and nothing else
 
 
+def test_entries_that_only_one_claim_has_are_named(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "run", 1, {"recipe": {"lr": 0.1, "optimizer": "adamw"}})
+    with pytest.raises(
+        FingerprintError, match=r"recipe\.optimizer was adamw, now not given; recipe\.ema was not given, now"
+    ):
+        claim_folder(tmp_path, "run", 1, {"recipe": {"lr": 0.1, "ema": 0.9}})
+
+
 @pytest.mark.parametrize(
     ("now", "told"),
     [

@@ -12,6 +12,7 @@ import torch
 from comove.data import ExampleSet, Splits
 from comove.models import ModelSpec
 from comove.training import Engine, Member, Recipe, Resident, choose_engine, fit, train_many
+from comove.training.loop import StopEarly
 from comove.training.many import choice
 from comove.training.many.compiled import CompiledTrainer, trainer_for, why_not_compiled
 
@@ -65,7 +66,15 @@ def _plain(spec: ModelSpec, data: Resident, member: Member, recipe: Recipe) -> d
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"augment": "none"}, {"nesterov": True}, {"momentum": 0.0}, {"weight_decay": 0.0}, {"batch_size": 40}],
+    [
+        {},
+        {"augment": "none"},
+        {"nesterov": True},
+        {"momentum": 0.0},
+        {"weight_decay": 0.0},
+        {"batch_size": 40},
+        {"optimizer": "adamw", "lr": 1e-3, "eps": 1e-3, "clip_norm": 0.1, "ema": 0.9},
+    ],
     ids=str,
 )
 def test_weights_and_buffers_equal_those_of_plain_training(resident: Resident, changes: dict[str, object]) -> None:
@@ -96,6 +105,18 @@ def test_a_model_does_not_depend_on_those_trained_before_it(resident: Resident) 
 
 def _trained(trainer: CompiledTrainer, member: Member) -> dict[str, torch.Tensor]:
     return trainer.train(member).state_dict()
+
+
+def test_a_model_ends_early_by_its_validation_loss(resident: Resident) -> None:
+    recipe = RECIPE.with_changes(epochs=6, schedule="constant", early_stop_patience=1)
+    member, validation = Member(np.arange(20), 1), resident.part(np.arange(20, 40))
+    found = CompiledTrainer(SPEC, resident, recipe).train(member, validation=validation).state_dict()
+    model = SPEC.build(member.seed)
+    stop = StopEarly(model, validation, 1)
+    fit(model, resident.part(member.positions), recipe, seed=member.seed, ended=stop)
+    assert len(stop.losses) < 6
+    for name, wanted in model.state_dict().items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_train_many_returns_the_logits_of_plain_training_and_makes_one_trainer(resident: Resident) -> None:

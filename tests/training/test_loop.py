@@ -15,10 +15,21 @@ from comove.data import ExampleSet, Splits
 from comove.errors import InputError
 from comove.models import build_model
 from comove.training import Recipe, Resident, evaluate, fit, loop, predict, resolve_device
-from comove.training.loop import OptimizerState
+from comove.training.loop import OptimizerState, StopEarly, epochs_without_gain
 from comove.training.randomness import derived_seed, generator_for
 
 Weights = dict[str, torch.Tensor]
+MODERN = Recipe(
+    epochs=3,
+    batch_size=16,
+    lr=0.01,
+    optimizer="adamw",
+    weight_decay=0.1,
+    clip_norm=0.5,
+    warmup_epochs=1.5,
+    schedule="cosine",
+    ema=0.9,
+)
 AUGMENTED = Recipe(epochs=2, batch_size=16, lr=0.05, augment="flip_crop", crop_padding=2)
 
 
@@ -104,8 +115,8 @@ def test_training_neither_reads_nor_moves_the_callers_generators(small_digits: S
     assert before[2] == after[2]
 
 
-def test_going_on_from_an_epoch_gives_the_bits_of_the_whole(small_digits: Splits) -> None:
-    recipe = AUGMENTED.with_changes(epochs=3, schedule="cosine")
+@pytest.mark.parametrize("recipe", [AUGMENTED.with_changes(epochs=3, schedule="cosine"), MODERN])
+def test_going_on_from_an_epoch_gives_the_bits_of_the_whole(small_digits: Splits, recipe: Recipe) -> None:
     kept: dict[str, Any] = {}
 
     class Keep(_Log):
@@ -113,7 +124,8 @@ def test_going_on_from_an_epoch_gives_the_bits_of_the_whole(small_digits: Splits
             if state.epoch == 1:
                 kept["weights"] = {name: value.clone() for name, value in whole.state_dict().items()}
                 momentum = {name: value.clone() for name, value in state.momentum.items()}
-                kept["state"] = OptimizerState(1, state.step, momentum, dict(state.scaler))
+                own = {name: value.clone() for name, value in state.weights.items()}
+                kept["state"] = OptimizerState(1, state.step, momentum, dict(state.scaler), own)
 
     whole, rest, log = _dropout(), _dropout(), _Log()
     fit(whole, small_digits.train, recipe, seed=4, hooks=Keep())
@@ -186,6 +198,94 @@ def test_one_epoch_equals_a_literal_loop_with_torch_optim(small_digits: Splits) 
     finally:
         torch.set_num_threads(threads)
     assert _same(ours, model.state_dict())
+
+
+def test_adamw_with_clipping_warm_up_and_an_average_equals_a_literal_loop_with_torch_optim(
+    small_digits: Splits,
+) -> None:
+    recipe = MODERN.with_changes(epochs=2, batch_size=64)
+
+    def build() -> nn.Module:
+        return build_model("mlp", num_classes=10, input_shape=(1, 8, 8), seed=0)
+
+    ours = _trained(small_digits.train, recipe, 3, build)
+    model, average, step = build(), build(), 0
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    for epoch in range(2):
+        order = torch.randperm(200, generator=generator_for(3, "order", epoch))
+        for index, part in enumerate(torch.tensor_split(order, [64, 128, 192])):
+            inputs, labels = small_digits.train.batch(part.numpy())
+            optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch + (index + 0.5) / 4)
+            optimizer.zero_grad()
+            torch.autograd.backward(nn.functional.cross_entropy(model(inputs), labels))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            step += 1
+            with torch.no_grad():
+                for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
+                    mean.lerp_(weight, 1 - min(0.9, (1 + step) / (10 + step)))
+    for name, value in average.state_dict().items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        assert not torch.allclose(ours[name], model.state_dict()[name], rtol=1e-3)
+
+
+def test_hooks_see_the_average_after_steps_and_epochs_and_the_weights_in_between(small_digits: Splits) -> None:
+    model = _dropout()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def weights() -> torch.Tensor:
+        return torch.clone(model.state_dict()["head.weight"])
+
+    class Watch(_Log):
+        def on_batch(self, *_: Any) -> None:
+            self.before = weights()
+
+        def on_step(self, *_: Any, **__: Any) -> None:
+            seen.append((self.before, weights()))
+
+        def on_epoch_end(self, state: OptimizerState) -> None:
+            seen.append((state.weights["head.weight"].clone(), weights()))
+
+    fit(model, small_digits.train, MODERN.with_changes(epochs=2), seed=0, hooks=Watch())
+    for own, average in seen:
+        assert not torch.equal(own, average)
+    assert torch.equal(seen[-1][0], seen[-2][0])  # on_batch comes after the step
+    assert torch.equal(seen[-1][1], seen[-2][1])
+    assert torch.equal(seen[-1][1], weights())  # the model ends with the average
+
+
+# --- early stopping ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs"),
+    [([], 0), ([2.0], 0), ([2.0, 1.0], 0), ([1.0, 2.0, 1.5], 2), ([1.0, 1.0], 1), ([3.0, 1.0, 2.0], 1)],
+)
+def test_epochs_without_gain_are_counted_from_the_first_least_loss(losses: list[float], epochs: int) -> None:
+    assert epochs_without_gain(losses) == epochs
+
+
+def test_training_ends_when_the_mean_validation_loss_has_not_fallen_for_so_many_epochs(small_digits: Splits) -> None:
+    recipe = Recipe(epochs=12, batch_size=16, lr=0.3, early_stop_patience=2)
+
+    def build() -> nn.Module:
+        return build_model("mlp", num_classes=10, input_shape=(1, 8, 8), seed=0)
+
+    model, held_out = build(), Resident(small_digits.query, torch.device("cpu"))
+    stop = StopEarly.of(model, recipe, held_out)
+    assert stop is not None
+    fit(model, small_digits.train, recipe, seed=0, ended=stop)
+    epochs = len(stop.losses)
+    assert 2 < epochs < 12
+    least = stop.losses.index(min(stop.losses))
+    assert epochs - 1 - least == 2
+    logits, labels = predict(model, held_out), torch.from_numpy(small_digits.query.labels)
+    assert stop.losses[-1] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    shorter = recipe.with_changes(epochs=epochs)
+    assert _same(_trained(small_digits.train, shorter, 0, build), model.state_dict())
+    assert StopEarly.of(model, Recipe(), None) is None
+    with pytest.raises(InputError, match="pass validation examples"):
+        StopEarly.of(model, recipe, None)
 
 
 def test_training_on_one_example_is_refused(small_digits: Splits) -> None:

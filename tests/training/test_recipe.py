@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from comove.errors import InputError, InputTypeError
 from comove.training import RECIPES, Recipe, as_recipe, default_recipe
+from comove.training.recipe import ADDED
 
 
 def test_triangular_rises_from_zero_to_the_peak_and_falls_back_to_zero() -> None:
@@ -36,6 +39,22 @@ def test_cosine_is_half_the_peak_half_way_and_zero_at_the_end() -> None:
     assert {epoch: recipe.lr_at(epoch) for epoch in at} == pytest.approx(at)
 
 
+def test_warm_up_rises_linearly_and_then_the_schedule_is_as_it_is() -> None:
+    constant, multistep, cosine = (
+        Recipe(epochs=10, lr=0.2, warmup_epochs=4, schedule=name, milestones=(6,))
+        for name in ("constant", "multistep", "cosine")
+    )
+    rising = {0: 0.0, 1: 0.05, 2: 0.1, 4: 0.2}
+    for recipe, after in (
+        (constant, {5: 0.2, 10: 0.2}),
+        (multistep, {5: 0.2, 6: 0.02, 10: 0.02}),
+        (cosine, {7: 0.1, 10: 0.0}),  # from the end of warm-up
+    ):
+        expected = {**rising, **after}
+        assert {epoch: recipe.lr_at(epoch) for epoch in expected} == pytest.approx(expected)
+    assert Recipe(epochs=4, lr=0.2, warmup_epochs=4, schedule="cosine").lr_at(4) == pytest.approx(0.2)
+
+
 def test_constant_is_constant() -> None:
     assert {Recipe(lr=0.3).lr_at(epoch) for epoch in (0, 1.5, 30)} == {0.3}
 
@@ -60,17 +79,56 @@ def test_constant_is_constant() -> None:
         ("crop_padding", 1.5),
         ("precision", "int8"),
         ("label_smoothing", 1.0),
+        ("optimizer", "adam"),
+        ("betas", (0.9,)),
+        ("betas", (0.9, 1.0)),
+        ("betas", 0.9),
+        ("eps", 0.0),
+        ("eps", math.nan),
+        ("clip_norm", 0.0),
+        ("clip_norm", -1.0),
+        ("clip_norm", math.nan),
+        ("warmup_epochs", -0.5),
+        ("warmup_epochs", math.inf),
+        ("warmup_epochs", 31),
+        ("early_stop_patience", 0),
+        ("early_stop_patience", 1.5),
+        ("early_stop_patience", True),
+        ("ema", 0.0),
+        ("ema", 1.0),
+        ("ema", math.nan),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
     entries: dict[str, Any] = {name: value}
-    with pytest.raises(InputError, match=rf"{name} must be .*got {value!r}"):
+    with pytest.raises(InputError, match=rf"{name} must be .*got {re.escape(repr(value))}"):
         Recipe(**entries)
 
 
 def test_nesterov_without_momentum_is_refused() -> None:
     with pytest.raises(InputError, match="nesterov must be false without momentum"):
         Recipe(momentum=0.0, nesterov=True)
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(InputError, match="nesterov must be false with AdamW"):
+        Recipe(optimizer="adamw", nesterov=True)
+    with pytest.raises(InputError, match="warmup_epochs must be 0 with the triangular schedule"):
+        Recipe(schedule="triangular", warmup_epochs=2)
+
+
+def test_entries_that_earlier_versions_lack_are_left_out_at_their_default() -> None:
+    assert Recipe().fingerprint == "ff46042a9326cb90aea4da60a69e36d5"  # what the version before gave
+    assert not set(ADDED) & set(Recipe(optimizer="sgd", betas=(0.9, 0.999), warmup_epochs=0).to_json())
+    own = Recipe(optimizer="adamw", betas=(0.8, 0.9), ema=0.9, early_stop_patience=3)
+    written = json.loads(json.dumps(own.to_json()))
+    assert set(ADDED) & set(written) == {"optimizer", "betas", "ema", "early_stop_patience"}
+    assert Recipe.from_json(written) == own
+
+
+def test_a_trial_is_shorter_in_warm_up_too_and_not_ended_earlier() -> None:
+    recipe = Recipe(epochs=20, warmup_epochs=5, early_stop_patience=1, lr=0.3)
+    assert recipe.shortened(2) == Recipe(epochs=2, warmup_epochs=2, lr=0.3)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -98,8 +156,15 @@ def test_every_entry_changes_the_fingerprint() -> None:
         "precision": "bfloat16",
         "channels_last": True,
         "label_smoothing": 0.1,
+        "optimizer": "adamw",
+        "betas": (0.9, 0.99),
+        "eps": 1e-6,
+        "clip_norm": 1.0,
+        "warmup_epochs": 1,
+        "early_stop_patience": 3,
+        "ema": 0.99,
     }
-    assert set(changes) == set(Recipe().to_json())
+    assert set(changes) == {entry.name for entry in fields(Recipe)}
     prints = {Recipe(**{name: value}).fingerprint for name, value in changes.items()}
     assert len(prints | {Recipe().fingerprint}) == len(changes) + 1
 

@@ -24,10 +24,12 @@ from comove.training import (
     Trained,
     choose_engine,
     default_recipe,
+    engines_for,
     fit,
     predict,
     train_many,
 )
+from comove.training.loop import StopEarly
 from comove.training.many import choice, engine
 from comove.training.many.stacked import Stack, place_matters, why_not_stacked
 from comove.training.recipe import RECIPES
@@ -36,6 +38,17 @@ CPU = torch.device("cpu")
 ALONE = Engine("one-by-one", 1, "")
 FANCY = Recipe(
     epochs=1, batch_size=32, lr=0.05, nesterov=True, weight_decay=1e-2, label_smoothing=0.2, schedule="cosine"
+)
+MODERN = Recipe(
+    epochs=1,
+    batch_size=32,
+    lr=0.003,
+    optimizer="adamw",
+    weight_decay=0.1,
+    clip_norm=0.5,
+    warmup_epochs=0.5,
+    schedule="cosine",
+    ema=0.8,
 )
 AUGMENTED = FANCY.with_changes(batch_size=16, augment="flip_crop", crop_padding=2)
 
@@ -169,6 +182,9 @@ def recurrent(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
         (FANCY, 97, {"hidden": (20,)}),
         (Recipe(epochs=1, batch_size=32, lr=0.05, momentum=0.0, schedule="triangular", peak_epoch=1), 100, {}),
         (FANCY.with_changes(nesterov=False), 9, {"hidden": ()}),
+        (FANCY.with_changes(clip_norm=0.3), 97, {}),
+        (MODERN, 97, {}),
+        (MODERN, 97, {"hidden": (20,)}),
     ],
 )
 def test_after_an_epoch_fully_connected_networks_have_the_weights_of_fit(
@@ -195,6 +211,7 @@ def test_after_an_epoch_fully_connected_networks_have_the_weights_of_fit(
         (branches, AUGMENTED, {}),
         (sequence, FANCY, {}),
         (bare, AUGMENTED, {}),
+        ("resnet9", FANCY.with_changes(batch_size=16, clip_norm=0.5, ema=0.8), {"width": 0.125}),
     ],
 )
 def test_after_an_epoch_other_networks_have_the_weights_and_running_statistics_of_fit(
@@ -269,17 +286,19 @@ def test_one_by_one_is_fit_and_predict(train: Resident, query: Resident) -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "group", "size"),
+    ("model", "options", "group", "size", "recipe"),
     [
-        ("mlp", {}, 4, 75),
-        ("mlp", {"hidden": (13, 5)}, 3, 70),  # matrices that begin anywhere
-        ("cnn-small", {"width": 0.4}, 2, 50),  # batch norm over 6 and 13 channels
+        ("mlp", {}, 4, 75, FANCY),
+        ("mlp", {"hidden": (13, 5)}, 3, 70, FANCY),  # matrices that begin anywhere
+        ("cnn-small", {"width": 0.4}, 2, 50, FANCY),  # batch norm over 6 and 13 channels
+        ("mlp", {}, 16, 75, MODERN),
+        ("cnn-small", {"width": 0.4}, 16, 50, MODERN),
     ],
 )
 def test_bits_do_not_depend_on_how_members_are_ordered_grouped_or_split(
-    train: Resident, query: Resident, model: str, options: dict[str, Any], group: int, size: int
+    train: Resident, query: Resident, model: str, options: dict[str, Any], group: int, size: int, recipe: Recipe
 ) -> None:
-    spec, recipe = spec_of(model, train, **options), FANCY.with_changes(epochs=2)
+    spec, recipe = spec_of(model, train, **options), recipe.with_changes(epochs=2)
     members = [*drawn(train, size, 6), *drawn(train, size + 9, 3, first_seed=50)]
 
     def trained(chosen: list[int]) -> list[Trained]:
@@ -499,6 +518,34 @@ def test_a_factory_named_in_a_file_is_used_only_when_passed_again(pictures: Resi
     with pytest.raises(InputError, match="pass the factory again"):
         choose_engine(read, pictures, FANCY, 20, models=10)
     assert choose_engine(read, pictures, FANCY, 20, models=10, factory=sequence).reason.endswith("(timed)")
+
+
+def test_models_that_end_early_are_trained_one_by_one_by_validation_examples(train: Resident, query: Resident) -> None:
+    spec, recipe = spec_of("mlp", train), Recipe(epochs=8, batch_size=16, lr=0.3, early_stop_patience=1)
+    members, validation = drawn(train, 60, 2), query.part(np.arange(20, 40))
+    reason = "early stopping would end the members of a group after different epochs"
+    assert engines_for(spec, train.examples, recipe).cpu == Engine("one-by-one", 1, reason)
+    assert choose_engine(spec, train, recipe, 60, models=10).reason == reason
+    found = train_many(spec, train, query, members, recipe, engine=ALONE, validation=validation)
+    for member, one in zip(members, found, strict=True):
+        model = spec.build(member.seed)
+        stop = StopEarly(model, validation, 1)
+        fit(model, train.part(member.positions), recipe, seed=member.seed, ended=stop)
+        assert len(stop.losses) < 8
+        assert np.array_equal(predict(model, query), one.logits)
+    with pytest.raises(InputError, match="cannot be trained stacked: early stopping"):
+        train_many(spec, train, query, members, recipe, engine=stacked(2), validation=validation)
+    with pytest.raises(InputError, match="pass validation examples"):
+        train_many(spec, train, query, members, recipe, engine=ALONE)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn-small"])
+def test_adamw_clipping_warm_up_and_averages_are_stacked(train: Resident, model: str) -> None:
+    spec = spec_of(model, train, **({} if model == "mlp" else {"width": 0.25}))
+    recipe = MODERN.with_changes(epochs=30, warmup_epochs=3)  # longer than any trial
+    assert engines_for(spec, train.examples, recipe).cpu.kind == "stacked"
+    assert not place_matters(spec, train, recipe, 16, 60)
+    assert choose_engine(spec, train, recipe, 60, models=500).reason.endswith("(timed)")
 
 
 # --- the choice ----------------------------------------------------------------------------------------------------

@@ -186,27 +186,39 @@ def test_an_anchor_after_the_last_epoch_is_refused(small_digits: Splits) -> None
 # --- killed and resumed ------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys, time
+import json, sys, time
 from comove.data.builtin import load_dataset
 from comove.training import Recipe, Recording, train
 from comove.training.train import _Session
-model, mode, out = sys.argv[1:]
+model, mode, recipe, out = sys.argv[1:]
 finish = _Session.on_epoch_end
 def slow(self, state):
     finish(self, state)
     time.sleep(0.15)  # so that a kill falls between the rows
 _Session.on_epoch_end = slow
-recipe = Recipe(epochs=6, batch_size=32, lr=0.05, augment="flip_crop", crop_padding=1, schedule="cosine")
 try:
-    train(load_dataset("digits", limit=200, queries=40), model, recipe, 0, out, recording=Recording(mode=mode))
+    data, recipe = load_dataset("digits", limit=200, queries=40), json.loads(recipe)
+    train(data, model, recipe, 0, out, recording=Recording(mode=mode))
 except KeyboardInterrupt:
     sys.exit(130)
 """
 RESUMED = Recipe(epochs=6, batch_size=32, lr=0.05, augment="flip_crop", crop_padding=1, schedule="cosine")
+MODERN = Recipe(
+    epochs=6,
+    batch_size=32,
+    lr=0.01,
+    optimizer="adamw",
+    weight_decay=0.1,
+    clip_norm=0.5,
+    warmup_epochs=3,
+    early_stop_patience=5,
+    ema=0.95,
+)
 
 
-def _stop_in_the_middle(model: str, mode: str, out: Path, with_signal: int) -> int:
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, model, mode, str(out)])
+def _stop_in_the_middle(model: str, mode: str, recipe: Recipe, out: Path, with_signal: int) -> int:
+    words = [model, mode, json.dumps(recipe.to_json()), str(out)]
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *words])
     deadline = time.monotonic() + 240
     while not (out / "trace/rows/000002.safetensors").exists():
         assert process.poll() is None, "training ended before it could be stopped"
@@ -217,23 +229,24 @@ def _stop_in_the_middle(model: str, mode: str, out: Path, with_signal: int) -> i
 
 
 @pytest.mark.parametrize(
-    ("model", "mode", "with_signal"),
+    ("model", "mode", "recipe", "with_signal"),
     [
-        ("mlp", "sweep", signal.SIGKILL),
-        ("cnn-small", "in_pass", signal.SIGKILL),
-        ("cnn-small", "sweep", signal.SIGINT),
+        ("mlp", "sweep", RESUMED, signal.SIGKILL),
+        ("cnn-small", "in_pass", RESUMED, signal.SIGKILL),
+        ("cnn-small", "sweep", RESUMED, signal.SIGINT),
+        ("cnn-small", "sweep", MODERN, signal.SIGKILL),
     ],
 )
 def test_a_run_stopped_in_the_middle_ends_with_the_bits_of_one_never_stopped(
-    small_digits: Splits, tmp_path: Path, model: str, mode: Any, with_signal: int
+    small_digits: Splits, tmp_path: Path, model: str, mode: Any, recipe: Recipe, with_signal: int
 ) -> None:
-    code = _stop_in_the_middle(model, mode, tmp_path / "stopped", with_signal)
+    code = _stop_in_the_middle(model, mode, recipe, tmp_path / "stopped", with_signal)
     assert code == (130 if with_signal == signal.SIGINT else -signal.SIGKILL)
     left = Run.load(tmp_path / "stopped")
     assert not left.finished
     assert 3 <= len(left.trace.rows) < 7
     resumed, whole = (
-        train(small_digits, model, RESUMED, 0, tmp_path / name, recording=Recording(mode=mode))
+        train(small_digits, model, recipe, 0, tmp_path / name, recording=Recording(mode=mode))
         for name in ("stopped", "whole")
     )
     assert resumed.finished
@@ -269,6 +282,44 @@ def test_a_stop_between_any_two_files_of_an_epoch_loses_nothing(
     assert files(resumed.path) == files(whole.path)
 
 
+class _StoppedError(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("from_end", [True, False])
+@pytest.mark.parametrize("name", ["step", "end_row", "_save_checkpoint", "_save_resume", "_finish"])
+def test_a_run_of_the_newer_options_stopped_anywhere_ends_with_the_same_bits(
+    small_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, from_end: bool, ended_early: Run
+) -> None:
+    """Between any two files, and in the middle of epochs, of the last one too."""
+    from comove.trace import Recorder
+    from comove.training.optimizers import Optimizer
+    from comove.training.train import _Session
+
+    epochs = ended_early.result["epochs_trained"]
+    owner: Any = {"step": Optimizer, "end_row": Recorder}.get(name, _Session)
+    total = {"step": 7 * epochs - 2, "end_row": 2 * epochs + 1, "_save_checkpoint": epochs + 1, "_save_resume": epochs}
+    call = total.get(name, 1) if from_end else min(total.get(name, 1), 10, epochs - 1)
+    original, calls = getattr(owner, name), []
+
+    def stopping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise _StoppedError
+        return original(self, *args, **kwargs)
+
+    arguments: Any = (small_digits, "mlp", ENDED, 0, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stopping)
+        with pytest.raises(_StoppedError):
+            train(*arguments, recording=DENSE, checkpoints=2)
+    assert not Run.load(tmp_path / "run").finished
+    assert Run.load(tmp_path / "run").damaged() == ()
+    resumed = train(*arguments, recording=DENSE, checkpoints=2)
+    assert files(resumed.path) == files(ended_early.path)
+    assert resumed.result["epochs_trained"] == ended_early.result["epochs_trained"]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign"])
 def test_a_broken_resume_file_is_set_aside_and_the_run_starts_again(
     small_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
@@ -294,6 +345,75 @@ def test_a_broken_resume_file_is_set_aside_and_the_run_starts_again(
     for name in ("trace/rows/000003", "checkpoints/000003"):
         assert (tmp_path / f"{name}.safetensors").read_bytes() == (whole.path / f"{name}.safetensors").read_bytes()
     assert resumed.damaged() == ()
+
+
+# --- early stopping and averaged weights -------------------------------------------------------------------------
+
+ENDED = MODERN.with_changes(epochs=12, lr=0.1, warmup_epochs=1, early_stop_patience=2, ema=0.5)
+DENSE = Recording(every=4)
+
+
+@pytest.fixture(scope="module")
+def ended_early(small_digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that early stopping ended."""
+    return train(small_digits, "mlp", ENDED, 0, tmp_path_factory.mktemp("ended"), recording=DENSE, checkpoints=2)
+
+
+def test_a_run_ends_early_by_its_recorded_validation_losses_and_says_when(
+    small_digits: Splits, ended_early: Run
+) -> None:
+    assert small_digits.validation is not None
+    trace, last = ended_early.trace, ended_early.result["epochs_trained"]
+    rows = [row.index for row in trace.rows if row.epoch >= 1 and row.epoch == int(row.epoch)]
+    validation = np.isin(trace.query_ids, small_digits.validation.ids)
+    means = trace.read("query", rows=rows)[:, validation].mean(1, dtype=np.float64)
+    assert len(means) == last < 12
+    assert int(means.argmin()) == last - 3
+    assert [kept.epoch for kept in ended_early.checkpoints] == [*range(0, last, 2), last]
+    assert ended_early.damaged() == ()
+    assert trace.rows[trace.anchors[-1]].epoch == last  # not known beforehand
+    assert trace.features("train").shape[0] == 200
+    only = train(small_digits, "mlp", ENDED, checkpoints="last")
+    assert [kept.epoch for kept in only.checkpoints] == [last]
+    assert only.damaged() == ()
+    missing = ended_early.path / "checkpoints" / f"{last:06d}.safetensors"
+    content = missing.read_bytes()
+    missing.unlink()
+    try:
+        assert ended_early.damaged() == (missing,)
+    finally:
+        missing.write_bytes(content)
+
+
+def test_a_run_with_patience_for_all_its_epochs_is_trained_to_the_end(small_digits: Splits) -> None:
+    plain = train(small_digits, "mlp", QUICK)
+    patient = train(small_digits, "mlp", QUICK.with_changes(early_stop_patience=3))
+    assert patient.result["epochs_trained"] == 3
+    assert "epochs_trained" not in plain.result
+    np.testing.assert_array_equal(plain.trace.train_losses, patient.trace.train_losses)
+
+
+def test_stopping_early_without_validation_examples_is_refused_before_anything_is_written(
+    small_digits: Splits, tmp_path: Path
+) -> None:
+    splits = Splits(small_digits.train, None, small_digits.query)
+    with pytest.raises(InputError, match=r"early_stop_patience=2 .*no validation examples: split off some"):
+        train(splits, "mlp", ENDED, out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_checkpoints_and_recorded_losses_are_those_of_the_average(small_digits: Splits) -> None:
+    recipe = MODERN.with_changes(epochs=3)
+    made = train(small_digits, "cnn-small", recipe, recording=Recording(every=3))
+    for kept in made.checkpoints:
+        own = losses(made.load_model(kept), small_digits.train)
+        np.testing.assert_allclose(made.trace.train_losses[kept.row], own, rtol=1e-4, atol=1e-6)
+    model = build_model("cnn-small", num_classes=10, input_shape=(1, 8, 8), seed=0)
+    fit(model, small_digits.train, recipe, seed=0)
+    for name, value in made.load_model().state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    without = train(small_digits, "cnn-small", Recipe(**{**recipe.to_json(), "ema": None}))
+    assert not np.allclose(made.trace.train_losses[-1], without.trace.train_losses[-1], rtol=1e-3)
 
 
 # --- the same folder again ---------------------------------------------------------------------------------------

@@ -192,8 +192,8 @@ class TrainingOptions:
     @property
     def given(self) -> list[str]:
         """The options of how models are trained that were given, as written on the command line."""
-        names = ("width", "recipe", "epochs", "batch_size", "lr")
-        names += ("optimizer", "clip_norm", "warmup_epochs", "patience", "ema")
+        recipe = ("recipe", "epochs", "batch_size", "lr", "optimizer", "clip_norm", "warmup_epochs", "patience", "ema")
+        names = ("width", *recipe)
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
     def training_for(self, splits: Splits) -> Training:

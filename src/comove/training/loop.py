@@ -165,11 +165,11 @@ class Hooks(Protocol):
     def on_step(self, step: int, epoch: float, lr: float, last_of_epoch: bool) -> None:
         """Called after each optimizer step."""
 
-    def on_epoch_end(self, state: OptimizerState) -> bool | None:
-        """Called after each epoch; true ends training here."""
+    def on_epoch_end(self, state: OptimizerState) -> None:
+        """Called after each epoch."""
 
 
-class StopEarly(Hooks):
+class StopEarly:
     """Ends training when the mean loss on held-out examples no longer falls.
 
     Args:
@@ -198,8 +198,8 @@ class StopEarly(Hooks):
             )
         return cls(model, validation, recipe.early_stop_patience)
 
-    def on_epoch_end(self, state: OptimizerState) -> bool:
-        """Take in the loss of this epoch."""
+    def __call__(self) -> bool:
+        """Take in the loss after an epoch, and tell whether it was the last."""
         parts = evaluate(self.model, self.validation)
         losses = torch.cat([F.cross_entropy(logits.float(), y, reduction="none") for _, logits, y in parts])
         self.losses.append(float(losses.double().mean()))
@@ -221,6 +221,7 @@ def fit(
     hooks: Hooks | None = None,
     state: OptimizerState | None = None,
     forward: Callable[[torch.Tensor], Any] | None = None,
+    ended: Callable[[], bool] | None = None,
 ) -> None:
     """Train ``model`` in place; with an average of the weights (EMA) it ends with that.
 
@@ -233,9 +234,11 @@ def fit(
         recipe: how to train.
         seed: of this run.
         device: where to compute.
-        hooks: called along the way; early stopping is theirs (:class:`StopEarly`).
+        hooks: called along the way.
         state: where to resume; the model must hold the weights of that moment.
         forward: computes what ``model`` computes, faster; by default the model itself.
+        ended: asked after each epoch whether training ends there, as :class:`StopEarly`; the recipe's patience alone
+            ends nothing, since validation examples are not known here.
 
     Raises:
         InputError: fewer than two examples.
@@ -249,11 +252,18 @@ def fit(
         put_channels_last(model)
     stepper = _Stepper(model, recipe, device, state, forward or model)
     with one_thread(_gains_nothing_by_threads(model, recipe, device)):
-        _epochs(stepper, data, seed, state, hooks)
+        _epochs(stepper, data, seed, state, hooks, ended)
     model.eval()
 
 
-def _epochs(stepper: _Stepper, data: Resident, seed: int, state: OptimizerState, hooks: Hooks | None) -> None:
+def _epochs(
+    stepper: _Stepper,
+    data: Resident,
+    seed: int,
+    state: OptimizerState,
+    hooks: Hooks | None,
+    ended: Callable[[], bool] | None,
+) -> None:
     recipe = stepper.recipe
     if hooks is not None and state.epoch == 0:
         hooks.on_start()
@@ -279,12 +289,13 @@ def _epochs(stepper: _Stepper, data: Resident, seed: int, state: OptimizerState,
                     with stepper.averaged():
                         hooks.on_step(state.step, epoch + done, lr, last_of_epoch=done == 1)
         state.epoch = epoch + 1
-        if hooks is not None:
+        if hooks is not None or ended is not None:
             with stepper.averaged():
-                stepper.save(state)
-                ended = hooks.on_epoch_end(state)
-            if ended:
-                break
+                if hooks is not None:
+                    stepper.save(state)
+                    hooks.on_epoch_end(state)
+                if ended is not None and ended():
+                    break
     if average is not None:
         average.swap()
 

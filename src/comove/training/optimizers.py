@@ -82,7 +82,7 @@ def clip_gradients(gradients: Sequence[Tensor], norm: float, members: int = 1) -
         norm: the largest that is left alone.
         members: models side by side.
     """
-    parts = [g.view(members, -1, *g.shape[1:]) if members > 1 else g[None] for g in gradients]
+    parts = [g.view(members, -1, *g.shape[1:]) if members > 1 else g[None, None] for g in gradients]
     norms = [torch.linalg.vector_norm(part, dim=tuple(range(1, part.ndim))) for part in parts]
     factors_G = (norm / (torch.linalg.vector_norm(torch.stack(norms), dim=0) + 1e-6)).clamp(max=1.0)
     for part in parts:

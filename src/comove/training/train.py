@@ -308,6 +308,7 @@ class _Session:
                         device=self.device,
                         hooks=self,
                         state=state,
+                        ended=self._ends_here,
                     )
         self._finish()
 
@@ -380,8 +381,8 @@ class _Session:
             self._observe_train(anchor=False)
             self._close_row(epoch, step, anchor=False)
 
-    def on_epoch_end(self, state: OptimizerState) -> bool:
-        """Close the epoch's row, keep its weights, save what a resumed run needs, and tell whether training ends."""
+    def on_epoch_end(self, state: OptimizerState) -> None:
+        """Close the epoch's row, keep its weights, and save what a resumed run needs."""
         if self.recording.mode == "sweep":
             self._observe_train(self.anchored)
             self.advance(len(self.train))
@@ -389,7 +390,6 @@ class _Session:
         self._note_validation_loss(self.recorder.rows[-1])
         self._save_checkpoint(state.epoch, state.step, self.lrs[-1])
         self._save_resume(state)
-        return self._ends_here()
 
     def _note_validation_loss(self, row: Row) -> None:
         """Take in the mean validation loss of a row that ends an epoch, as it was recorded."""

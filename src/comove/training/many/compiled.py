@@ -55,12 +55,15 @@ class CompiledTrainer:
             for name, value in self.network.state_dict().items():
                 value.copy_(fresh[name])  # in place: graphs read weights where they were when captured
         recipe = self.recipe if trial_epochs is None else self.recipe.shortened(trial_epochs)
-        part, device, hooks = (
+        fit(
+            self.network,
             self.data.part(member.positions),
-            self.data.device,
-            StopEarly.of(self.network, recipe, validation),
+            recipe,
+            seed=member.seed,
+            device=self.data.device,
+            forward=self.forward,
+            ended=StopEarly.of(self.network, recipe, validation),
         )
-        fit(self.network, part, recipe, seed=member.seed, device=device, hooks=hooks, forward=self.forward)
         return self.network
 
 

@@ -225,7 +225,7 @@ def _alone(task: _Task, member: Member, engine: Engine) -> Trained:
     else:
         device = task.train.device
         model = task.spec.build(member.seed, task.factory).to(device)
-        hooks = StopEarly.of(model, task.recipe, task.validation)
-        fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=device, hooks=hooks)
+        ended = StopEarly.of(model, task.recipe, task.validation)
+        fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=device, ended=ended)
     weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
     return Trained(predict(model, task.query).numpy(), weights if task.keep_weights else None)
