@@ -281,11 +281,11 @@ def test_training_ends_when_the_mean_validation_loss_has_not_fallen_for_so_many_
     assert epochs - 1 - least == 2
     logits, labels = predict(model, held_out), torch.from_numpy(small_digits.query.labels)
     assert stop.losses[-1] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
-    shorter = recipe.with_changes(epochs=epochs)
+    shorter = Recipe(epochs=epochs, batch_size=16, lr=0.3)
     assert _same(_trained(small_digits.train, shorter, 0, build), model.state_dict())
     assert StopEarly.of(model, Recipe(), None) is None
     with pytest.raises(InputError, match="pass validation examples"):
-        StopEarly.of(model, recipe, None)
+        fit(model, small_digits.train, recipe, seed=0, ended=StopEarly.of(model, recipe, None))
 
 
 def test_training_on_one_example_is_refused(small_digits: Splits) -> None:

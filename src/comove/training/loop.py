@@ -184,19 +184,9 @@ class StopEarly:
 
     @classmethod
     def of(cls, model: nn.Module, recipe: Recipe, validation: Resident | None) -> StopEarly | None:
-        """What the recipe asks for; ``None`` for nothing.
-
-        Raises:
-            InputError: the recipe has a patience, and there are no validation examples.
-        """
-        if recipe.early_stop_patience is None:
-            return None
-        if validation is None:
-            raise InputError(
-                f"early_stop_patience={recipe.early_stop_patience} goes by the mean validation loss: pass validation "
-                "examples, or leave the patience out."
-            )
-        return cls(model, validation, recipe.early_stop_patience)
+        """What the recipe asks for, given validation examples; ``None`` for nothing."""
+        patience = recipe.early_stop_patience
+        return None if patience is None or validation is None else cls(model, validation, patience)
 
     def __call__(self) -> bool:
         """Take in the loss after an epoch, and tell whether it was the last."""
@@ -237,16 +227,20 @@ def fit(
         hooks: called along the way.
         state: where to resume; the model must hold the weights of that moment.
         forward: computes what ``model`` computes, faster; by default the model itself.
-        ended: asked after each epoch whether training ends there, as :class:`StopEarly`; the recipe's patience alone
-            ends nothing, since validation examples are not known here.
+        ended: asked after each epoch whether training ends there, as :class:`StopEarly`.
 
     Raises:
-        InputError: fewer than two examples.
+        InputError: fewer than two examples; a recipe with a patience, and nothing that is asked.
     """
     device = resolve_device(device)
     data = examples if isinstance(examples, Resident) else Resident(examples, device)
     if len(data) < 2:
         raise InputError(f"Training needs at least 2 examples, got {len(data)}.")
+    if recipe.early_stop_patience is not None and ended is None:
+        raise InputError(
+            f"early_stop_patience={recipe.early_stop_patience} goes by the mean validation loss: pass validation "
+            "examples, or leave the patience out."
+        )
     state = state or OptimizerState()
     if recipe.channels_last:
         put_channels_last(model)
