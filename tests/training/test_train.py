@@ -403,7 +403,7 @@ def test_stopping_early_without_validation_examples_is_refused_before_anything_i
 
 
 def test_checkpoints_and_recorded_losses_are_those_of_the_average(small_digits: Splits) -> None:
-    recipe = MODERN.with_changes(epochs=3)
+    recipe = Recipe(**{**MODERN.to_json(), "epochs": 3, "early_stop_patience": None})
     made = train(small_digits, "cnn-small", recipe, recording=Recording(every=3))
     for kept in made.checkpoints:
         own = losses(made.load_model(kept), small_digits.train)
