@@ -89,7 +89,7 @@ def test_an_adopted_model_is_explained_in_few_lines(
 
 def test_the_pages_on_recording_and_on_ones_own_name_every_example() -> None:
     pages = [(FOLDER.parent / "docs" / page).read_text(encoding="utf-8") for page in ("recording.md", "own.md")]
-    assert set(re.findall(r"`examples/(\w+)\.py`", "".join(pages))) == {*NEEDS, *WITHOUT_A_TRACE}
+    assert set(re.findall(r"`examples/(\w+)\.py`", "".join(pages))) == {*NEEDS, *WITHOUT_A_TRACE, *ADOPTED}
 
 
 @pytest.mark.parametrize("name", AT_MOST_40_LINES)

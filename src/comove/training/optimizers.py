@@ -75,7 +75,7 @@ def adamw_update(
 def clip_gradients(gradients: Sequence[Tensor], norm: float, members: int = 1) -> None:
     """Scale gradients in place so that the norm of all together is at most ``norm``, for each member by itself.
 
-    g <- g * min(1, norm / (|g| + 1e-6)), as ``torch.nn.utils.clip_grad_norm_``. Pascanu et al., ICML 2013.
+    ``g <- g * min(1, norm / (|g| + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_``. Pascanu et al., ICML 2013.
 
     Args:
         gradients: of all parameters; with several members, the members' one after another along dimension 0.
