@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before they are read: see two_threads
+
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.fork_server import Warm
+from threadpoolctl import threadpool_limits
 
 import comove
 from comove.data import ExampleSet, Splits
@@ -29,6 +33,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skipped tests, by reason")
         for reason, count in reasons.most_common():
             terminalreporter.write_line(f"{count:5} {reason}")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch and the matrix library on two threads, for tests in which threads matter.
+
+    All else runs on one, subprocesses included: several test processes of several threads each wait for one another.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threadpool_limits(2, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

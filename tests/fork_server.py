@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+STRICT = "import warnings; warnings.simplefilter('error'); "
+"""Code to put in front: every warning is an error, as with ``python -W error``."""
 
 SERVER = """
 import json, os, sys, traceback
@@ -17,16 +19,20 @@ load_dataset("digits", limit=200, queries=40)  # imports what reads it
 import comove.evaluation, filelock
 
 for line in sys.stdin:
-    code, arguments, output = json.loads(line)
+    code, arguments, files, folder = json.loads(line)
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            to = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(to, 1), os.dup2(to, 2)
+            for stream, file in enumerate(files, 1):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_TRUNC), stream)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.chdir(folder)
             sys.argv = ["test", *arguments]
             exec(compile(code, "<test>", "exec"), {"__name__": "__main__"})
             status = 0
+        except SystemExit as ended:
+            status = ended.code or 0
         except BaseException:
             traceback.print_exc()
         finally:
@@ -46,20 +52,20 @@ class Warm:
     """
 
     def __init__(self, folder: Path) -> None:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        self.output = folder / "output.txt"
+        self.output, self.errors = folder / "output.txt", folder / "errors.txt"
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **threads},
         )
 
-    def start(self, code: str, *arguments: object) -> int:
+    def start(self, code: str, *arguments: object, cwd: Path | None = None) -> int:
         """Start a child that runs ``code``; returns its process id. It must be waited for or killed."""
         self.output.write_text("")
-        return self._answer(json.dumps([code, list(map(str, arguments)), str(self.output)]))
+        self.errors.write_text("")
+        files = str(self.output), str(self.errors)
+        return self._answer(json.dumps([code, list(map(str, arguments)), files, str(cwd or Path.cwd())]))
 
     def wait(self) -> int:
         """Wait for the child's end; returns its exit code, negative for the signal that ended it."""
@@ -69,10 +75,10 @@ class Warm:
         """Kill the child with SIGKILL, unless it has ended just now; returns its exit code."""
         return self._answer("kill")
 
-    def run(self, code: str, *arguments: object) -> str:
+    def run(self, code: str, *arguments: object, cwd: Path | None = None) -> str:
         """Run ``code`` to its end, and return what it printed."""
-        self.start(code, *arguments)
-        assert self.wait() == 0, self.output.read_text()
+        self.start(code, *arguments, cwd=cwd)
+        assert self.wait() == 0, self.errors.read_text()
         return self.output.read_text()
 
     def stop(self) -> None:

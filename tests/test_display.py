@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -224,14 +222,3 @@ def test_the_losses_of_a_trace_are_medians(run: Run) -> None:
     (axes,) = run.trace.plot().axes
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), np.median(run.trace.train_losses, axis=1))
     np.testing.assert_allclose(np.asarray(axes.lines[1].get_ydata()), np.median(run.trace.query_losses, axis=1))
-
-
-def test_results_import_matplotlib_only_when_they_are_drawn() -> None:
-    code = (
-        "import sys, numpy as np\nfrom comove.attribution.scores import Scores\n"
-        "s = Scores(np.eye(3), [1, 2, 3], [4, 5, 6], 'x')\ns._repr_html_()\n"
-        "assert not {'matplotlib', 'comove.report'} & set(sys.modules)\n"
-        "s.plot(4, k=1)\nassert 'matplotlib' in sys.modules and 'comove.report' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

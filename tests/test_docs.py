@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.fork_server import STRICT, Warm
 
 from comove.attribution import attributors
 from comove.coreset import selectors
@@ -42,14 +43,12 @@ def test_a_methods_page_names_its_class_and_says_everything(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["tutorial", "own"])
-def test_snippets_run_one_after_another(page: str, tmp_path: Path) -> None:
+def test_snippets_run_one_after_another(page: str, warm: Warm, tmp_path: Path) -> None:
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
     assert code
     (tmp_path / "snippets.py").write_text(code, encoding="utf-8")
-    program = [sys.executable, "-W", "error", "snippets.py"]
-    made = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
+    warm.run(STRICT + "import runpy; runpy.run_path('snippets.py', run_name='__main__')", cwd=tmp_path)
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.fork_server import Warm
 
 from comove.attribution import Scores
 from comove.attribution.score_blocks import Block, PartialScores, partial_folder
@@ -84,9 +83,9 @@ t.write(made, 2)
 """
 
 
-def test_kill_9_in_a_block_costs_that_block(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STOPPED, str(tmp_path / "s"), str(Path(__file__).parent)]
-    assert subprocess.run(command, check=False).returncode == -9
+def test_kill_9_in_a_block_costs_that_block(tmp_path: Path, warm: Warm) -> None:
+    warm.start(STOPPED, tmp_path / "s", Path(__file__).parent)
+    assert warm.wait() == -9, warm.errors.read_text()
     assert not (tmp_path / "s").exists()
     with partial(tmp_path / "s") as made:
         assert made.pending == [1, 2, 3, 5, 6, 8]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tests.fork_server import Warm
 from torch import Tensor, nn
 
 from comove.attribution import TRAK
@@ -343,11 +340,6 @@ def test_logging_and_the_working_folder_are_left_alone(
     assert capfd.readouterr() == ("", "")
 
 
-def test_importing_attribution_does_not_import_traker() -> None:
-    code = "import comove.attribution as a, sys; a.attributors(); sys.exit('trak' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 # --- tasks and queries ---------------------------------------------------------------------------------------------
 
 
@@ -512,7 +504,7 @@ trak_features.BLOCK = trak.BLOCK = 20
 plain = trak_features.Featuriser.block
 def slow(self, data, start):
     found = plain(self, data, start)
-    time.sleep(0.3)
+    time.sleep(0.1)
     return found
 trak_features.Featuriser.block = slow
 TRAK(proj_dim=64, cache=sys.argv[2]).fit(Run.load(sys.argv[1]))
@@ -520,19 +512,16 @@ TRAK(proj_dim=64, cache=sys.argv[2]).fit(Run.load(sys.argv[1]))
 
 
 def test_featurising_goes_on_after_kill_9_with_the_same_bits(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int], warm: Warm
 ) -> None:
     monkeypatch.setattr(features_module, "BLOCK", 20)
     monkeypatch.setattr("comove.attribution.trak.BLOCK", 20)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(run.path), str(killed)])
-    try:
-        until = time.monotonic() + 60
-        while len(list(killed.rglob("*.safetensors"))) < 3 and time.monotonic() < until and child.poll() is None:
-            time.sleep(0.02)
-    finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
+    warm.start(CHILD, run.path, killed)
+    until = time.monotonic() + 60
+    while len(list(killed.rglob("*.safetensors"))) < 3 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert warm.kill() == -9, warm.errors.read_text()
     before = files(killed)
     assert 3 <= len(before) < 10
     TRAK(proj_dim=64, cache=str(killed)).fit(run)

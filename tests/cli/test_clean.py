@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from tests.fork_server import STRICT, Warm
 from typer.testing import CliRunner, Result
 
 from comove import cli
@@ -116,13 +115,10 @@ def test_a_method_named_that_a_trace_has_nothing_for_ends_with_2(noisy: Path, tm
     assert "tracin needs checkpoints" in made.stderr
 
 
-def test_the_snippets_of_the_page_run(tmp_path: Path) -> None:
+def test_the_snippets_of_the_page_run(warm: Warm, tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs/cleaning.md"
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
-    program = [sys.executable, "-W", "error", "-c", code]
-    made = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    accuracies = ast.literal_eval(made.stdout)
+    accuracies = ast.literal_eval(warm.run(STRICT + code, cwd=tmp_path))
     assert len(accuracies) == 3
     assert min(accuracies) > 0.85
 

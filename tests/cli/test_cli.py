@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from tests.fork_server import STRICT, Warm
 from typer.testing import CliRunner
 
 import comove
@@ -66,11 +66,7 @@ def comove_(*words: object) -> Result:
     return Result(made.exit_code, made.stdout, made.stderr)
 
 
-def shell(*words: object, **options: Any) -> Result:
-    """Run a command as a user does."""
-    program = [sys.executable, "-W", "error", "-c", "from comove.cli import run; run()", *map(str, words)]
-    made = subprocess.run(program, capture_output=True, text=True, check=False, **options)
-    return Result(made.returncode, made.stdout, made.stderr)
+RUN = STRICT + "from comove.cli import run; run()"
 
 
 def refused(result: Result, *told: str) -> None:
@@ -561,8 +557,10 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(broken: Callable[[BaseExcept
     assert result.err == "Interrupted. What was finished is kept; run the same command again to go on.\n"
 
 
-def test_in_a_real_shell_bad_input_ends_with_2_one_line_and_no_traceback(tmp_path: Path) -> None:
-    refused(shell("train", "--model", "mpl", "--out", tmp_path / "x"), "Did you mean 'mlp'?")
+def test_in_a_process_of_its_own_bad_input_ends_with_2_one_line_and_no_traceback(warm: Warm, tmp_path: Path) -> None:
+    warm.start(RUN, "train", "--model", "mpl", "--out", tmp_path / "x")
+    result = Result(warm.wait(), warm.output.read_text(), warm.errors.read_text())
+    refused(result, "Did you mean 'mlp'?")
 
 
 def test_debug_may_stand_last_on_the_line(
@@ -591,18 +589,16 @@ def test_a_factory_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: p
     assert Run.load(tmp_path / "run").model_spec.name == "mine_to_find:make"
 
 
-def test_interrupted_training_ends_with_130_and_the_same_command_finishes_it(tmp_path: Path) -> None:
+def test_interrupted_training_ends_with_130_and_the_same_command_finishes_it(warm: Warm, tmp_path: Path) -> None:
     words = ["train", "--limit", "600", "--held-out", "40", "--epochs", "20", "--batch-size", "8", "--out"]
-    program = [sys.executable, "-c", "from comove.cli import run; run()", *words, str(tmp_path / "a")]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
+    process = warm.start(RUN, *words, tmp_path / "a")
+    deadline = time.monotonic() + 60
     while not (tmp_path / "a/trace/rows/000003.safetensors").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, warm.errors.read_text()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    os.kill(process, signal.SIGINT)
+    assert warm.wait() == 130
+    out, err = warm.output.read_text(), warm.errors.read_text()
     assert out == ""
     assert "run the same command again to go on" in err
     assert "Traceback" not in err

@@ -194,7 +194,7 @@ def test_a_second_driver_is_refused_while_the_first_lives_and_reading_is_not(
     first = warm.start(DRIVER, tmp_path)
     until = time.monotonic() + 60
     while warm.output.read_text() != "training\n":
-        assert time.monotonic() < until, warm.output.read_text()
+        assert time.monotonic() < until, warm.errors.read_text()
         time.sleep(0.01)
     for attempt in (bank.run, lambda: bank.merge(finished)):
         with pytest.raises(LockedError, match=rf"is being worked on by process {first} on "):

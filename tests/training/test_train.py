@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.fork_server import Warm
 from torch import nn
 
 import comove
@@ -216,16 +215,14 @@ MODERN = Recipe(
 )
 
 
-def _stop_in_the_middle(model: str, mode: str, recipe: Recipe, out: Path, with_signal: int) -> int:
-    words = [model, mode, json.dumps(recipe.to_json()), str(out)]
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *words])
-    deadline = time.monotonic() + 240
+def _stop_in_the_middle(warm: Warm, model: str, mode: str, recipe: Recipe, out: Path, with_signal: int) -> int:
+    process = warm.start(SCRIPT, model, mode, json.dumps(recipe.to_json()), out)
+    deadline = time.monotonic() + 60
     while not (out / "trace/rows/000002.safetensors").exists():
-        assert process.poll() is None, "training ended before it could be stopped"
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, warm.errors.read_text()
         time.sleep(0.02)
-    process.send_signal(with_signal)
-    return process.wait(120)
+    os.kill(process, with_signal)
+    return warm.wait()
 
 
 @pytest.mark.parametrize(
@@ -238,9 +235,9 @@ def _stop_in_the_middle(model: str, mode: str, recipe: Recipe, out: Path, with_s
     ],
 )
 def test_a_run_stopped_in_the_middle_ends_with_the_bits_of_one_never_stopped(
-    small_digits: Splits, tmp_path: Path, model: str, mode: Any, recipe: Recipe, with_signal: int
+    small_digits: Splits, tmp_path: Path, warm: Warm, model: str, mode: Any, recipe: Recipe, with_signal: int
 ) -> None:
-    code = _stop_in_the_middle(model, mode, recipe, tmp_path / "stopped", with_signal)
+    code = _stop_in_the_middle(warm, model, mode, recipe, tmp_path / "stopped", with_signal)
     assert code == (130 if with_signal == signal.SIGINT else -signal.SIGKILL)
     left = Run.load(tmp_path / "stopped")
     assert not left.finished
