@@ -8,6 +8,8 @@ import inspect
 import json
 import pkgutil
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,30 @@ def bare(trace: Trace, order: Ids | None = None) -> Trace:
         query_labels=trace.query_labels,
         validation_ids=trace.validation_ids,
     )
+
+
+@pytest.fixture(scope="module")
+def fitted_methods(runs: tuple[Run, ...]) -> Callable[[type[Attributor]], Attributor]:
+    """Each method fitted once on the runs, for the tests that only ask it."""
+    return cache(lambda method: method().fit(runs))
+
+
+@pytest.fixture
+def fitted(method: type[Attributor], fitted_methods: Callable[[type[Attributor]], Attributor]) -> Attributor:
+    return fitted_methods(method)
+
+
+@pytest.fixture(scope="module")
+def all_scores(
+    fitted_methods: Callable[[type[Attributor]], Attributor],
+) -> Callable[[type[Attributor]], Scores]:
+    return cache(lambda method: fitted_methods(method).attribute())
+
+
+@pytest.fixture
+def scores(method: type[Attributor], all_scores: Callable[[type[Attributor]], Scores]) -> Scores:
+    """What each method says of all queries, made once."""
+    return all_scores(method)
 
 
 def test_the_methods_of_the_paper_and_both_controls_are_discovered() -> None:
@@ -131,16 +157,16 @@ def test_fit_and_attribute_leave_runs_and_manifests_untouched(method: type[Attri
 
 
 @every_run_method
-def test_refit_gives_the_same_values(method: type[Attributor], runs: tuple[Run, ...]) -> None:
-    first, second = (method().fit(runs).attribute() for _ in range(2))
-    np.testing.assert_array_equal(first.values, second.values)
-    assert first.info == second.info
+def test_refit_gives_the_same_values(method: type[Attributor], runs: tuple[Run, ...], scores: Scores) -> None:
+    again = method().fit(runs).attribute()
+    np.testing.assert_array_equal(again.values, scores.values)
+    assert again.info == scores.info
 
 
 @every_run_method
-def test_scores_are_train_by_query_in_the_order_of_the_ids(method: type[Attributor], runs: tuple[Run, ...]) -> None:
-    trace = runs[0].trace
-    scores = method().fit(runs).attribute()
+def test_scores_are_train_by_query_in_the_order_of_the_ids(
+    method: type[Attributor], trace: Trace, scores: Scores
+) -> None:
     np.testing.assert_array_equal(scores.train_ids, trace.train_ids)
     np.testing.assert_array_equal(scores.query_ids, trace.explained_ids)
     assert scores.values.shape == (trace.train_ids.size, trace.explained_ids.size)
@@ -152,27 +178,22 @@ def test_scores_are_train_by_query_in_the_order_of_the_ids(method: type[Attribut
 
 
 @every_run_method
-def test_validation_examples_are_left_out_unless_asked_for(method: type[Attributor], runs: tuple[Run, ...]) -> None:
-    fitted, trace = method().fit(runs), runs[0].trace
-    assert not np.isin(fitted.attribute().query_ids, trace.validation_ids).any()
+def test_validation_examples_are_left_out_unless_asked_for(fitted: Attributor, scores: Scores, trace: Trace) -> None:
+    assert not np.isin(scores.query_ids, trace.validation_ids).any()
     asked = fitted.attribute(trace.validation_ids[:2])
     np.testing.assert_array_equal(asked.query_ids, trace.validation_ids[:2])
 
 
 @every_run_method
-def test_some_queries_are_the_columns_of_all_in_the_order_asked(
-    method: type[Attributor], runs: tuple[Run, ...]
-) -> None:
-    fitted = method().fit(runs)
-    whole = fitted.attribute()
-    asked = whole.query_ids[[7, 2, 11]]
+def test_some_queries_are_the_columns_of_all_in_the_order_asked(fitted: Attributor, scores: Scores) -> None:
+    asked = scores.query_ids[[7, 2, 11]]
     part = fitted.attribute(asked.tolist())
     np.testing.assert_array_equal(part.query_ids, asked)
-    rounding = 1e-5 * np.abs(whole.values).max()
-    np.testing.assert_allclose(part.values, whole.values[:, [7, 2, 11]], rtol=1e-5, atol=rounding)
+    rounding = 1e-5 * np.abs(scores.values).max()
+    np.testing.assert_allclose(part.values, scores.values[:, [7, 2, 11]], rtol=1e-5, atol=rounding)
     assert part.query_labels is not None
-    assert whole.query_labels is not None
-    np.testing.assert_array_equal(part.query_labels, whole.query_labels[[7, 2, 11]])
+    assert scores.query_labels is not None
+    np.testing.assert_array_equal(part.query_labels, scores.query_labels[[7, 2, 11]])
     np.testing.assert_allclose(
         fitted.attribute(int(asked[0])).values[:, 0], part.values[:, 0], rtol=1e-5, atol=rounding
     )
@@ -228,30 +249,27 @@ def test_no_run_at_all_is_refused(method: type[Attributor]) -> None:
 
 
 @every_run_method
-def test_unknown_queries_are_named(method: type[Attributor], runs: tuple[Run, ...]) -> None:
+def test_unknown_queries_are_named(fitted: Attributor, trace: Trace) -> None:
     with pytest.raises(InputError, match=r"Unknown query ids .*ExampleSet.*: 99999; 237"):
-        method().fit(runs).attribute([int(runs[0].trace.query_ids[0]), 99_999])
+        fitted.attribute([int(trace.query_ids[0]), 99_999])
 
 
 @every_run_method
 @pytest.mark.parametrize("queries", [[], [1.5], [[1]], ["a"], [True]])
-def test_queries_that_are_no_distinct_ids_are_refused(
-    method: type[Attributor], queries: object, runs: tuple[Run, ...]
-) -> None:
+def test_queries_that_are_no_distinct_ids_are_refused(fitted: Attributor, queries: object) -> None:
     with pytest.raises(InputError, match="distinct integer ids"):
-        method().fit(runs).attribute(queries)  # type: ignore[arg-type]
+        fitted.attribute(queries)  # type: ignore[arg-type]
 
 
 @every_run_method
-def test_a_repeated_query_is_refused(method: type[Attributor], runs: tuple[Run, ...]) -> None:
-    id_ = int(runs[0].trace.query_ids[0])
+def test_a_repeated_query_is_refused(fitted: Attributor, trace: Trace) -> None:
+    id_ = int(trace.query_ids[0])
     with pytest.raises(InputError, match="distinct"):
-        method().fit(runs).attribute([id_, id_])
+        fitted.attribute([id_, id_])
 
 
 @every_run_method
-def test_scores_save_and_load_whole(method: type[Attributor], runs: tuple[Run, ...], tmp_path: Path) -> None:
-    scores = method().fit(runs).attribute()
+def test_scores_save_and_load_whole(scores: Scores, tmp_path: Path) -> None:
     scores.save(tmp_path / "new" / "scores.safetensors")
     loaded = Scores.load(tmp_path / "new" / "scores.safetensors")
     for name in ("values", "train_ids", "query_ids", "train_labels", "query_labels"):
@@ -261,10 +279,11 @@ def test_scores_save_and_load_whole(method: type[Attributor], runs: tuple[Run, .
 
 
 @every_run_method
-def test_options_are_json_and_stand_in_the_scores(method: type[Attributor], runs: tuple[Run, ...]) -> None:
-    made = method()
+def test_options_are_json_and_stand_in_the_scores(
+    method: type[Attributor], runs: tuple[Run, ...], scores: Scores
+) -> None:
+    made, info = method(), scores.info
     assert json.loads(json.dumps(made.options)) == made.options
-    info = made.fit(runs).attribute().info
     assert json.loads(json.dumps(dict(info))) == dict(info)
     assert {name: info[name] for name in made.options} == made.options
     assert info["runs"] == len(runs)

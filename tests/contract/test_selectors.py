@@ -8,7 +8,9 @@ import inspect
 import json
 import pkgutil
 import re
+from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +79,12 @@ def run(runs: tuple[Run, ...]) -> Run:
 @pytest.fixture(scope="module")
 def trace(run: Run) -> Trace:
     return run.trace
+
+
+@pytest.fixture(scope="module")
+def coresets(runs: tuple[Run, ...]) -> Callable[..., Coreset]:
+    """``coresets(method, budget)``: what a method keeps of the first run, selected once for all tests that read it."""
+    return cache(lambda method, budget: method().select(runs[0], budget))
 
 
 def rewritten(trace: Trace, order: Ids, folder: Path, *, labels: bool = True) -> Trace:
@@ -163,13 +171,15 @@ def test_the_coreset_has_exactly_the_size_asked_for_from_the_candidates(
 
 
 @each(METHODS)
-def test_labels_are_those_of_the_chosen_ids(method: type[Selector], run: Run) -> None:
-    coreset, trace = method().select(run, 50), run.trace
+def test_labels_are_those_of_the_chosen_ids(
+    method: type[Selector], trace: Trace, coresets: Callable[..., Coreset]
+) -> None:
+    coreset = coresets(method, 60)
     assert trace.train_labels is not None
     truth = dict(zip(trace.train_ids.tolist(), trace.train_labels.tolist(), strict=True))
     assert coreset.labels is not None
     assert coreset.labels.tolist() == [truth[id_] for id_ in coreset.ids.tolist()]
-    assert sum(coreset.per_class.values()) == 50
+    assert sum(coreset.per_class.values()) == 60
 
 
 @each(METHODS)
@@ -256,8 +266,10 @@ def test_greedy_smaller_budgets_are_prefixes_of_larger_ones(method: type[Selecto
 
 
 @each([method for method in METHODS if not method.greedy])
-def test_other_coresets_are_sorted_by_score_and_ties_by_the_hash_of_the_id(method: type[Selector], run: Run) -> None:
-    coreset = method().select(run, 60)
+def test_other_coresets_are_sorted_by_score_and_ties_by_the_hash_of_the_id(
+    method: type[Selector], coresets: Callable[..., Coreset]
+) -> None:
+    coreset = coresets(method, 60)
     keys = list(zip((-coreset.scores).tolist(), tie_keys(coreset.ids).tolist(), strict=True))
     assert keys == sorted(keys)
 
@@ -269,10 +281,12 @@ def test_class_budgets_are_refused_where_classes_do_not_matter(method: type[Sele
 
 
 @each(SCORING)
-def test_what_is_kept_scores_at_least_as_high_as_what_is_left(method: type[ScoreSelector], run: Run) -> None:
+def test_what_is_kept_scores_at_least_as_high_as_what_is_left(
+    method: type[ScoreSelector], run: Run, coresets: Callable[..., Coreset]
+) -> None:
     made, trace = method(), run.trace
     assert trace.train_labels is not None
-    scores, coreset = made.scores(run), made.select(run, 60)
+    scores, coreset = made.scores(run), coresets(method, 60)
     assert scores.shape == trace.train_ids.shape
     kept = np.isin(trace.train_ids, coreset.ids)
     groups = [trace.train_labels == label for label in range(10)] if method.balanced else [np.ones(200, bool)]
@@ -295,8 +309,10 @@ def test_the_choice_moves_with_the_ids_when_training_columns_are_shuffled(
 
 @each(METHODS)
 @pytest.mark.parametrize("suffix", [".safetensors", ".csv"])
-def test_a_coreset_saves_and_loads(method: type[Selector], suffix: str, run: Run, tmp_path: Path) -> None:
-    coreset = method().select(run, 0.15)
+def test_a_coreset_saves_and_loads(
+    method: type[Selector], suffix: str, tmp_path: Path, coresets: Callable[..., Coreset]
+) -> None:
+    coreset = coresets(method, 60)
     file = tmp_path / "new" / f"{coreset.method}{suffix}"
     coreset.save(file)
     loaded = Coreset.load(file)
