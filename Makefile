@@ -14,8 +14,7 @@ demo: $(VENV)/.ready  ## the main job on embedded real data, about a minute; ope
 	$(BIN)/comove demo --out demo
 
 test: $(VENV)/.ready lint  ## everything CI checks
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
-	$(BIN)/python -m pytest --doctest-modules src
+	$(BIN)/python -m pytest tests src --doctest-modules --ignore=tests/trace/two_processes.py -n 2 --dist loadfile
 
 # The versions are kept only if all tests pass on them; else constraints.txt stays, and the next target goes back to it.
 update: $(VENV)/.ready  ## constraints.txt made anew, with the newest versions, and the tests run on them

@@ -35,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{count:5} {reason}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_threads() -> Iterator[None]:
     """Torch and the matrix library on two threads, for tests in which threads matter.
 

@@ -26,6 +26,8 @@ from comove.ties import tie_keys
 from comove.trace import Trace
 from comove.training import Run
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # as against one in workers, or within the work
+
 N, Q = 3_500, 40
 SMALL = 1 << 18
 """Bytes of a block: 1,024 training examples at 40 queries."""

@@ -53,6 +53,11 @@ class Training:
         ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _threads(two_threads: None) -> None:
+    """Two threads here, as against one in a worker."""
+
+
 @pytest.fixture
 def training() -> Training:
     """Training jobs; their functions are local, so they travel by value, as those of a script or a notebook do."""

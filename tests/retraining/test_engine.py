@@ -19,6 +19,8 @@ from comove.models import ModelSpec
 from comove.retraining.subsets import without
 from comove.training import Engine, Engines, Recipe, choose_engine, engines_for
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # as against one in workers, or within the work
+
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.9)
 NEWER = Recipe(epochs=2, batch_size=16, lr=0.01, optimizer="adamw", clip_norm=0.5, warmup_epochs=1, ema=0.9)
 ONE = Engine("one-by-one", 1, "for a test")

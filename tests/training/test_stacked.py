@@ -34,6 +34,8 @@ from comove.training.many import choice, engine
 from comove.training.many.stacked import Stack, place_matters, why_not_stacked
 from comove.training.recipe import RECIPES
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # as against one in workers, or within the work
+
 CPU = torch.device("cpu")
 ALONE = Engine("one-by-one", 1, "")
 FANCY = Recipe(
