@@ -90,9 +90,9 @@ def adopt(
     kept = _ordered(weights)
     splits = _splits(train, validation, queries)
     _check(network, kept, task, splits)
+    given = _given(trace, splits)
     folder = new_folder(tempfile.mkdtemp(prefix="comove-adopted-") if out is None else out)
     manifest = claim_folder(folder, "run", RUN_FORMAT, _identity(network, kept, task, splits, trace))
-    given = _given(trace, splits)
     run = Run(folder, manifest, splits, adopted=Adopted(network, task, tuple(kept), given))
     if given is None and not run.finished:
         with driver_lock(folder):
