@@ -419,7 +419,7 @@ def test_nothing_in_the_package_pickles_or_runs_what_a_file_says() -> None:
         for file in files
         if file not in in_transit
         for number, line in enumerate(file.read_text().splitlines(), 1)
-        if unsafe.search(line) and "model.eval(" not in line
+        if unsafe.search(line) and "model.eval(" not in line and "weights_only=True)" not in line
     ]
     assert found == []
     assert not re.search(r"\bopen\(|\.write_|Path\(", in_transit.pop().read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -121,12 +120,14 @@ def _read(file: Path) -> dict[str, Tensor]:
             raise CorruptFileError(f"{file} cannot be read: {first_line(error)}") from error
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CorruptFileError(
-            f"{file} holds more than tensors and plain values, and reading it would run code: it was saved as a whole "
-            "model or with its own classes. Save the weights alone, torch.save(model.state_dict(), path)."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever torch meets in a file of any origin
+        if (
+            type(error).__name__ == "UnpicklingError" and file.read_bytes()[:2] == b"PK"
+        ):  # the archive that torch writes
+            raise CorruptFileError(
+                f"{file} holds more than tensors and plain values, and reading it would run code: it was saved as a "
+                "whole model or with its own classes. Save the model's state_dict() alone."
+            ) from error
         raise CorruptFileError(f"{file} cannot be read: {first_line(error)}") from error
     return _unwrapped(content, file)
 
