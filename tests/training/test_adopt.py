@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -447,3 +448,19 @@ def test_a_report_and_a_ranking_by_loss_are_made_of_any_task(simple: Any, tmp_pa
     assert "all examples" in page.read_text(encoding="utf-8")
     order = rank_labels(run, ["loss"]).to_pandas()
     assert len(order) == N
+
+
+def test_a_temporary_run_leaves_no_folder_behind(simple: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, kept, train, queries = simple
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run = adopt(model, kept, train, queries, Regression(), device="cpu")
+    assert len(list(tmp_path.iterdir())) == 1
+    del run
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+    nan = copy.deepcopy(kept[1])
+    nan["2.bias"][0] = math.nan
+    with pytest.raises(NonFiniteError):
+        adopt(model, [kept[0], nan, kept[2]], train, queries, Regression(), device="cpu")
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -92,24 +94,17 @@ def adopt(
     _check(network, kept, task, splits)
     given = _given(trace, splits)
     folder = new_folder(tempfile.mkdtemp(prefix="comove-adopted-") if out is None else out)
+    adopted = Adopted(network, task, tuple(kept), given)
+    if out is None:  # it goes with the run, also when the replay fails
+        weakref.finalize(adopted, shutil.rmtree, folder, ignore_errors=True)
     manifest = claim_folder(folder, "run", RUN_FORMAT, _identity(network, kept, task, splits, trace))
-    run = Run(folder, manifest, splits, adopted=Adopted(network, task, tuple(kept), given))
+    run = Run(folder, manifest, splits, adopted=adopted)
     if given is None and not run.finished:
         with driver_lock(folder):
             labelled = _replay(run, splits, where, progress)
     else:
         labelled = _with_labels(splits, given if given is not None else Trace.load(folder / "trace"))
-    run = Run(folder, manifest, labelled, adopted=run.adopted)
-    if out is None:
-        _remove_with(run, folder)
-    return run
-
-
-def _remove_with(run: Run, folder: Path) -> None:
-    import shutil
-    import weakref
-
-    weakref.finalize(run.adopted, shutil.rmtree, folder, ignore_errors=True)
+    return Run(folder, manifest, labelled, adopted=adopted)
 
 
 @dataclass(eq=False)
