@@ -732,3 +732,36 @@ def test_a_way_refused_in_a_later_chunk_gives_way_to_the_next() -> None:
     again = PerExampleGradients(model, batch=5, check_on=Long())
     directions = {name: part[:3] for name, part in found.items()}
     assert error(again.inner_products(Data(), directions).numpy(), true @ true[:3].T) < 1e-9
+
+
+class CutsPadding(nn.Module):
+    """Logits per position, only as far as the longest sentence of the batch goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 5), nn.Linear(5, 7)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        longest = int(attention_mask.sum(1).max())
+        return self.head(torch.tanh(self.embed(input_ids[:, :longest])))  # type: ignore[no-any-return]
+
+
+def test_outputs_whose_width_depends_on_the_batch_are_computed_one_example_at_a_time() -> None:
+    from comove.tasks import PerExample
+
+    torch.manual_seed(0)
+    model = CutsPadding().double().eval()
+    ids = torch.randint(0, 7, (9, 6), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(6) < torch.tensor([2, 3, 6, 4, 5, 6, 2, 3, 4])[:, None]).long()
+    task = PerExample(lambda outputs, batch: outputs.square().flatten(1).sum(1), name="all positions")
+    stream = PerExampleGradients(model, task=task)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    found = stream(batch)
+    assert stream.batches_matter
+    for row in range(9):
+        one = {name: value[row : row + 1] for name, value in batch.items()}
+        value = task.loss(task.outputs(model, one), one).sum()
+        for name, true in zip(found, torch.autograd.grad(value, list(model.parameters())), strict=True):
+            torch.testing.assert_close(found[name][row], true)
+    weights = stream.evaluate(batch, task.error_probability)
+    assert weights.shape == (9, 1)

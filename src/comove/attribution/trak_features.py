@@ -66,10 +66,9 @@ class _GradientComputer:
     def compute_loss_grad(self, batch: Batch) -> Tensor:
         _, part, chunk = batch
         examples, objective = part.batch(chunk), self.gradients.objective
-        outputs = self._outputs
-        if not objective.classifies or self.gradients.paths.way != "per-sample rules":  # the hook saw single examples
-            outputs = self.gradients.outputs(examples)
-        return objective.task.error_probability(outputs, examples)[:, None]
+        if objective.classifies and self.gradients.paths.way == "per-sample rules":  # else the hook saw single examples
+            return objective.task.error_probability(self._outputs, examples)[:, None]
+        return self.gradients.evaluate(examples, objective.task.error_probability)
 
 
 class _Store:

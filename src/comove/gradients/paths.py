@@ -22,12 +22,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from comove.data.batches import Batch, batch_size, concatenate, map_tensors, rows_of, tensors_of
+from comove.data.batches import Batch, batch_size, map_tensors, rows_of, tensors_of
 from comove.errors import InputError, first_line
 from comove.gradients.batch_norm_folding import Pair, folded, scale_and_shift
 from comove.gradients.forward_checks import Uses, expandable
 from comove.gradients.per_sample_rules import BATCH_NORMS, rules_of
-from comove.gradients.scalars import Objective, Values, flat_outputs
+from comove.gradients.scalars import Objective, Values, flat_outputs, stack_flat
 from comove.models import without_fast_path
 
 __all__ = ["PerSampleRules", "RefusedPathError", "by_vmap", "one_at_a_time"]
@@ -327,7 +327,7 @@ def one_at_a_time(
                 if parameter.grad is not None:
                     found[name][row] = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
             outputs.append(flat_outputs(output).detach())
-    return found, concatenate(outputs)
+    return found, stack_flat(outputs)
 
 
 def _check_batch_of_one(output: Any, objective: Objective) -> None:

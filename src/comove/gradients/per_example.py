@@ -33,7 +33,7 @@ from comove.gradients.forward_checks import (
 )
 from comove.gradients.inner_products import InnerProducts, flat_rows
 from comove.gradients.paths import PerSampleRules, RefusedPathError, by_vmap, one_at_a_time
-from comove.gradients.scalars import Objective, Scalar, Values, cross_entropy, flat_outputs, margin
+from comove.gradients.scalars import Objective, Scalar, Values, cross_entropy, flat_outputs, margin, stack_flat
 from comove.models import without_fast_path
 from comove.tasks import Classification, Task, targets_of
 
@@ -322,12 +322,17 @@ class PerExampleGradients:
         check_finite({"gradient": norms_N}, data)
         return norms_N
 
-    def outputs(self, batch: Batch) -> Any:
-        """Return the model's outputs, detached, as the gradients are of."""
+    def evaluate(self, batch: Batch, function: Values) -> Tensor:
+        """Return ``function(outputs, batch)`` (B, ...), detached, of the outputs that the gradients are of."""
         size = batch_size(batch)
         rows = [rows_of(batch, slice(row, row + 1)) for row in range(size)] if self.batches_matter else [batch]
         with torch.no_grad(), without_fast_path():
-            return concatenate([self.objective.outputs(self.model, row) for row in rows])
+            return stack_flat(
+                [function(self.objective.outputs(self.model, row), row).reshape(batch_size(row), -1) for row in rows]
+            )
+
+    def _flat(self, batch: Batch) -> Tensor:
+        return self.evaluate(batch, lambda outputs, _: flat_outputs(outputs))
 
     # --- the three ways ---
 
@@ -419,7 +424,7 @@ class PerExampleGradients:
         truth, outputs = self._one_at_a_time(batch, _probe)
         check_finite(truth, data, rows)
         self.reads_values = bool(watch.reads)
-        self.batches_matter = not _close(flat_outputs(self.outputs(batch)), outputs) or self._mixes(data)
+        self.batches_matter = not _close(self._flat(batch), outputs) or self._mixes(data)
         self._rules.check_rows = bool(watch.reorders)
         why = ""
         if watch.reads:
@@ -455,15 +460,15 @@ class PerExampleGradients:
         if count <= CHECKED:
             return False
         batch = rows_of(data.batch(slice(0, count)), torch.arange(count - 1, -1, -1))
-        return not _close(flat_outputs(self.outputs(batch)), self._outputs_of_parts(batch, CHECKED))
+        return not _close(self._flat(batch), self._outputs_of_parts(batch, CHECKED))
 
     def _outputs_of_parts(self, batch: Batch, size: int) -> Tensor:
         starts = range(0, batch_size(batch), size)
-        return torch.cat([flat_outputs(self.outputs(rows_of(batch, slice(at, at + size)))) for at in starts])
+        return stack_flat([self._flat(rows_of(batch, slice(at, at + size))) for at in starts])
 
     def same_alone(self, batch: Batch) -> bool:
         """Whether a batch's outputs are those of its examples one by one."""
-        return _close(flat_outputs(self.outputs(batch)), self._outputs_of_parts(batch, 1))
+        return _close(self._flat(batch), self._outputs_of_parts(batch, 1))
 
     def _check_outputs(self, batch: Batch) -> ForwardPass:
         """Check the outputs' shape and that they are not drawn at random; return what the forward pass does."""
@@ -537,6 +542,8 @@ def _tolerance(values: Tensor) -> float:
 
 def _close(one: Tensor, other: Tensor) -> bool:
     """Whether outputs of two batches are the same; they differ by less rounding than gradients do."""
+    if one.shape != other.shape:
+        return False
     tolerance = _tolerance(one) / 10
     scale = torch.maximum(one.abs().amax(), other.abs().amax()) + 1e-30
     return bool(((one - other).abs() <= tolerance * scale).all())

@@ -5,18 +5,19 @@ Shape legend: B examples, C classes, K entries of an example's outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comove.data.batches import Batch, tensors_of
 from comove.errors import InputError
 from comove.tasks import Classification, Task, cross_entropy, margin, targets_of
 
-__all__ = ["Function", "Objective", "Scalar", "Values", "cross_entropy", "flat_outputs", "margin"]
+__all__ = ["Function", "Objective", "Scalar", "Values", "cross_entropy", "flat_outputs", "margin", "stack_flat"]
 
 Function: TypeAlias = Callable[[Any, Tensor], Tensor]
 """A function of outputs and labels (B,) that returns (B,)."""
@@ -63,3 +64,9 @@ def flat_outputs(outputs: Any) -> Tensor:
     if not parts:
         raise InputError("The model's outputs hold no tensor of real numbers.")
     return torch.cat(parts, 1)
+
+
+def stack_flat(parts: Sequence[Tensor]) -> Tensor:
+    """Join flat outputs (B_i, K_i) of several batches; where a model cuts padding off, K_i differ and zeros fill up."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
