@@ -765,3 +765,28 @@ def test_outputs_whose_width_depends_on_the_batch_are_computed_one_example_at_a_
             torch.testing.assert_close(found[name][row], true)
     weights = stream.evaluate(batch, task.error_probability)
     assert weights.shape == (9, 1)
+
+
+def test_one_short_sentence_among_many_is_among_those_that_the_ways_are_checked_on() -> None:
+    from comove.tasks import PerExample
+
+    torch.manual_seed(0)
+    model = CutsPadding().double().eval()
+    ids = torch.randint(0, 7, (220, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[151, 2:] = 0  # beyond the first chunk, and none of the evenly spread ones
+
+    class Sentences:
+        def __len__(self) -> int:
+            return 220
+
+        def batch(self, positions: slice) -> dict[str, Tensor]:
+            return {"input_ids": ids[positions], "attention_mask": mask[positions]}
+
+    task = PerExample(lambda outputs, batch: outputs.square().flatten(1).sum(1), name="all positions")
+    stream = PerExampleGradients(model, task=task)
+    found = stream.collect(Sentences())
+    one = {"input_ids": ids[151:152], "attention_mask": mask[151:152]}
+    value = task.loss(task.outputs(model, one), one).sum()
+    for name, true in zip(found, torch.autograd.grad(value, list(model.parameters())), strict=True):
+        torch.testing.assert_close(found[name][151], true)

@@ -104,3 +104,17 @@ def test_root_mean_square_norm_and_one_dimensional_convolutions_have_rules() -> 
     ):
         assert parameter.shape == true.shape
         torch.testing.assert_close(found[name][2], true, rtol=1e-9, atol=1e-12)
+
+
+def test_a_transposed_linear_layer_on_vectors_has_its_own_gradient() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1D(4, 3), nn.Tanh(), Conv1D(3, 4)).double().eval()
+    x, labels = torch.randn(5, 3, dtype=torch.float64), torch.arange(5) % 3
+    stream = PerExampleGradients(model, task=Classification())
+    found = stream(x, labels)
+    assert stream.paths.way == "per-sample rules"
+    loss = nn.functional.cross_entropy(model(x[3:4]), labels[3:4])
+    for name, true in zip(found, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+        torch.testing.assert_close(found[name][3], true)
