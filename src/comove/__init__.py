@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from comove.jobs import Compute
     from comove.retraining.own import OwnTraining
     from comove.trace import Recorder, Trace
-    from comove.training import Recipe, Recording, Run, Training, Weights, adopt, train
+    from comove.training import Exploration, Recipe, Recording, Run, Training, Weights, adopt, explore, train
 
 _HOME = {
     "Compute": "comove.jobs",
     "Coreset": "comove.coreset",
     "ExampleSet": "comove.data",
+    "Exploration": "comove.training",
     "OwnTraining": "comove.retraining.own",
     "Recipe": "comove.training",
     "Recorder": "comove.trace",
@@ -36,6 +37,7 @@ _HOME = {
     "Training": "comove.training",
     "Weights": "comove.training",
     "adopt": "comove.training",
+    "explore": "comove.training",
     "linear_datamodeling_score": "comove.evaluation",
     "load_dataset": "comove.data",
     "select": "comove.coreset",
@@ -47,6 +49,7 @@ __all__ = [
     "Compute",
     "Coreset",
     "ExampleSet",
+    "Exploration",
     "OwnTraining",
     "Recipe",
     "Recorder",
@@ -60,6 +63,7 @@ __all__ = [
     "Weights",
     "__version__",
     "adopt",
+    "explore",
     "linear_datamodeling_score",
     "load_dataset",
     "select",

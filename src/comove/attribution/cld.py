@@ -17,7 +17,8 @@ import torch
 
 from comove.attribution.base import Attributor, Queries
 from comove.attribution.replay import check_queries
-from comove.correlation import constant, pairwise
+from comove.checks import check_number
+from comove.correlation import constant, pairwise, whitened
 from comove.data import ExampleSet, positions_of
 from comove.discovery import check_choice
 from comove.errors import InputError
@@ -27,7 +28,7 @@ from comove.trace.trace import check_losses
 from comove.training import Resident, Run, evaluate, resolve_device
 from comove.training.sources import Source
 
-__all__ = ["CLD", "chosen_rows", "replay_losses"]
+__all__ = ["CLD", "chosen_rows", "log_odds_of", "replay_losses"]
 
 Rows = Literal["all", "epochs"]
 BATCH = 128
@@ -37,7 +38,41 @@ CHOICES = {
     "common_mode": ("keep", "remove"),
     "row_scaling": ("none", "rms"),
     "rows": get_args(Rows),
+    "transform": ("none", "log-odds"),
 }
+SMALLEST_LOSS = 2.0**-24
+"""Half the distance from 1 to the next smaller float32: a recorded loss below it says no more than this."""
+
+
+def log_odds_of(losses: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return log p / (1 - p), p = exp(-loss), of losses of any shape: what gradient methods call the margin.
+
+    Losses below 2^-24, which float32 cannot tell from 0, count as that.
+
+    Raises:
+        InputError: a negative loss, which is no -log of a probability.
+    """
+    if losses.size and losses.min() < -1e-4:
+        raise InputError(
+            f"transform='log-odds' reads losses as -log of a probability; {losses.min():.4g} is below 0. Leave it out."
+        )
+    clipped = np.maximum(losses.astype(np.float64), SMALLEST_LOSS)
+    odds: npt.NDArray[np.float64] = -clipped - np.log(-np.expm1(-clipped))
+    return odds
+
+
+class _LogOdds:
+    """Log odds (T+1, N) of losses read where they lie, a block of columns at a time."""
+
+    ndim = 2
+    dtype = np.dtype(np.float64)
+
+    def __init__(self, losses: Any) -> None:
+        self.losses = losses
+        self.shape = tuple(losses.shape)
+
+    def __getitem__(self, key: Any) -> npt.NDArray[np.float64]:
+        return log_odds_of(np.asarray(self.losses[key]))
 
 
 def chosen_rows(trace: Trace, rows: Rows) -> list[int]:
@@ -100,6 +135,14 @@ class CLD(Attributor):
         common_mode: ``"keep"`` (the paper), or ``"remove"``: project the mean trajectory out of every example's.
         row_scaling: ``"none"`` (the paper), or ``"rms"``: scale each row of differences to unit RMS over examples.
         rows: ``"all"`` recorded rows, or those at the ends of ``"epochs"`` only.
+        transform: ``"none"`` (the paper: losses), or ``"log-odds"`` of exp(-loss), which keep moving where the loss is
+            next to 0.
+        whiten: ``None`` (the paper), or a ridge such as 0.03: the covariance of rows whitened over the training
+            examples (:func:`comove.correlation.whitened`). It replaces the correlation, so leave ``correlation``,
+            ``common_mode`` and ``row_scaling`` as they are.
+
+    Raises:
+        InputError: an unknown choice; ``whiten`` together with another correlation.
     """
 
     name: ClassVar[str] = "cld"
@@ -111,10 +154,17 @@ class CLD(Attributor):
     common_mode: Literal["keep", "remove"] = "keep"
     row_scaling: Literal["none", "rms"] = "none"
     rows: Rows = "all"
+    transform: Literal["none", "log-odds"] = "none"
+    whiten: float | None = None
 
     def __post_init__(self) -> None:
         for option, choices in CHOICES.items():
             check_choice(getattr(self, option), choices, option, self.name)
+        if self.whiten is None:
+            return
+        check_number(self.whiten, f"{self.name}: whiten")
+        if (self.correlation, self.common_mode, self.row_scaling) != ("pearson", "keep", "none"):
+            raise InputError("cld: whiten replaces correlation, common_mode and row_scaling; give it or them.")
 
     def _fit(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         return sources
@@ -127,20 +177,26 @@ class CLD(Attributor):
             counts["constant_train"] += int(constant(train_TN).sum())
             counts["constant_queries"] += int(constant(query_TQ).sum())
             scores_NQ = pairwise(
-                train_TN,
-                query_TQ,
-                correlation=self.correlation,
-                common_mode=self.common_mode,
-                row_scaling=self.row_scaling,
-                train_ids=source.trace.train_ids,
-                query_ids=queries.ids,
+                train_TN, query_TQ, **self.product, train_ids=source.trace.train_ids, query_ids=queries.ids
             )
             total = scores_NQ if total is None else np.add(total, scores_NQ, out=total)
         assert total is not None
         return total / np.float32(len(state)), counts
 
-    def _losses(self, source: Source, queries: Queries) -> tuple[Any, npt.NDArray[np.float32]]:
-        """(T+1, N) losses, on disk where the trace is, and (T+1, Q)."""
+    def _losses(self, source: Source, queries: Queries) -> tuple[Any, npt.NDArray[Any]]:
+        """What is multiplied: (T+1, N), on disk where the trace is, and (T+1, Q)."""
+        train_TN, query_TQ = self._recorded(source, queries)
+        if self.transform == "log-odds":
+            train_TN, query_TQ = _LogOdds(train_TN), log_odds_of(query_TQ)
+        return train_TN, query_TQ if self.whiten is None else whitened(train_TN, query_TQ, self.whiten)
+
+    @property
+    def product(self) -> dict[str, Any]:
+        """The options of :func:`comove.correlation.pairwise` that make this method's scores of what it multiplies."""
+        correlation = self.correlation if self.whiten is None else "covariance"
+        return {"correlation": correlation, "common_mode": self.common_mode, "row_scaling": self.row_scaling}
+
+    def _recorded(self, source: Source, queries: Queries) -> tuple[Any, npt.NDArray[Any]]:
         trace = source.trace
         if queries.examples is None:
             rows = chosen_rows(trace, self.rows)

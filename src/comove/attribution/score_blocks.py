@@ -239,7 +239,7 @@ def _problem(method: CLD, sources: Any, queries: Any) -> _Problem:
     return _Problem(
         tuple(train for train, _ in losses),
         tuple(query for _, query in losses),
-        {option: getattr(method, option) for option in ("correlation", "common_mode", "row_scaling")},
+        method.product,
         {name: array for name, array in arrays.items() if array is not None},
         {
             "method": method.label,

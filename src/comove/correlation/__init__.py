@@ -25,5 +25,6 @@ from comove.correlation.best import top_k
 from comove.correlation.classes import per_class
 from comove.correlation.constants import constant
 from comove.correlation.pairs import blocks, pairwise
+from comove.correlation.whitening import whitened
 
-__all__ = ["blocks", "constant", "pairwise", "per_class", "top_k"]
+__all__ = ["blocks", "constant", "pairwise", "per_class", "top_k", "whitened"]

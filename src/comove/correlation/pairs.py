@@ -11,7 +11,7 @@ import torch
 
 from comove.correlation.inputs import ArrayLike, Side, output, sides
 from comove.correlation.product import Panel, panels, score_tile, tile_of
-from comove.correlation.standardise import CommonMode, Correlation, Plan, RowScaling, plan_for, ranges
+from comove.correlation.standardise import CommonMode, Correlation, Plan, RowScaling, Series, plan_for, ranges
 from comove.correlation.workers import Workers, plain_products, workers
 from comove.errors import InputError, InputTypeError
 
@@ -27,6 +27,7 @@ def pairwise(
     correlation: Correlation = "pearson",
     common_mode: CommonMode = "keep",
     row_scaling: RowScaling = "none",
+    of: Series = "differences",
     out: Any = None,
     train_ids: ArrayLike | None = None,
     query_ids: ArrayLike | None = None,
@@ -45,6 +46,8 @@ def pairwise(
             examples share (all losses fall early on) does not count: a partial correlation.
         row_scaling: ``"rms"`` first divides each row of differences by its root mean square over the training
             examples, so that early, violent rows do not drown the late ones.
+        of: what is correlated: ``"differences"`` from each row to the next (CLD), or the ``"values"`` themselves, for
+            rows that are independent draws (:class:`comove.attribution.BayesianInfluence`).
         out: (N, Q) float32 array to fill block by block and return, a memory map included; for torch input, a tensor.
         train_ids: (N,) integer ids, used to name an example in an error message.
         query_ids: (Q,) integer ids, likewise.
@@ -68,7 +71,7 @@ def pairwise(
     """
     train, query = sides(train_losses, query_losses, train_ids, query_ids)
     with plain_products():
-        plan = plan_for(train, correlation, common_mode, row_scaling)
+        plan = plan_for(train, correlation, common_mode, row_scaling, of)
     scores_NQ = output(out, train, query)
     flat = scores_NQ.numpy() if isinstance(scores_NQ, torch.Tensor) and train.xp is np else scores_NQ
 

@@ -47,7 +47,7 @@ def panels(
     Tiles lie where they would for all columns: whoever asks for whichever part multiplies the same, to the same bits.
     """
     stop = side.columns if stop is None else stop
-    width = max(1, sizes.PANEL // (side.rows - 1))
+    width = max(1, sizes.PANEL // plan.length(side.rows))
     for grid in ranges(0, side.columns, width - width % tile if width > tile else width):
         if grid.start < stop and grid.stop > start:
             low = grid.start + max(0, start - grid.start) // tile * tile
@@ -55,7 +55,7 @@ def panels(
 
 
 def _panel(side: Side, plan: Plan, crew: Workers, start: int, stop: int) -> Panel:
-    unit_TB = side.zeros(side.rows - 1, stop - start, dtype="float32")
+    unit_TB = side.zeros(plan.length(side.rows), stop - start, dtype="float32")
     scale_B = side.zeros(stop - start)
 
     def fill(at: slice) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "Correlation",
     "Plan",
     "RowScaling",
+    "Series",
     "center",
     "column_blocks",
     "namespace",
@@ -29,6 +30,7 @@ __all__ = [
 Correlation: TypeAlias = Literal["pearson", "spearman", "covariance"]
 CommonMode: TypeAlias = Literal["keep", "remove"]
 RowScaling: TypeAlias = Literal["none", "rms"]
+Series: TypeAlias = Literal["differences", "values"]
 EPS = float(np.finfo(np.float64).eps)
 
 
@@ -37,17 +39,29 @@ class Plan:
     """What happens to every column, train or query, before the product."""
 
     correlation: str = "pearson"
+    of: str = "differences"
     weight: Any = None  # (T,) one over the RMS of each row of training differences
     shared: Any = None  # (T,) unit mean training trajectory, to be projected out
     order: Any = None  # (T,) rows in the order of the product, small entries first
 
+    def length(self, rows: int) -> int:
+        """How many rows the product has, of losses with ``rows`` rows."""
+        return rows - 1 if self.of == "differences" else rows
 
-def plan_for(train: Side, correlation: str, common_mode: str, row_scaling: str) -> Plan:
+    def series(self, block_RB: Any) -> Any:
+        """What is correlated, in an array of its own: differences between rows, or the values themselves."""
+        return namespace(block_RB).diff(block_RB, 1, 0) if self.of == "differences" else block_RB + 0.0
+
+
+def plan_for(train: Side, correlation: str, common_mode: str, row_scaling: str, of: Series = "differences") -> Plan:
     """Check the options, and learn from the training side what they need."""
     check_choice(correlation, "correlation", get_args(Correlation))
     check_choice(common_mode, "common_mode", get_args(CommonMode))
     check_choice(row_scaling, "row_scaling", get_args(RowScaling))
-    plan = Plan(correlation, weight=_inverse_rms(train) if row_scaling == "rms" else None)
+    check_choice(of, "of", get_args(Series))
+    plan = Plan(correlation, of)
+    if row_scaling == "rms":
+        plan = replace(plan, weight=_inverse_rms(train, plan))
     if common_mode == "remove":
         plan = replace(plan, shared=_shared(train, plan))
     # Summed after a few large early differences, a long flat tail would be rounded away in float32, term by term.
@@ -55,15 +69,15 @@ def plan_for(train: Side, correlation: str, common_mode: str, row_scaling: str) 
     return replace(plan, order=train.xp.argsort((first_TB**2).sum(1)))
 
 
-def _inverse_rms(train: Side) -> Any:
-    squares = ((train.xp.diff(block_RB, 1, 0) ** 2).sum(1) for _, block_RB in column_blocks(train))
+def _inverse_rms(train: Side, plan: Plan) -> Any:
+    squares = ((plan.series(block_RB) ** 2).sum(1) for _, block_RB in column_blocks(train))
     rms_T = (sum(squares) / train.columns) ** 0.5
     return 1.0 / train.xp.where(rms_T > 0, rms_T, 1.0)
 
 
 def _shared(train: Side, plan: Plan) -> Any:
     """Direction of the mean of the centred training columns, or nothing where they cancel."""
-    mean_T, size = train.zeros(train.rows - 1), 0.0
+    mean_T, size = train.zeros(plan.length(train.rows)), 0.0
     for _, block_RB in column_blocks(train):
         delta_TB, square_B, _constant = center(block_RB, plan)
         mean_T += delta_TB.sum(1) / train.columns
@@ -74,13 +88,15 @@ def _shared(train: Side, plan: Plan) -> Any:
 
 
 def center(block_RB: Any, plan: Plan) -> tuple[Any, Any, Any]:
-    """Centred differences of a block, their sums of squares, and which columns are nothing but rounding."""
+    """Centred differences (or values) of a block, their sums of squares, and which columns are only rounding."""
     xp = namespace(block_RB)
-    delta_TB = xp.diff(block_RB, 1, 0)
+    delta_TB = plan.series(block_RB)
     if plan.weight is None:
         noise_B = len(delta_TB) * (8 * EPS * xp.amax(abs(block_RB), 0)) ** 2
     else:  # a late row is weighted up by orders of magnitude, so each row carries its own rounding
-        local_TB = xp.maximum(abs(block_RB[1:]), abs(block_RB[:-1])) * plan.weight[:, None]
+        size_RB = abs(block_RB)
+        size_TB = xp.maximum(size_RB[1:], size_RB[:-1]) if plan.of == "differences" else size_RB
+        local_TB = size_TB * plan.weight[:, None]
         noise_B = ((8 * EPS * local_TB) ** 2).sum(0)
         delta_TB *= plan.weight[:, None]
     delta_TB -= delta_TB.mean(0)
