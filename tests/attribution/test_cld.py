@@ -13,9 +13,10 @@ import pytest
 import torch
 from scipy import stats
 
-from comove.attribution.cld import CLD, chosen_rows, replay_losses
+from comove.attribution.cld import CLD, chosen_rows, log_odds_of, replay_losses
+from comove.attribution.score_blocks import write_scores_in_blocks
 from comove.correlation import pairwise
-from comove.data import ExampleSet, Splits
+from comove.data import ExampleSet, Splits, positions_of
 from comove.errors import InputError, NonFiniteError
 from comove.trace import Trace
 from comove.training import Recipe, Recording, Run, train
@@ -219,3 +220,40 @@ def test_a_new_example_with_a_broken_input_is_named(run: Run) -> None:
     broken[1] = torch.nan
     with pytest.raises(NonFiniteError, match="query example with id 78"):
         CLD().fit(run).attribute(ExampleSet.from_arrays(broken, [0, 1], ids=[77, 78]))
+
+
+# --- log odds and whitening ---
+
+
+def test_log_odds_are_those_of_the_probability() -> None:
+    p = np.array([[0.3, 0.9], [0.5, 1e-6], [0.999, 0.2]])
+    np.testing.assert_allclose(log_odds_of(-np.log(p)), np.log(p / (1 - p)), rtol=1e-9)
+    assert np.isfinite(log_odds_of(np.zeros(3))).all()
+    with pytest.raises(InputError, match="below 0"):
+        log_odds_of(np.array([-0.5]))
+
+
+def test_whitened_log_odds_are_the_dense_formula(trace: Trace) -> None:
+    scores = CLD(transform="log-odds", whiten=0.1).fit(trace).attribute()
+    columns = positions_of(scores.query_ids, trace.query_ids, "query ids")
+    train, query = (np.diff(log_odds_of(losses), axis=0) for losses in (trace.train_losses, trace.query_losses))
+    train, query = train - train.mean(0), (query - query.mean(0))[:, columns]
+    gram = train @ train.T
+    gram = gram / (np.trace(gram) / len(gram)) + 0.1 * np.eye(len(gram))
+    expected = train.T @ np.linalg.solve(gram, query) / (len(train) - 1)
+    np.testing.assert_allclose(scores.values, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def test_whitened_scores_come_out_of_core_too(trace: Trace, tmp_path: Path) -> None:
+    method = CLD(transform="log-odds", whiten=0.1)
+    whole = method.fit(trace).attribute()
+    blocks = write_scores_in_blocks(tmp_path / "scores.safetensors", method, trace)
+    np.testing.assert_array_equal(blocks.values, whole.values)
+
+
+@pytest.mark.parametrize("other", [{"correlation": "spearman"}, {"common_mode": "remove"}, {"row_scaling": "rms"}])
+def test_whitening_replaces_the_correlation(other: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="whiten replaces"):
+        CLD(whiten=0.1, **other)
+    with pytest.raises(InputError, match="whiten must be"):
+        CLD(whiten=0.0)

@@ -2,7 +2,7 @@
 
 from comove.training.adopt import adopt
 from comove.training.configuration import Training, as_training, default_model
-from comove.training.explore import Exploration, explore
+from comove.training.exploration import Exploration, explore
 from comove.training.loop import Resident, evaluate, fit, predict, resolve_device
 from comove.training.many.choice import choose_engine, engines_for
 from comove.training.many.engine import Engine, Engines, Trained, train_many

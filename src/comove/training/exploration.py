@@ -169,8 +169,6 @@ class _Chains:
         self.how, self.task, self.device = how, task, device
         self.call = _Forward(model.eval(), task)
         trained = {name: p.detach() for name, p in self.call.named_parameters() if p.requires_grad}
-        if not trained:
-            raise InputError("The model has no trainable parameter to move: all have requires_grad=False.")
         self.centre = {name: value.clone() for name, value in trained.items()}
         self.weights = {name: value.expand(how.chains, *value.shape).clone() for name, value in trained.items()}
         self.together = True
