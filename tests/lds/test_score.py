@@ -706,3 +706,14 @@ def test_scores_must_be_numbers(problem: Any, scores: Any) -> None:
 def test_options_out_of_range(problem: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         linear_datamodeling_score(*problem, **options)
+
+
+def test_the_share_of_the_ceiling_is_the_mean_over_it() -> None:
+    rng = np.random.default_rng(3)
+    scores, masks = rng.normal(size=(20, 3)), rng.random((30, 20)) < 0.5
+    outputs = (masks @ scores)[:, None] + rng.normal(size=(30, 2, 3))
+    found = linear_datamodeling_score(scores, masks, outputs)
+    assert found.noise_ceiling is not None
+    assert found.share_of_ceiling == pytest.approx(found.mean / found.noise_ceiling)
+    assert linear_datamodeling_score(scores, masks, outputs[:, 0]).share_of_ceiling is None
+    assert dataclasses.replace(found, noise_ceiling=0.0).share_of_ceiling is None

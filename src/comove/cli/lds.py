@@ -155,7 +155,7 @@ def _print_table(benchmark: Benchmark, output: str) -> None:
     models = " or ".join(f"{counted(subsets, 'subset')} x {counted(seeds, 'seed')}" for subsets, seeds in sizes)
     queries, runs = counted(first.per_query.size, "query"), counted(len(benchmark.runs), "run")
     table(
-        f"LDS ({output}) of {queries}, {models}, {runs} a method, {first.confidence:.0%} intervals",
+        f"LDS ({output}) of {queries}, {models}, {runs} a method, {first.confidence:.0%} intervals, share of the ceiling",
         ["method", *(f"alpha {alpha_name(alpha)}" for alpha in benchmark.alphas)],
         rows,
     )
@@ -170,4 +170,5 @@ def _cell(result: LDS, column: Sequence[LDS]) -> str:
     best = max(column, key=lambda other: other.mean)
     star = " " if paired_difference(best, result).decided else "*"
     low, high = result.interval or (None, None)
-    return f"{plain(result.mean)} [{plain(low)}, {plain(high)}]{star}"
+    share = f" {result.share_of_ceiling:4.0%}" if result.share_of_ceiling is not None else ""
+    return f"{plain(result.mean)} [{plain(low)}, {plain(high)}]{star}{share}"

@@ -120,6 +120,11 @@ class LDS:
         parts += [] if self.noise_ceiling is None else [f"ceiling {self.noise_ceiling:.2f}"]
         return f"LDS({', '.join(parts)})"
 
+    @property
+    def share_of_ceiling(self) -> float | None:
+        """``mean`` over ``noise_ceiling``; None where the ceiling is not known, or 0: the truth is noise alone."""
+        return self.mean / self.noise_ceiling if self.noise_ceiling else None
+
     def plot(self) -> Figure:
         """Draw the LDS of the queries as a histogram, with the mean, its interval and the noise ceiling.
 
@@ -138,6 +143,7 @@ class LDS:
     def _repr_html_(self) -> str:
         low, high = self.interval or (None, None)
         facts: dict[str, object] = {"mean": self.mean, "low": low, "high": high, "noise ceiling": self.noise_ceiling}
+        facts["share of the ceiling"] = self.share_of_ceiling
         facts |= {
             "output": self.output,
             "alpha": self.alpha,

@@ -15,7 +15,7 @@ from comove.lds.difference import Difference, paired_difference
 from comove.lds.score import LDS
 from comove.retraining.bank import RetrainingBank
 from comove.store import write_json
-from comove.store.results import write_table
+from comove.store.results import as_plain, write_table
 from comove.training import Run
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ COLUMNS = (
     "high",
     "confidence",
     "noise_ceiling",
+    "share_of_ceiling",
     "reliability",
     "undefined",
     "constant_predictions",
@@ -135,7 +136,10 @@ class Benchmark:
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON row per result."""
-        return [{**result.to_json(), "runs": len(self.runs)} for result in self.results]
+        return [
+            {**result.to_json(), "share_of_ceiling": as_plain(result.share_of_ceiling), "runs": len(self.runs)}
+            for result in self.results
+        ]
 
     def to_pandas(self) -> pd.DataFrame:
         """A long data frame: one row per method, output and alpha, with the interval as ``low`` and ``high``."""
