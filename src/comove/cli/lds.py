@@ -154,8 +154,9 @@ def _print_table(benchmark: Benchmark, output: str) -> None:
     sizes = dict.fromkeys((column[0].subsets, column[0].seeds) for column in columns)
     models = " or ".join(f"{counted(subsets, 'subset')} x {counted(seeds, 'seed')}" for subsets, seeds in sizes)
     queries, runs = counted(first.per_query.size, "query"), counted(len(benchmark.runs), "run")
+    shown = f"{first.confidence:.0%} intervals, share of the ceiling"
     table(
-        f"LDS ({output}) of {queries}, {models}, {runs} a method, {first.confidence:.0%} intervals, share of the ceiling",
+        f"LDS ({output}) of {queries}, {models}, {runs} a method, {shown}",
         ["method", *(f"alpha {alpha_name(alpha)}" for alpha in benchmark.alphas)],
         rows,
     )
