@@ -3,7 +3,7 @@
 from comove.cli.app import app, run
 
 # isort: split
-from comove.cli import demo, train, attribute, coreset, curve, stability, lds, brittleness, bank, cost  # isort: skip  # in the order of --help
+from comove.cli import demo, train, attribute, coreset, curve, stability, lds, brittleness, check, bank, cost  # isort: skip  # in the order of --help
 from comove.cli import diagnose, clean, report, tools  # isort: skip
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "attribute",
     "bank",
     "brittleness",
+    "check",
     "clean",
     "coreset",
     "cost",

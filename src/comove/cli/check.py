@@ -1,0 +1,57 @@
+"""``comove check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from comove.cli.app import command, say, table
+from comove.cli.options import TrainingOptions
+
+__all__ = ["check"]
+
+
+@command
+def check(
+    methods: Annotated[list[str], typer.Argument(help="Attribution methods, as cld or trak:proj_dim=256.")],
+    task: TrainingOptions,
+    out: Annotated[Path | None, typer.Option(help="Folder for the runs and checks.json; else a temporary one.")] = None,
+    queries: Annotated[int, typer.Option(min=2, help="Queries of each check.")] = 15,
+) -> None:
+    """Hold methods to planted examples: copies, wrong labels, a shortcut, and a model trained on shuffled labels.
+
+    Three models are trained and nothing is retrained. A method that fails one of these is not wrong in all it says, but
+    not to be trusted with that question.
+
+    Example: comove check cld trak --out checks/
+    """
+    from comove.attribution import attributors
+    from comove.discovery import parse_method
+    from comove.evaluation.sanity import check_methods
+    from comove.jobs import Compute
+
+    chosen = [parse_method(method, attributors(), "attribution method") for method in methods]
+    splits = task.splits()
+    found = check_methods(
+        chosen,
+        splits,
+        task.training_for(splits),
+        out=out,
+        queries=queries,
+        compute=Compute(device=task.device, progress=not task.quiet),
+    )
+    rows = [
+        [c.method, c.name, f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]", f"{c.expected:.2f}", _verdict(c.passed)]
+        for c, v in ((one, one.value) for one in found.checks)
+    ]
+    table("Planted examples", ["method", "check", "found", "limit", "verdict"], rows, plain=2)
+    for name, question in dict.fromkeys((c.name, c.question) for c in found.checks):
+        say(f"{name}: {question}")
+    if out is not None:
+        say(f"Written to {out}/: checks.json, the runs")
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "failed"
