@@ -1,0 +1,67 @@
+"""DataInf against its definition written out with dense inverses, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from comove.attribution import DataInf, GradDot
+from comove.attribution.datainf import damping_of, datainf_solve
+from comove.data import ExampleSet
+from comove.errors import InputError
+from comove.gradients.per_example import PerExampleGradients
+from comove.training import Resident, Run
+
+
+def test_the_solve_is_the_mean_of_dense_inverses() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
+    examples = ExampleSet.from_arrays(torch.randn(9, 3), [0, 1, 0, 1, 1, 0, 1, 0, 0])
+    data = Resident(examples, torch.device("cpu"))
+    gradients = PerExampleGradients(model)
+    damping = damping_of(gradients, data, 0.1)
+    wanted = {name: torch.randn(2, *p.shape) for name, p in model.named_parameters()}
+    found = datainf_solve(gradients, data, wanted, damping)
+    rows: dict[str, Any] = {name: g.reshape(9, -1).double() for name, g in gradients.collect(data).items()}
+    for name, own in rows.items():
+        lam = 0.1 * float((own**2).mean())
+        assert damping[name] == pytest.approx(lam, rel=1e-5)
+        inverse = sum(torch.linalg.inv(torch.outer(g, g) + lam * torch.eye(own.shape[1])) for g in own) / 9
+        expected = wanted[name].reshape(2, -1).double() @ inverse
+        np.testing.assert_allclose(found[name].reshape(2, -1), expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
+
+
+def test_scores_are_minus_measured_gradients_times_solved_losses(run: Run) -> None:
+    method = DataInf(parameters="*bias").fit(run)
+    scores = method.attribute()
+    model = run.load_model()
+    train = Resident(run.data().train.subset(scores.train_ids), torch.device("cpu"))
+    asked = Resident(run.examples(scores.query_ids), torch.device("cpu"))
+    losses, measures = (PerExampleGradients(model, kind, parameters="*bias") for kind in ("loss", "measure"))
+    rows, wanted = losses.collect(train), measures.collect(asked)
+    expected = np.zeros(scores.values.shape)
+    for name, g in rows.items():
+        own, m = g.flatten(1).double(), wanted[name].flatten(1).double()
+        lam = 0.1 * (own**2).mean()
+        norms = lam + (own**2).sum(1)
+        solved = (m - (m @ own.T / norms) @ own / len(own)) / lam
+        expected -= (own @ solved.T).numpy()
+    np.testing.assert_allclose(scores.values, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
+def test_with_great_damping_it_ranks_as_inner_products_do(run: Run) -> None:
+    parameters = "0.weight" if "0.weight" in dict(run.load_model().named_parameters()) else None
+    name = parameters or next(iter(dict(run.load_model().named_parameters())))
+    damped = DataInf(damping=1e6, parameters=name).fit(run).attribute()
+    plain = GradDot(parameters=name).fit(run).attribute()
+    for query in range(3):  # the measured output falls as the loss rises
+        assert np.corrcoef(damped.values[:, query], plain.values[:, query])[0, 1] > 0.999
+
+
+def test_damping_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="damping must be"):
+        DataInf(damping=0.0)

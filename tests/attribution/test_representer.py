@@ -1,0 +1,91 @@
+"""Representer points: the fitted layer is the sum of its examples' parts, and what it cannot explain is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from comove import adopt
+from comove.attribution import Representer
+from comove.attribution.representer import fit_last_layer, representer_scores
+from comove.data import ExampleSet
+from comove.errors import InputError
+from comove.tasks import Classification, Regression, Task
+from comove.training import Run
+
+RIDGE = 0.01
+
+
+class Scaled(nn.Sequential):
+    """A factor after the last layer, as in ResNet-9."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = 0.2 * super().forward(x)  # type: ignore[no-untyped-call]
+        return found
+
+
+def problem(folder: Path, model: nn.Module, task: Task, seed: int = 0) -> Run:
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(30, 4, generator=rng)
+    y = x[:, 0] * 2 + torch.randn(30, generator=rng) if isinstance(task, Regression) else x[:, :3].argmax(1)
+    items = [(a, b) for a, b in zip(x, y, strict=True)]
+    train, queries = (ExampleSet(part, collate=default_collate) for part in (items[:24], items[24:]))
+    return adopt(model, [model.state_dict()], train=train, queries=queries, task=task, out=folder)
+
+
+@pytest.mark.parametrize("kind", ["classification", "scaled", "no bias"])
+def test_scores_of_a_query_add_up_to_its_measured_outputs_slope_times_its_outputs(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=kind != "no bias"))
+    model = Scaled(*layers) if kind == "scaled" else nn.Sequential(*layers)
+    run = problem(tmp_path / "run", model, Classification())
+    method = Representer(regularization=RIDGE).fit(run)
+    scores = method.attribute()
+    weight = method._require_fitted()[1][0][1]
+    (x, y), head = default_collate([run.data().query[i] for i in range(6)]), model.double()
+    features = torch.tanh(layers[0](x.double()))
+    hidden = features if kind == "no bias" else torch.cat([features, torch.ones(6, 1)], 1)
+    outputs = (hidden @ weight.T).detach().requires_grad_()
+    factor = 0.2 if kind == "scaled" else 1.0
+    margin = Classification().measure(factor * outputs, (x, y))
+    slope = torch.autograd.grad(margin.sum(), outputs)[0]
+    assert head is model
+    expected = (slope * outputs).sum(1).detach().numpy()  # what a sum over all training examples must give
+    np.testing.assert_allclose(scores.values.sum(0), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_ridge_regression_is_the_closed_form(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    run = problem(tmp_path / "run", nn.Linear(4, 1), Regression())
+    scores = Representer(regularization=RIDGE).fit(run).attribute()
+    x, y = default_collate([run.data().train[i] for i in range(24)])
+    q, target = default_collate([run.data().query[i] for i in range(6)])
+    design, asked = (torch.cat([part.double(), torch.ones(len(part), 1)], 1) for part in (x, q))
+    weight = torch.linalg.solve(design.T @ design / 24 + 2 * RIDGE * torch.eye(5), design.T @ y.double() / 24)
+    alpha = (design @ weight - y.double()) / (-2 * RIDGE * 24)
+    slope = -(asked @ weight - target.double())
+    expected = alpha[:, None] * (design @ asked.T) * slope
+    np.testing.assert_allclose(scores.values, expected.numpy(), rtol=2e-3, atol=1e-5)
+
+
+def test_plain_functions_take_arrays_from_anywhere() -> None:
+    weight = fit_last_layer(torch.zeros(1, 2), lambda w: ((w - 1) ** 2).sum() / 2, 0.5)
+    np.testing.assert_allclose(weight, np.full((1, 2), 0.5), rtol=1e-6)
+    one = torch.ones(1, 1)
+    assert representer_scores(one, -one, one, one, 0.5).tolist() == [[1.0]]
+
+
+def test_a_model_that_does_more_after_its_last_layer_is_refused(tmp_path: Path) -> None:
+    run = problem(tmp_path / "run", nn.Sequential(nn.Linear(4, 3), nn.Softplus()), Classification())
+    with pytest.raises(InputError, match="fixed multiple of the last linear layer"):
+        Representer().fit(run)
+
+
+def test_a_penalty_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="regularization must be"):
+        Representer(regularization=0.0)
