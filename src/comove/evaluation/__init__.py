@@ -1,5 +1,6 @@
 """Holding methods to real retraining: banks, the linear datamodeling score, coreset curves."""
 
+from comove.evaluation.agreement import Agreement, agreement
 from comove.evaluation.alignment import Diagnosis, diagnose
 from comove.evaluation.coreset_curves.curve import Curve, CurveFolders, CurvePoint, coreset_curve
 from comove.evaluation.costs.formulas import PAPER, Cost, Scenario, cost, storage
@@ -20,6 +21,8 @@ from comove.evaluation.prediction_brittleness.benchmark import brittleness
 from comove.evaluation.prediction_brittleness.counterfactual import counterfactual_sizes
 from comove.evaluation.prediction_brittleness.counterfactual_result import Counterfactual
 from comove.evaluation.prediction_brittleness.result import Brittleness
+from comove.evaluation.prediction_brittleness.top_share import TopShare, top_share_removal
+from comove.evaluation.sanity import SanityChecks, check_methods
 from comove.lds.against_bank import bank_lds
 from comove.lds.difference import Difference, paired_difference
 from comove.lds.score import LDS, GroundTruth, linear_datamodeling_score, spearman_columns
@@ -32,6 +35,7 @@ __all__ = [
     "LDS",
     "OUTPUTS",
     "PAPER",
+    "Agreement",
     "BankStatus",
     "Benchmark",
     "Brittleness",
@@ -47,12 +51,16 @@ __all__ = [
     "GroundTruth",
     "RetrainingBank",
     "Runs",
+    "SanityChecks",
     "Scenario",
     "Suspicion",
+    "TopShare",
+    "agreement",
     "at_alphas",
     "attribution_runs",
     "bank_lds",
     "brittleness",
+    "check_methods",
     "coreset_curve",
     "cost",
     "counterfactual_sizes",
@@ -68,4 +76,5 @@ __all__ = [
     "spearman_columns",
     "storage",
     "subsets",
+    "top_share_removal",
 ]
