@@ -1,7 +1,12 @@
 r"""tau(m, q) = sum_i lr_i <grad l(theta_i, z_m), grad l(theta_i, z_q)>.   (Pruthi et al., NeurIPS 2020, TracInCP)
 
 A step on z_m at checkpoint i lowers the loss of z_q, to first order, by the learning rate times the inner product of
-their gradients; the score adds this up over checkpoints. Grad-Dot is one checkpoint, the last, with rate 1; Grad-Cos is
+their gradients; the score adds this up over checkpoints. That is a step of plain gradient descent. Adam multiplies each
+entry of a gradient with its own lr / (sqrt(v_hat) + eps); where the optimizer's state was kept, its step is
+
+    tau(m, q) = sum_i <grad l(theta_i, z_m), P_i grad l(theta_i, z_q)>,   P_i = diag(lr_i / (sqrt(v_hat_i) + eps)).
+
+Grad-Dot is one checkpoint, the last, with rate 1; Grad-Cos is
 its cosine.
 
 Shape legend: N train, Q queries, K projected dimensions, P entries of one parameter.
@@ -10,7 +15,7 @@ Shape legend: N train, Q queries, K projected dimensions, P entries of one param
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -78,15 +83,31 @@ def run_gradients(
     return PerExampleGradients(model, "loss", task=run.task, parameters=chosen, check_on=check_on)
 
 
-def similarity(gradients: PerExampleGradients, train: Batches, queries: Batches, *, cosine: bool = False) -> Tensor:
+def similarity(
+    gradients: PerExampleGradients,
+    train: Batches,
+    queries: Batches,
+    *,
+    cosine: bool = False,
+    factors: Factors | None = None,
+) -> Tensor:
     """Return <gradient_n, gradient_q> (N, Q), or their cosines (0 where a gradient vanishes).
 
     Query gradients are computed once; of the training examples one chunk is held at a time.
+
+    Args:
+        gradients: the stream.
+        train: N examples.
+        queries: Q examples.
+        cosine: divide by both norms.
+        factors: name -> (parameter shape), what each entry of the queries' gradients is multiplied with.
     """
     block = max(1, QUERY_BYTES // (gradients.size * 4))
     columns: list[Tensor] = []
     for start in range(0, len(queries), block):
         directions = gradients.collect(Part(queries, start, min(start + block, len(queries))))
+        if factors is not None:
+            directions = {name: matrix.mul_(factors[name].to(matrix)) for name, matrix in directions.items()}
         norms_N = next(iter(directions.values())).new_zeros(len(train)) if cosine else None
         products_NQ = gradients.inner_products(train, directions, squared_norms=norms_N)
         if norms_N is not None:
@@ -96,8 +117,12 @@ def similarity(gradients: PerExampleGradients, train: Batches, queries: Batches,
     return torch.cat(columns, 1)
 
 
-def projected(gradients: PerExampleGradients, data: Batches, dimension: int, seed: int) -> Tensor:
+def projected(
+    gradients: PerExampleGradients, data: Batches, dimension: int, seed: int, factors: Factors | None = None
+) -> Tensor:
     """Return sparse random projections (N, K) of the gradients, whose inner products are theirs on average.
+
+    With ``factors``, of the gradients whose entries are multiplied with these.
 
     The standard deviation of one inner product is about ``|g||h| / sqrt(K)``. The same seed gives the same projection.
     """
@@ -106,9 +131,27 @@ def projected(gradients: PerExampleGradients, data: Batches, dimension: int, see
     projector = Sparse(sizes, dimension, seed, device=first.device)
     features_NK = first.new_zeros(len(data), dimension)
     for part, chunk in gradients.stream(data):
-        features_NK[part] = projector.project(chunk)
+        features_NK[part] = projector.project(chunk if factors is None else _scaled(chunk, factors))
     check_finite({"gradient": features_NK}, data)
     return features_NK
+
+
+def _squared_norms(gradients: PerExampleGradients, data: Batches, factors: Factors | None) -> Tensor:
+    """<gradient, factors * gradient> of each example, (N,)."""
+    if factors is None:
+        return gradients.squared_norms(data)
+    norms_N = next(iter(gradients.parameters.values())).detach().new_zeros(len(data))
+    for part, chunk in gradients.stream(data):
+        for name, gradient in chunk:
+            norms_N[part] += flat_rows(gradient.square() * factors[name].to(gradient)).sum(1)
+    check_finite({"gradient": norms_N}, data)
+    return norms_N
+
+
+def _scaled(chunk: Iterable[tuple[str, Tensor]], factors: Factors) -> Iterator[tuple[str, Tensor]]:
+    """The gradients of a chunk, name -> (B, parameter shape), each entry multiplied with its factor."""
+    for name, gradient in chunk:
+        yield name, gradient * factors[name].to(gradient)
 
 
 def _cosines(products_NQ: Tensor, norms_N: Tensor, norms_Q: Tensor) -> Tensor:
@@ -116,6 +159,8 @@ def _cosines(products_NQ: Tensor, norms_N: Tensor, norms_Q: Tensor) -> Tensor:
     return products_NQ / scale
 
 
+Factors: TypeAlias = Mapping[str, Tensor]
+"""Name -> (parameter shape)."""
 _Fitted: TypeAlias = tuple[Source, Resident, tuple[Tensor, ...]]
 """A run, its training examples, and their projected gradients at each checkpoint (none without a projection)."""
 
@@ -141,15 +186,18 @@ class _GradientSimilarity(Attributor):
     def _weights(self, run: Run) -> list[tuple[Checkpoint, float]]:
         """The checkpoints used, and the factor of each."""
 
-    def _at(self, source: Source, train: Resident) -> Iterator[tuple[float, PerExampleGradients]]:
+    def _step_factors(self, run: Run, checkpoint: Checkpoint) -> Factors | None:
+        """What the optimizer multiplied each entry of a gradient with, beside the checkpoint's factor; by default 1."""
+        return None
+
+    def _at(self, source: Source, train: Resident) -> Iterator[tuple[float, Factors | None, PerExampleGradients]]:
         run, last = run_of(source), self.last_layer
         for checkpoint, weight in self._weights(run):
-            yield (
-                weight,
-                run_gradients(
-                    run, checkpoint, train.device, last_layer=last, parameters=self.parameters, check_on=train
-                ),
+            factors = self._step_factors(run, checkpoint)
+            gradients = run_gradients(
+                run, checkpoint, train.device, last_layer=last, parameters=self.parameters, check_on=train
             )
+            yield weight, factors, gradients
 
     def _fit(self, sources: tuple[Source, ...]) -> tuple[_Fitted, ...]:
         return tuple(
@@ -162,7 +210,7 @@ class _GradientSimilarity(Attributor):
         if not self.projection:
             return ()
         return tuple(
-            projected(gradients, train, self.projection, self.seed) for _, gradients in self._at(source, train)
+            projected(gradients, train, self.projection, self.seed) for _, _, gradients in self._at(source, train)
         )
 
     def _scores(self, state: tuple[_Fitted, ...], queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
@@ -170,15 +218,15 @@ class _GradientSimilarity(Attributor):
         used, notes = 0, []
         for source, train, features in state:
             asked = query_resident(source, queries, train.device)
-            for index, (weight, gradients) in enumerate(self._at(source, train)):
+            for index, (weight, factors, gradients) in enumerate(self._at(source, train)):
                 if features:
                     train_NK = features[index]
-                    query_QK = projected(gradients, asked, self.projection, self.seed)
+                    query_QK = projected(gradients, asked, self.projection, self.seed, factors)
                     term_NQ = train_NK @ query_QK.T
                     if self.cosine:
                         term_NQ = _cosines(term_NQ, train_NK.square().sum(1), query_QK.square().sum(1))
                 else:
-                    term_NQ = similarity(gradients, train, asked, cosine=self.cosine)
+                    term_NQ = similarity(gradients, train, asked, cosine=self.cosine, factors=factors)
                 total_NQ = total_NQ + term_NQ.mul_(weight).cpu()
                 used = index + 1
                 notes.append({"gradients": str(gradients.paths)})
@@ -190,8 +238,8 @@ class _GradientSimilarity(Attributor):
             return None
         total_N = torch.zeros(())
         for source, train, _ in state:
-            for weight, gradients in self._at(source, train):
-                total_N = total_N + gradients.squared_norms(train).mul_(weight).cpu()
+            for weight, factors, gradients in self._at(source, train):
+                total_N = total_N + _squared_norms(gradients, train, factors).mul_(weight).cpu()
         return (total_N / len(state)).to(torch.float32).numpy()
 
 
@@ -210,6 +258,10 @@ class TracIn(_GradientSimilarity):
         rate: ``"last"``, the optimizer's learning rate at the checkpoint (near 0 at the end of a triangular schedule);
             or ``"mean"``, over the epoch that ended there.
         checkpoints: ``"all"``, or a number of them evenly spread, always with the last.
+        optimizer_state: take Adam's own step, which divides each entry of a gradient by sqrt(v_hat) + eps, instead of
+            plain gradient descent's; for runs of :func:`comove.adopt` whose weights have their optimizer's state,
+            ``Weights(..., optimizer_state=)``. Without it, scores of a model trained by Adam or AdamW are similarities
+            of raw gradients along training, not the effect of steps that it took.
     """
 
     name: ClassVar[str] = "tracin"
@@ -218,15 +270,23 @@ class TracIn(_GradientSimilarity):
 
     rate: Literal["last", "mean"] = "last"
     checkpoints: Literal["all"] | int = "all"
+    optimizer_state: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self.rate, ("last", "mean"), "rate", self.name)
         if self.checkpoints != "all":
             self._check_whole("checkpoints", unit="'all' or a whole number")
+        if not isinstance(self.optimizer_state, bool):
+            raise InputError(f"{self.name}: optimizer_state must be true or false, got {self.optimizer_state!r}.")
+
+    def _step_factors(self, run: Run, checkpoint: Checkpoint) -> Factors | None:
+        return run.step_factors(checkpoint) if self.optimizer_state else None
 
     def _weights(self, run: Run) -> list[tuple[Checkpoint, float]]:
         chosen = spread(run.checkpoints, self.checkpoints)
+        if self.optimizer_state:  # the factors hold the learning rates
+            return [(checkpoint, 1.0) for checkpoint in chosen]
         if any(checkpoint.lr != checkpoint.lr for checkpoint in chosen):
             raise InputError(f"{self.name} weighs checkpoints by their learning rates: give them, Weights(..., lr=).")
         return [(checkpoint, checkpoint.lr if self.rate == "last" else checkpoint.mean_lr) for checkpoint in chosen]

@@ -9,6 +9,7 @@ import typer
 
 from comove.cli.app import command, draw, print_ranking, say
 from comove.cli.options import Runs, open_banks, open_runs
+from comove.cli.own import OwnOptions
 from comove.display import counted
 from comove.errors import InputError
 
@@ -24,6 +25,7 @@ def attribute(
             help="Folder for METHOD.safetensors, METHOD-top.csv and METHOD-influence.png; other methods' stay."
         ),
     ],
+    own: OwnOptions,
     method: Annotated[str, typer.Option(help="A method, with options as cld:correlation=spearman.")] = "cld",
     queries: Annotated[int, typer.Option(min=1, help="How many recorded queries, spread over classes.")] = 20,
     query_id: Annotated[list[int] | None, typer.Option(help="A query's id; may be given several times.")] = None,
@@ -38,6 +40,8 @@ def attribute(
     With --blocks the same command goes on after an interruption.
 
     Example: comove attribute runs/a runs/b --method cld --queries 20 --top 10 --out scores/
+
+    Example: comove attribute mine:run --method tracin --out scores/
     """
     from comove.attribution import CLD, attributors
     from comove.attribution.queries import choose_queries
@@ -54,7 +58,7 @@ def attribute(
         if not isinstance(chosen, CLD):
             raise InputError(f"Only cld computes scores block by block; leave out --blocks for {chosen.name}.")
     banked = "bank" in chosen.requires
-    sources = open_banks(runs, method) if banked else open_runs(runs)
+    sources = open_banks(runs, method) if banked else open_runs(runs, own)
     first = as_bank(sources, method) if banked else as_sources(sources, frozenset(), method)[0].trace
     wanted = list(dict.fromkeys(query_id)) if query_id else choose_queries(first, queries)
     positions_of(wanted, first.query_ids, "query ids")  # refuses unknown ones before anything is written

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from comove.cli.app import app, command_of, facts, say, table
-from comove.cli.options import ComputeOptions, Device, OwnFunction, Quiet, check_bank, importable, own_training
+from comove.cli.options import ComputeOptions, Device, Quiet, check_bank
+from comove.cli.own import OwnFunction, TaskName, importable, own_training
 
 __all__ = ["bank", "compact", "merge", "status", "work"]
 
@@ -58,6 +59,7 @@ def work(
         str | None, typer.Option(help="Your own package.module:factory, named again where the bank was made with it.")
     ] = None,
     training: OwnFunction = None,
+    task: TaskName = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -68,7 +70,7 @@ def work(
     from comove.evaluation import RetrainingBank
 
     check_bank(path)
-    found = RetrainingBank.load(path, model=importable(model), training=own_training(training))
+    found = RetrainingBank.load(path, model=importable(model), training=own_training(training, task))
     pending = len(found.pending)
     found.run(executor=machines.executor_of(), device=device, progress=not quiet)
     say(

@@ -15,11 +15,10 @@ from comove.cli.app import command, say, table
 from comove.cli.options import (
     AttributionOptions,
     ComputeOptions,
-    OwnFunction,
     TrainingOptions,
-    own_training,
     parse_methods,
 )
+from comove.cli.own import OwnFunction
 from comove.cli.train import recording_of
 from comove.errors import InputError
 
@@ -80,7 +79,7 @@ def brittleness(
     counts = checked_ks(k or [10, 50, 100])
     for largest in (counts[-1], search.max_k or 1):  # what cannot be done must not wait for the runs
         check_k(largest, len(splits.train))
-    ours, own, compute = task.training_for(splits), own_training(training), machines.compute(task)
+    ours, own, compute = task.training_for(splits), task.own(training), machines.compute(task)
     runs = Runs(fitted.runs, recording_of("sweep", fitted.record_every))
     scores = _scores(chosen, splits, ours, runs, queries, fit_subsets, compute, out)
     options: dict[str, Any] = {

@@ -9,6 +9,7 @@ import typer
 
 from comove.cli.app import command, draw, one_line, say, table
 from comove.cli.options import Device, open_runs
+from comove.cli.own import OwnOptions
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ REPORTED = 1000
 def clean(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs or traces of the same data (averaged).")],
     out: Annotated[Path, typer.Option(help="Folder for the ranking, tables and figures.")],
+    own: OwnOptions,
     methods: Annotated[
         list[str] | None,
         typer.Option(help="Of aum loss trak tracin forgetting cld random, or all; options as trak:proj_dim=256."),
@@ -45,7 +47,7 @@ def clean(
     from comove.training import resolve_device
 
     resolve_device(device)  # refuses an unknown one, also where no method computes on it
-    sources = open_runs(runs)
+    sources = open_runs(runs, own)
     wrong = _flips(sources)
     found = rank_labels(sources, None if methods in (None, ["all"]) else methods, device=device)
     order = found.methods[0] if by is None else by

@@ -10,6 +10,7 @@ import typer
 
 from comove.cli.app import command, say, table
 from comove.cli.options import open_runs, parse_budget
+from comove.cli.own import OwnOptions
 from comove.errors import InputError, some
 
 __all__ = ["coreset"]
@@ -21,6 +22,7 @@ ENDINGS = (".csv", ".safetensors")
 def coreset(
     run: Annotated[Path, typer.Argument(help="Folder of a recorded run or trace.")],
     out: Annotated[Path, typer.Option(help="A .csv table, or a .safetensors file.")],
+    own: OwnOptions,
     method: Annotated[str, typer.Option(help="A method, with options as random:seed=1.")] = "cld",
     budget: Annotated[
         str,
@@ -43,7 +45,7 @@ def coreset(
     selector, amount = parse_method(method, selectors(), "coreset method"), parse_budget(budget)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, message=".*keeps none of")  # reported below
-        chosen = selector.select(open_runs([run]), amount)
+        chosen = selector.select(open_runs([run], own), amount)
     new_folder(out.parent)
     chosen.save(out)
     names = chosen.classes or ()

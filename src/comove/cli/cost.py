@@ -9,6 +9,7 @@ import typer
 
 from comove.cli.app import command, facts, table
 from comove.cli.options import open_runs
+from comove.cli.own import OwnOptions
 from comove.errors import InputError
 
 __all__ = ["cost"]
@@ -16,6 +17,7 @@ __all__ = ["cost"]
 
 @command
 def cost(
+    own: OwnOptions,
     run: Annotated[Path | None, typer.Argument(help="Folder of a run of your own, to show what it cost.")] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="N, training examples.")] = None,
     q: Annotated[int | None, typer.Option("--q", min=1, help="Q, held-out examples.")] = None,
@@ -40,7 +42,7 @@ def cost(
     if printed:
         raise InputError("--printed is now a script of the repository: python benchmarks/paper/appendix_e.py --all")
     if run is not None:
-        _measured(run)
+        _measured(run, own)
         return
     from comove.evaluation.costs.formulas import COST_METHODS, PAPER, Scenario
     from comove.evaluation.costs.formulas import cost as cost_of
@@ -57,11 +59,11 @@ def cost(
     table(title, ["method", "terms in PFLOP", "PFLOP", "GB stored"], rows, plain=2)
 
 
-def _measured(path: Path) -> None:
+def _measured(path: Path, own: OwnOptions) -> None:
     from comove.evaluation.costs.measured import measured_cost
     from comove.training import Run
 
-    (found,) = open_runs([path])
+    (found,) = open_runs([path], own)
     if not isinstance(found, Run):
         raise InputError(f"{path} is a bare trace; only runs made by comove train know what they cost.")
     facts(f"{found}", measured_cost(found).facts())

@@ -15,11 +15,11 @@ from comove.cli.options import (
     CoresetMethodList,
     TrainingOptions,
     coreset_methods,
-    importable,
     open_runs,
     parse_shares,
     width_option,
 )
+from comove.cli.own import OwnOptions, importable
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def curve(
     from comove.evaluation import CurveFolders, coreset_curve
     from comove.training import Training
 
+    task.own()
     names, every = coreset_methods(methods, ["cld", "random"])
     shares = parse_shares(budgets, [0.1, 0.3, 0.5])
     proxy = _proxy(run, task, out)
@@ -99,7 +100,7 @@ def _proxy(run: Path | None, task: TrainingOptions, out: Path) -> Run:
     from comove.training import Recording, Run, train
 
     if run is not None:
-        (source,) = open_runs([run], task.model)
+        (source,) = open_runs([run], OwnOptions(task.model if task.model and ":" in task.model else None))
         if not isinstance(source, Run):
             raise InputError("A coreset curve trains models: pass a run made by comove.train, not a bare trace.")
         return source

@@ -9,6 +9,7 @@ import typer
 
 from comove.cli.app import command, say, table
 from comove.cli.options import CoresetMethodList, Device, Quiet, coreset_methods, open_runs, parse_share
+from comove.cli.own import OwnOptions
 from comove.errors import InputError
 
 __all__ = ["diagnose"]
@@ -18,14 +19,12 @@ __all__ = ["diagnose"]
 def diagnose(
     run: Annotated[Path, typer.Argument(help="Folder of a recorded run with its checkpoints.")],
     out: Annotated[Path, typer.Option(help="Folder for the runs on the coresets, table and figure.")],
+    own: OwnOptions,
     methods: CoresetMethodList = None,
     budget: Annotated[
         str, typer.Option(metavar="SHARE", help="Share of the training data kept, as 0.1 or 10%.")
     ] = "0.1",
     checkpoints: Annotated[int, typer.Option(min=1, help="How many of each run are looked at.")] = 6,
-    model: Annotated[
-        str | None, typer.Option(help="Your own package.module:factory, named again where the run was trained with it.")
-    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -38,7 +37,7 @@ def diagnose(
     from comove.training import Run
 
     share = parse_share(budget, "--budget")
-    (source,) = open_runs([run], model)
+    (source,) = open_runs([run], own)
     if not isinstance(source, Run):
         raise InputError(f"{run} is a bare trace; gradients need a run made by comove train.")
     names, every = coreset_methods(methods, ["cld", "random", "el2n"])

@@ -14,13 +14,11 @@ from comove.cli.app import command, say, table
 from comove.cli.options import (
     AttributionOptions,
     ComputeOptions,
-    OwnFunction,
     TrainingOptions,
     check_bank,
-    importable,
-    own_training,
     parse_methods,
 )
+from comove.cli.own import OwnFunction, importable
 from comove.cli.train import recording_of
 from comove.display import counted, plain
 from comove.errors import InputError
@@ -83,7 +81,7 @@ def lds(
     chosen, splits = parse_methods(fitted.methods, ["cld"], fitted.controls), task.splits()
     if bank is None:
         truth = _new_truth(task, splits, alpha or ["0.5"], subsets or SUBSETS, seeds or SEEDS)
-        if (own := own_training(training)) is not None:
+        if (own := task.own(training)) is not None:
             plan = {name: truth.pop(name) for name in ("subsets", "seeds")}
             truth["subsets"] = RetrainingBank.create(out / "bank", splits, own, **plan)
     else:
@@ -137,7 +135,7 @@ def _known_truth(
     model = importable(task.model)
     factory = model if model and ":" in model else None
     check_bank(path)
-    bank = RetrainingBank.load(path, dataset=splits, model=factory, training=own_training(training))
+    bank = RetrainingBank.load(path, dataset=splits, model=factory, training=task.own(training))
     how = task.training_for(splits) if bank.is_own else Training(model, seed=task.seed)
     return {"subsets": bank if alphas is None else at_alphas(bank, alphas), "training": how}
 

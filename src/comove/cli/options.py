@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.util import find_spec
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comove.cli.app import say
-from comove.errors import InputError, first_line, some
+from comove.cli.own import OwnOptions, TaskName, importable, is_object, open_object, own_splits, own_training
+from comove.errors import InputError, some
 
 if TYPE_CHECKING:
     from comove.data import Splits
@@ -29,11 +25,9 @@ __all__ = [
     "TrainingOptions",
     "check_bank",
     "coreset_methods",
-    "importable",
     "is_whole",
     "open_banks",
     "open_runs",
-    "own_training",
     "parse_budget",
     "parse_methods",
     "parse_share",
@@ -44,7 +38,8 @@ LONGEST_COUNT = 18
 """Digits of a count; Python refuses to read numbers of thousands of digits."""
 
 Dataset = Annotated[
-    str, typer.Option(help="digits (embedded), cifar10, or a folder with one sub-folder of images a class.")
+    str,
+    typer.Option(help="digits (embedded), cifar10, a folder with one sub-folder of images a class, or module:object."),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Where cifar10 lies; by default $COMOVE_DATA, then ./data.")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download cifar10 into --data-dir.")]
@@ -92,12 +87,8 @@ FlipLabels = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Runs = Annotated[
     list[Path],
-    typer.Argument(help="Folders of runs (several are averaged) or traces; of a bank for fz, datamodels, ..."),
-]
-OwnFunction = Annotated[
-    str | None,
-    typer.Option(
-        "--training", help="Your own module:object, an OwnTraining: how models are retrained, instead of by comove."
+    typer.Argument(
+        help="Folders of runs (several are averaged) or traces, or module:object; of a bank for fz, datamodels, ..."
     ),
 ]
 BudgetList = Annotated[
@@ -137,11 +128,21 @@ class TrainingOptions:
     warmup_epochs: WarmupEpochs = None
     patience: Patience = None
     ema: EMADecay = None
+    own_task: TaskName = None
 
     def splits(self) -> Splits:
-        """The data, split."""
+        """The data, split.
+
+        Raises:
+            InputError: unknown data; data of the user's own, and an option that is for others.
+        """
         from comove.data.builtin import load_dataset
 
+        if is_object(self.dataset):
+            chosen = {"--limit": self.limit, "--held-out": self.held_out, "--flip-labels": self.flip_labels or None}
+            if given := [name for name, value in chosen.items() if value is not None]:
+                raise InputError(f"--dataset {self.dataset} is split by your own code: leave out {' '.join(given)}.")
+            return own_splits(self.dataset)
         return load_dataset(
             self.dataset,
             data_dir=self.data_dir,
@@ -196,6 +197,10 @@ class TrainingOptions:
         names = ("width", *recipe)
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
+    def own(self, training: str | None = None) -> OwnTraining | None:
+        """The user's training function of this name with ``--task``; errors as of :func:`own_training`."""
+        return own_training(training, self.own_task)
+
     def training_for(self, splits: Splits) -> Training:
         """How models are trained on these data."""
         from comove.training import Training
@@ -235,43 +240,6 @@ class AttributionOptions:
     runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3
     controls: Annotated[bool, typer.Option(help="Show the random and same-class controls too.")] = True
     record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None
-
-
-def importable(name: str | None) -> str | None:
-    """Return a model's name, and make a factory in the working folder importable: the user has just named it.
-
-    The folder comes last on the path, so that nothing else in it takes the place of an installed module; but first
-    where it is the named module itself that has such a name.
-    """
-    if name and ":" in name and (here := os.getcwd()) not in sys.path:
-        first = name.partition(":")[0].partition(".")[0]
-        own = Path(here, f"{first}.py").is_file() or Path(here, first).is_dir()
-        taken = first.isidentifier() and find_spec(first) is not None
-        sys.path.insert(0 if own and taken else len(sys.path), here)
-    return name
-
-
-def own_training(name: str | None) -> OwnTraining | None:
-    """Import the training function that ``--training`` names: naming it is leave to run it.
-
-    Raises:
-        InputError: no such module or object, or something else.
-    """
-    from comove.retraining.own import OwnTraining
-
-    if name is None:
-        return None
-    module, _, path = name.partition(":")
-    if not path:
-        raise InputError(f"--training must be module:object, such as mine:boosting, got {name!r}.")
-    importable(name)
-    try:
-        found = attrgetter(path)(import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--training {name} cannot be imported: {first_line(error)}") from error
-    if not isinstance(found, OwnTraining):
-        raise InputError(f"--training {name} must be an OwnTraining, got {type(found).__name__}.")
-    return found
 
 
 def width_option(width: float | None) -> dict[str, Any]:
@@ -347,19 +315,17 @@ def parse_shares(words: Sequence[str] | None, default: Sequence[float]) -> list[
     return [parse_share(word, "--budgets") for word in words] if words else list(default)
 
 
-def open_runs(paths: Sequence[Path], model: str | None = None) -> list[Any]:
+def open_runs(paths: Sequence[Path], own: OwnOptions | None = None) -> list[Any]:
     """Open recorded runs and traces, and say so where one is unfinished.
 
     Args:
-        paths: their folders.
-        model: the user's own ``package.module:factory``, for runs that were trained with one: no file is believed.
+        paths: their folders; or ``module:object``, a run or a function that returns one.
+        own: the user's own model, task and data, for runs that were trained with these: no file is believed.
     """
     from comove.training import Run
-    from comove.training.sources import open_source
 
-    for path in paths:
-        _check_folder(path, ("run", "trace"), "run or trace", "comove train --out RUN makes a run.")
-    found = [_with_factory(open_source(path), model) for path in paths]
+    own = own or OwnOptions()
+    found = [_open(path, own) for path in paths]
     for source in found:
         if isinstance(source, Run) and not source.finished:
             rows = len(source.trace.rows)
@@ -367,11 +333,13 @@ def open_runs(paths: Sequence[Path], model: str | None = None) -> list[Any]:
     return found
 
 
-def _with_factory(source: Any, model: str | None) -> Any:
-    from comove.training import Run
-
-    own = isinstance(source, Run) and ":" in source.model_spec.name and model and ":" in model
-    return replace(source, factory=importable(model)) if own else source
+def _open(path: Path, own: OwnOptions) -> Any:
+    if is_object(str(path)):
+        if own != OwnOptions():
+            raise InputError(f"{path} makes the run itself: leave out --model, --task and --dataset.")
+        return open_object(str(path))
+    _check_folder(path, ("run", "trace"), "run or trace", "comove train --out RUN makes a run.")
+    return own.open(path)
 
 
 def open_banks(paths: Sequence[Path], method: str) -> list[Any]:

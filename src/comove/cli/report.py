@@ -11,6 +11,7 @@ import typer
 
 from comove.cli.app import command, say
 from comove.cli.options import open_runs
+from comove.cli.own import OwnOptions
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = ["report"]
 @command
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of the runs or traces that the scores were made from.")],
+    own: OwnOptions,
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     scores: Annotated[
         list[Path] | None,
@@ -51,7 +53,7 @@ def report(
     results += [one for path in brittleness or () for one in html.read_brittleness(path)]
     results += [one for path in curve or () for one in html.read_curves(path)]
     results += [html.read_suspects(path) for path in clean or ()]
-    sources = open_runs(runs)
+    sources = open_runs(runs, own)
     named, files = _named(scores) if scores else (_cld(sources, queries), {})
     given = {"scores": scores, "lds": lds, "brittleness": brittleness, "curve": curve, "clean": clean}
     written = html.write_report(

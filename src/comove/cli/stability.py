@@ -9,6 +9,7 @@ import typer
 
 from comove.cli.app import command, one_line, say, table
 from comove.cli.options import BudgetList, CoresetMethodList, coreset_methods, open_runs, parse_shares
+from comove.cli.own import OwnOptions
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = ["stability"]
 @command
 def stability(
     runs: Annotated[list[Path], typer.Argument(help="Runs or traces of the same data, from different seeds.")],
+    own: OwnOptions,
     methods: CoresetMethodList = None,
     budgets: BudgetList = None,
     epochs: Annotated[
@@ -39,7 +41,7 @@ def stability(
     names, every = coreset_methods(methods, ["cld"])
     for name in names:
         selector(name)  # refuses an unknown one, which a single run would not be asked for
-    shares, sources = parse_shares(budgets, [0.1, 0.3]), open_runs(runs)
+    shares, sources = parse_shares(budgets, [0.1, 0.3]), open_runs(runs, own)
     last = int(min(as_sources(source, frozenset(), "stability")[0].trace.rows[-1].epoch for source in sources))
     looked = epochs or sorted({max(2, last * step // 8) for step in (1, 2, 4, 6, 8)})
     early = [early_epochs(sources, looked, share) for share in shares]

@@ -44,6 +44,7 @@ def train(
     """
     from comove.training import train as train_run
 
+    task.own()
     splits = task.splits()
     kept: Any = int(checkpoints) if is_whole(checkpoints) else checkpoints
     finished = train_run(

@@ -198,7 +198,8 @@ def diagnose(
     """Measure the paper's Lemmas 1 to 3 on a recorded run: choose coresets, train on each, follow the gradients.
 
     Args:
-        run: finished, with checkpoints and validation examples of its own.
+        run: finished, with checkpoints and validation examples of its own. One of a model trained elsewhere is followed
+            along its own training alone (Lemmas 1 and 3), towards its queries where it has no validation examples.
         methods: coreset methods or selectors.
         budget: share of the training examples kept.
         checkpoints: how many of each run are looked at, evenly spread.
@@ -213,9 +214,11 @@ def diagnose(
     splits = run.data()
     if not methods or checkpoints < 1:
         raise InputError("A diagnosis needs at least one coreset method and one checkpoint.")
-    if splits.validation is None:
+    ours = run.adopted is None  # what was trained elsewhere is not trained again
+    if ours and splits.validation is None:
         raise InputError(f"{run.path} has no validation examples: train on splits that have some (validation=0.1).")
-    run.model_spec.named(run.factory)  # refuses an own model that was not passed, before anything is selected
+    if ours:
+        run.model_spec.named(run.factory)  # refuses an own model that was not passed, before anything is selected
     where = resolve_device(device)
     chosen = [selector(item) if isinstance(item, str) else item for item in methods]
     coresets, skipped = {}, {}
@@ -233,9 +236,11 @@ def diagnose(
         rows = []
         for label, kept in coresets.items():
             rows += _along(run, run, label, kept, splits, checkpoints, where)
-            own = _train_on(run, kept, splits, folder, where, progress)
-            rows += _along(own, run, label, kept, splits, checkpoints, where)
-        provenance = {"run": run.manifest["fingerprint"], "model": run.model_spec.to_json()}
+            if ours:
+                own = _train_on(run, kept, splits, folder, where, progress)
+                rows += _along(own, run, label, kept, splits, checkpoints, where)
+        model = run.model_spec.to_json() if ours else run.manifest["adopted"]["model"]
+        provenance = {"run": run.manifest["fingerprint"], "model": model}
         found = Diagnosis(tuple(rows), budget, provenance, skipped)
         if out is not None:
             plain = [as_plain(asdict(row)) for row in rows]  # what is undefined (a coreset without some class) is null
@@ -265,8 +270,7 @@ def _along(
     run: Run, full: Run, label: str, kept: Coreset, splits: Splits, number: int, device: torch.device
 ) -> list[Alignment]:
     coreset = Resident(splits.train.subset(kept.ids), device)
-    assert splits.validation is not None
-    validation = Resident(splits.validation, device)
+    validation = Resident(splits.query if splits.validation is None else splits.validation, device)
     rows = []
     for checkpoint in spread(run.checkpoints, number):
         gradients = run_gradients(run, checkpoint, device, check_on=coreset)

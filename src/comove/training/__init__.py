@@ -1,6 +1,7 @@
 """The training loop, recipes, recorded runs, and engines that train many models with its results."""
 
 from comove.training.adopt import adopt
+from comove.training.adopted_folder import open_adopted
 from comove.training.configuration import Training, as_training, default_model
 from comove.training.exploration import Exploration, explore
 from comove.training.loop import Resident, evaluate, fit, predict, resolve_device
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "explore",
     "fit",
+    "open_adopted",
     "predict",
     "resolve_device",
     "train",

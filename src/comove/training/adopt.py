@@ -33,6 +33,7 @@ from comove.trace.evaluation_pass import clean_pass
 from comove.trace.statistics import statistics
 from comove.trace.trace import FORMAT_VERSION, Row, Trace, row_file, write_anchor, write_examples, write_row
 from comove.training.loop import Resident, resolve_device
+from comove.training.optimizer_state import state_digest, step_factors
 from comove.training.run import RUN_FORMAT, Checkpoint, Run
 from comove.training.weights import StateDict, Weights, build, digest_of, load_into, read_state_dict
 
@@ -64,7 +65,7 @@ def adopt(
     >>> run = comove.adopt(model, [Weights("e5.pt", epoch=5, lr=.01), ...], train, queries)  # doctest: +SKIP
     >>> TracIn().fit(run).attribute().top(5, query=7)  # doctest: +SKIP
 
-    Weights are read where they lie, without unpickling; only their digests are kept. Where no trace is given, the
+    Weights are read where they lie, without unpickling; their digests and paths are kept. Where no trace is given, the
     losses of all examples are computed at every checkpoint, one row per checkpoint; a replay that was interrupted goes
     on with the rows that are missing when the same call is made again.
 
@@ -97,7 +98,7 @@ def adopt(
     adopted = Adopted(network, task, tuple(kept), given)
     if out is None:  # it goes with the run, also when the replay fails
         weakref.finalize(adopted, shutil.rmtree, folder, ignore_errors=True)
-    manifest = claim_folder(folder, "run", RUN_FORMAT, _identity(network, kept, task, splits, trace))
+    manifest = _claim(folder, _identity(network, kept, task, splits, trace, folder))
     run = Run(folder, manifest, splits, adopted=adopted)
     if given is None and not run.finished:
         with driver_lock(folder):
@@ -158,6 +159,20 @@ class Adopted:
         load_into(model, state, f"Checkpoint {place + 1} of {len(known)}" if isinstance(source, Mapping) else source)
         return model.to(device).eval()
 
+    def step_factors(self, run: Run, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """What the optimizer multiplied each entry of a gradient with (:func:`step_factors`), by parameter.
+
+        Raises:
+            InputError: the state of the optimizer was not given, or is none of Adam's.
+        """
+        one = self.weights[self.checkpoints(run).index(checkpoint)]
+        if one.optimizer_state is None:
+            raise InputError(
+                f"{run.path}: the optimizer's state at epoch {checkpoint.epoch} is not known; give it for every "
+                "checkpoint, Weights(..., optimizer_state=optimizer.state_dict() or its file)."
+            )
+        return step_factors(self.network, one.optimizer_state, one.lr)
+
 
 # --- what is given -----------------------------------------------------------------------------------------------
 
@@ -216,7 +231,7 @@ def _check(network: nn.Module, weights: Sequence[Weights], task: Task, splits: S
 
 
 def _identity(
-    network: nn.Module, weights: Sequence[Weights], task: Task, splits: Splits, trace: object
+    network: nn.Module, weights: Sequence[Weights], task: Task, splits: Splits, trace: object, folder: Path
 ) -> dict[str, Any]:
     named = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     described = []
@@ -226,7 +241,9 @@ def _identity(
             if isinstance(one.source, Mapping)
             else digest_of(Path(one.source))
         )
-        described.append({"digest": found, "epoch": _epoch(one, place), "step": one.step, "lr": one.lr})
+        state = one.optimizer_state
+        of_state = {} if state is None else {"optimizer_state": state_digest(state)}
+        described.append({"digest": found, "epoch": _epoch(one, place), "step": one.step, "lr": one.lr, **of_state})
     parts = (splits.train, splits.validation, splits.query)
     return {
         "dataset": {
@@ -239,8 +256,40 @@ def _identity(
             "task": task.name,
             "weights": described,
             "trace": None if trace is None else "given",
+            "source": _where(weights, trace, folder),
         },
     }
+
+
+def _claim(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Claim the folder; where the weights have moved since, their new paths are noted."""
+    manifest = claim_folder(folder, "run", RUN_FORMAT, identity)
+    paths = identity["adopted"]["source"]
+    if manifest["adopted"].get("source") == paths or None in paths["weights"]:
+        return manifest
+    manifest = {**manifest, "adopted": {**manifest["adopted"], "source": paths}}
+    write_manifest(folder, "run", RUN_FORMAT, {name: manifest[name] for name in (*identity, "fingerprint")})
+    return manifest
+
+
+def _where(weights: Sequence[Weights], trace: object, folder: Path) -> dict[str, Any]:
+    """Where weights and trace lie, for the folder to be opened again; no part of what the run is: files may move.
+
+    Paths are relative to the run's folder where they lie beside it or within; ``None`` stands for what was in memory.
+    """
+    where = trace.path if isinstance(trace, Trace) else trace
+    return {
+        "weights": [_noted(one.source, folder) for one in weights],
+        "optimizer_states": [_noted(one.optimizer_state, folder) for one in weights],
+        "trace": _noted(where, folder),
+    }
+
+
+def _noted(source: object, folder: Path) -> str | None:
+    if not isinstance(source, str | os.PathLike):
+        return None
+    path, home = Path(source).resolve(), folder.resolve().parent
+    return Path(os.path.relpath(path, folder.resolve())).as_posix() if path.is_relative_to(home) else path.as_posix()
 
 
 def _arrays(state: StateDict) -> Iterator[npt.NDArray[Any]]:

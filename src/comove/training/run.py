@@ -99,6 +99,9 @@ class Adoption(Protocol):
     def load(self, run: Run, checkpoint: Checkpoint | None, device: torch.device | str) -> nn.Module:
         """The network with a checkpoint's weights."""
 
+    def step_factors(self, run: Run, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """What the optimizer multiplied each entry of a gradient with."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -144,7 +147,8 @@ class Run:
         if "adopted" in manifest:
             raise InputError(
                 f"{folder} is a run of a model trained elsewhere: open it by the call of comove.adopt that made it, "
-                f"with out={str(folder)!r}; its losses alone by Trace.load({str(folder / 'trace')!r})."
+                f"with out={str(folder)!r}, or by comove.training.open_adopted(folder, model, data, task); its losses "
+                f"alone by Trace.load({str(folder / 'trace')!r})."
             )
         described = entries(manifest, file, MANIFEST_ENTRIES, {"command": str, "recording": dict})["dataset"]
         entries(described, file, {"name": str, "source": dict, "fingerprint": str})
@@ -373,6 +377,19 @@ class Run:
         except RuntimeError as error:
             raise CorruptFileError(f"{chosen.path} does not hold the weights of {spec}: {error}") from error
         return model.to(device).eval()
+
+    def step_factors(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """Return lr / (sqrt(v_hat) + eps) of a model trained elsewhere by Adam or AdamW, by parameter, on the CPU.
+
+        Raises:
+            InputError: the optimizer's state was not given (:class:`comove.Weights`), or has no second moments.
+        """
+        if self.adopted is None:
+            raise InputError(
+                f"{self.path} keeps no optimizer state at its checkpoints: the preconditioned step is for models "
+                "trained elsewhere, comove.adopt(..., [Weights(..., optimizer_state=), ...])."
+            )
+        return self.adopted.step_factors(self, checkpoint)
 
     def class_logits(
         self, examples: ExampleSet, checkpoint: Checkpoint | None = None, device: torch.device | str = "cpu"

@@ -256,6 +256,6 @@ def as_sources(given: SourceLike | Sequence[SourceLike], requires: frozenset[str
         if "checkpoints" in requires and (source.run is None or not source.run.checkpoints):
             raise InputError(
                 f"{who} needs checkpoints, and a bare trace (or a run that kept none) has none: "
-                "pass runs made by comove.train(..., checkpoints='all')."
+                "pass runs made by comove.train(..., checkpoints='all'), or by comove.adopt for a model of your own."
             )
     return sources

@@ -16,7 +16,7 @@ from comove.checks import real_number, whole_number
 from comove.errors import CorruptFileError, InputError, InputTypeError, first_line, some
 from comove.store import read_json
 
-__all__ = ["StateDict", "Weights", "build", "digest_of", "load_into", "read_state_dict"]
+__all__ = ["StateDict", "Weights", "build", "digest_of", "load_into", "load_plain", "read_state_dict"]
 
 StateDict = Mapping[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "ema_state_dict")
@@ -33,6 +33,8 @@ class Weights:
         epoch: passes over the data until then; by default its place in the list, from 1 on.
         lr: the learning rate there, which TracIn weighs by.
         step: optimizer steps until then, where known.
+        optimizer_state: the ``state_dict()`` of an optimizer of Adam's kin at that moment, or a file of it (read with
+            ``weights_only=True``): for ``TracIn(optimizer_state=True)``.
 
     Raises:
         InputError: a negative epoch, step or rate, or one that is no number.
@@ -42,6 +44,7 @@ class Weights:
     epoch: float | None = None
     lr: float | None = None
     step: int | None = None
+    optimizer_state: str | Path | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for value, name in ((self.epoch, "epoch"), (self.lr, "lr")):
@@ -52,6 +55,10 @@ class Weights:
         if not isinstance(self.source, str | Path | Mapping):
             kind = type(self.source).__name__
             raise InputTypeError(f"Weights are a path or a state dict, got {kind}; of a module give .state_dict().")
+        state = self.optimizer_state
+        if state is not None and not isinstance(state, str | Path | Mapping):
+            kind = type(state).__name__
+            raise InputTypeError(f"Weights: optimizer_state is a path or the optimizer's .state_dict(), got {kind}.")
 
 
 def build(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -118,8 +125,17 @@ def _read(file: Path) -> dict[str, Tensor]:
             return dict(load_file(file))
         except (SafetensorError, OSError) as error:
             raise CorruptFileError(f"{file} cannot be read: {first_line(error)}") from error
+    return _unwrapped(load_plain(file), file)
+
+
+def load_plain(file: Path) -> Any:
+    """Return what ``torch.save`` wrote, of tensors and plain values; nothing is unpickled.
+
+    Raises:
+        CorruptFileError: missing, damaged, or readable only by unpickling.
+    """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch meets in a file of any origin
         if (
             type(error).__name__ == "UnpicklingError" and file.read_bytes()[:2] == b"PK"
@@ -129,7 +145,6 @@ def _read(file: Path) -> dict[str, Tensor]:
                 "whole model or with its own classes. Save the model's state_dict() alone."
             ) from error
         raise CorruptFileError(f"{file} cannot be read: {first_line(error)}") from error
-    return _unwrapped(content, file)
 
 
 def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:

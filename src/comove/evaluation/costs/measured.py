@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from comove.data import ExampleSet
-from comove.models import logits_of
+from comove.tasks import Classification, Task
 from comove.training import Run
 
 __all__ = ["MeasuredCost", "flops_of", "measured_cost"]
@@ -29,7 +28,7 @@ class MeasuredCost:
         step_flops: of one example's forward and backward pass.
         flops: by part: training, and recording losses in passes of their own.
         bytes_on_disk: by part: trace, checkpoints.
-        seconds: of the last call that trained it, recording included.
+        seconds: of the last call that trained it, recording included; ``None`` where it was trained elsewhere.
         peak_memory: bytes, of the process that trained (on a GPU: of the GPU), or ``None`` where it was not noted.
         parameters: of the network.
         device: what it was trained on.
@@ -39,7 +38,7 @@ class MeasuredCost:
     step_flops: float
     flops: Mapping[str, float]
     bytes_on_disk: Mapping[str, int]
-    seconds: float
+    seconds: float | None
     peak_memory: int | None
     parameters: int
     device: str
@@ -58,39 +57,41 @@ class MeasuredCost:
             "one example forward and backward": f"{self.step_flops / 1e6:,.3f} MFLOP",
             **{name: f"{value / 1e12:,.4f} TFLOP" for name, value in self.flops.items()},
             "recording over training": f"{self.recording_share:.1%}",
-            "seconds": f"{self.seconds:,.1f} ({self.device})",
+            "seconds": "not known" if self.seconds is None else f"{self.seconds:,.1f} ({self.device})",
             "peak memory": "not noted" if self.peak_memory is None else f"{self.peak_memory / 2**20:,.0f} MiB",
             **disk,
         }
 
 
-def flops_of(model: nn.Module, examples: ExampleSet, count: int = 8) -> tuple[float, float]:
+def flops_of(model: nn.Module, examples: ExampleSet, count: int = 8, task: Task | None = None) -> tuple[float, float]:
     """Count the FLOPs of one example's forward pass, and of its forward and backward pass, on ``model``.
 
     Counted by ``torch.utils.flop_counter`` on a batch of ``count`` examples: matrix products and convolutions.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    inputs, labels = examples.batch(np.arange(min(count, len(examples))), torch.device("cpu"))
+    task, size = task or Classification(), min(count, len(examples))
+    batch = examples.collated(np.arange(size))
     model.eval()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        model(inputs)
+        task.outputs(model, batch)
     with FlopCounterMode(display=False) as both:
-        torch.autograd.backward(F.cross_entropy(logits_of(model(inputs)), labels))
+        torch.autograd.backward(task.loss(task.outputs(model, batch), batch).mean())
     model.zero_grad(set_to_none=True)
-    return forward.get_total_flops() / len(inputs), both.get_total_flops() / len(inputs)
+    return forward.get_total_flops() / size, both.get_total_flops() / size
 
 
 def measured_cost(run: Run) -> MeasuredCost:
-    """Return what a finished run cost.
+    """Return what a finished run cost; of a model trained elsewhere, what its epochs and a pass for each row cost.
 
     Raises:
         InputError: its data or model must be passed to :meth:`Run.load` again.
         CorruptFileError: it is unfinished, or a file is missing.
     """
     splits, trace, result = run.data(), run.trace, run.result
-    model = run.model_spec.build(run.seed, factory=run.factory)
-    forward, step = flops_of(model, splits.train)
+    ours = run.adopted is None
+    model = run.model_spec.build(run.seed, factory=run.factory) if ours else run.load_model()
+    forward, step = flops_of(model, splits.train, task=run.task)
     n, epochs, rows = len(splits.train), int(trace.rows[-1].epoch), len(trace.rows)
     passes = rows if trace.mode == "sweep" else sum(row.step == 0 for row in trace.rows)
     flops = {
@@ -101,11 +102,11 @@ def measured_cost(run: Run) -> MeasuredCost:
         forward,
         step,
         flops,
-        {part: _size(run.path / part) for part in ("trace", "checkpoints")},
-        float(result["seconds_of_last_sitting"]),
+        {part: _size(run.path / part) for part in ("trace", "checkpoints") if (run.path / part).exists()},
+        float(result["seconds_of_last_sitting"]) if ours else None,
         _memory(result),
         sum(parameter.numel() for parameter in model.parameters()),
-        f"{result['device']}, {result['threads']} threads",
+        f"{result['device']}, {result['threads']} threads" if ours else "trained elsewhere",
     )
 
 
