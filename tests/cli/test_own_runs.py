@@ -178,7 +178,10 @@ def test_a_run_of_ones_own_model_and_data_is_trained_and_opened_again() -> None:
         (("runs/numbers", *NUMBERS[2:], "--model", "own_runs:fails"), "--model own_runs:fails fails when called"),
         (("runs/numbers", *NUMBERS[2:], "--model", "own_runs:x"), "must be a torch.nn.Module"),
         (("runs/numbers", *NUMBERS[2:], "--model", "build"), "--model must be module:object"),
-        (("runs/numbers", *NUMBERS[:2], "--dataset", "own_runs:x"), "The data of a run are Splits, (train, queries)"),
+        (
+            ("runs/numbers", *NUMBERS[:2], *NUMBERS[4:], "--dataset", "own_runs:x"),
+            "The data of a run are Splits, (train, queries)",
+        ),
     ],
 )
 def test_what_cannot_be_opened_is_refused_in_a_line(words: tuple[str, ...], expected: str) -> None:
