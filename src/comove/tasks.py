@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comove.data.batches import Batch, batch_size
+from comove.data.batches import Batch, batch_size, map_tensors
 from comove.discovery import check_choice
 from comove.errors import InputError, InputTypeError, NonFiniteError, some
 from comove.models.outputs import logits_of
 
 __all__ = [
+    "Autocast",
     "CausalLM",
     "Classification",
     "MultiLabel",
@@ -37,11 +38,13 @@ __all__ = [
     "Task",
     "call_arguments",
     "check_task",
+    "classifies",
     "log_odds",
     "targets_of",
 ]
 
 TARGETS = ("labels", "label")
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 IGNORED = -100
 """Targets of this value do not count (torch's convention)."""
 
@@ -81,6 +84,11 @@ class Task(ABC):
     def error_probability(self, outputs: Any, batch: Batch) -> Tensor:
         """Return 1 - p with p = exp(-loss), (B,): the weight of each example's gradient in TRAK."""
         return -torch.expm1(-self.loss(outputs, batch))
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The type of numbers that layers compute in where it is not that of the weights (:class:`Autocast`)."""
+        return None
 
     @property
     def name(self) -> str:
@@ -353,6 +361,70 @@ class PerExample(Task):
     def name(self) -> str:
         """``PerExample(name)``."""
         return f"PerExample({self.title})"
+
+
+@dataclass(frozen=True)
+class Autocast(Task):
+    """Another task, with its forward pass under ``torch.autocast``, as a model in mixed precision was trained.
+
+    The weights stay as they are, so that gradients are of their type; layers compute in ``dtype`` where torch does so
+    (matrix products, convolutions), and outputs come back in float32. Models in float64 are left alone.
+
+    Attributes:
+        task: what the model was trained to do.
+        dtype: ``"bfloat16"``; or ``"float16"``, whose gradients may vanish (training scales the loss against that).
+    """
+
+    task: Task
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        check_choice(self.dtype, tuple(PRECISIONS), "dtype", "Autocast")
+        if not isinstance(self.task, Task) or isinstance(self.task, Autocast):
+            raise InputTypeError(f"Autocast: task must be another Task of comove.tasks, got {self.task!r}.")
+
+    @final
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The task's outputs, computed under autocast, in float32."""
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, PRECISIONS[self.dtype]):
+            found = self.task.outputs(model, batch)
+        return map_tensors(lambda part: part.float() if part.dtype in PRECISIONS.values() else part, found)
+
+    @final
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """The task's loss, (B,)."""
+        return self.task.loss(outputs, batch)
+
+    @final
+    def measure(self, outputs: Any, batch: Batch) -> Tensor:
+        """The task's measured output, (B,)."""
+        return self.task.measure(outputs, batch)
+
+    @final
+    def labels(self, batch: Batch) -> Tensor | None:
+        """The task's classes."""
+        return self.task.labels(batch)
+
+    @final
+    def error_probability(self, outputs: Any, batch: Batch) -> Tensor:
+        """The task's weights, (B,)."""
+        return self.task.error_probability(outputs, batch)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """``dtype``."""
+        return PRECISIONS[self.dtype]
+
+    @property
+    def name(self) -> str:
+        """The task's name within ``Autocast(...)``."""
+        return f"Autocast({self.task.name}, {self.dtype})"
+
+
+def classifies(task: Task) -> bool:
+    """Whether a task is cross-entropy over the logits (B, C) of one class out of several, under autocast or not."""
+    return isinstance(task.task if isinstance(task, Autocast) else task, _OneClass)
 
 
 # --- checks ------------------------------------------------------------------------------------------------------

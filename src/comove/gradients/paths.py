@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -45,6 +45,8 @@ class _Call:
     edge: GradientEdge
 
 
+REDUCED = (torch.bfloat16, torch.float16)
+"""Types that autocast computes in."""
 _Seen: TypeAlias = dict[int, list[tuple[_Call, Tensor]]]
 """Each module's calls with the gradients of their outputs, by the module's identity."""
 
@@ -194,7 +196,7 @@ class PerSampleRules:
                 what = "changed in place" if len(call.x) == size else f"{tuple(call.x.shape)}, not (B, ...)"
                 raise RefusedPathError(f"the input of a {type(call.module).__name__} is {what}")
             if g is not None:
-                seen.setdefault(id(call.module), []).append((call, g))
+                seen.setdefault(id(call.module), []).append(_in_precision(call, g))
         return seen, found
 
 
@@ -241,8 +243,9 @@ def _check_rows(gradients: Sequence[Tensor | None], weighted: Sequence[Tensor | 
         if g is None or weighted_g is None or len(g) != len(weights_B):
             continue
         expected = g.flatten(1) * weights_B[:, None]
+        slack = max(tolerance, 2e-2) if g.dtype in REDUCED else tolerance
         difference_B = torch.linalg.vector_norm(weighted_g.flatten(1) - expected, dim=1)
-        if bool((difference_B > tolerance * torch.linalg.vector_norm(expected, dim=1)).any()):
+        if bool((difference_B > slack * torch.linalg.vector_norm(expected, dim=1)).any()):
             raise RefusedPathError("a layer sees the examples in another order than the batch's")
 
 
@@ -281,10 +284,23 @@ def _affine_batch_norms(model: nn.Module) -> Iterator[None]:
             del vars(module)["forward"]
 
 
+def _in_precision(call: _Call, g: Tensor) -> tuple[_Call, Tensor]:
+    """A layer's input and its output's gradient in the precision of its weights, which autocast may not compute in.
+
+    The input is rounded first to what the layer's product was computed in.
+    """
+    x, wanted = call.x, next(call.module.parameters()).dtype
+    if g.dtype == wanted and (x.dtype == wanted or not x.is_floating_point()):
+        return call, g
+    if x.is_floating_point():
+        x = (x.to(g.dtype) if g.dtype in REDUCED else x).to(wanted)
+    return replace(call, x=x), g.to(wanted)
+
+
 def _affine(layer: Any, x: Tensor) -> Tensor:
     scale, shift = (part.detach() for part in scale_and_shift(layer))
     shape = (-1, *(1,) * (x.ndim - 2))
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+    return torch.addcmul(shift.view(shape), x.to(shift.dtype), scale.view(shape)).to(x.dtype)
 
 
 @contextmanager

@@ -331,6 +331,14 @@ class PerExampleGradients:
                 [function(self.objective.outputs(self.model, row), row).reshape(batch_size(row), -1) for row in rows]
             )
 
+    def _close(self, one: Tensor, other: Tensor) -> bool:
+        """Whether outputs of two batches are the same; they differ by less rounding than gradients do."""
+        if one.shape != other.shape:
+            return False
+        tolerance = _tolerance(one, self.objective.task.precision) / 10
+        scale = torch.maximum(one.abs().amax(), other.abs().amax()) + 1e-30
+        return bool(((one - other).abs() <= tolerance * scale).all())
+
     def _flat(self, batch: Batch) -> Tensor:
         return self.evaluate(batch, lambda outputs, _: flat_outputs(outputs))
 
@@ -424,7 +432,7 @@ class PerExampleGradients:
         truth, outputs = self._one_at_a_time(batch, _probe)
         check_finite(truth, data, rows)
         self.reads_values = bool(watch.reads)
-        self.batches_matter = not _close(self._flat(batch), outputs) or self._mixes(data)
+        self.batches_matter = not self._close(self._flat(batch), outputs) or self._mixes(data)
         self._rules.check_rows = bool(watch.reorders)
         why = ""
         if watch.reads:
@@ -460,7 +468,7 @@ class PerExampleGradients:
         if count <= CHECKED:
             return False
         batch = rows_of(data.batch(slice(0, count)), torch.arange(count - 1, -1, -1))
-        return not _close(self._flat(batch), self._outputs_of_parts(batch, CHECKED))
+        return not self._close(self._flat(batch), self._outputs_of_parts(batch, CHECKED))
 
     def _outputs_of_parts(self, batch: Batch, size: int) -> Tensor:
         starts = range(0, batch_size(batch), size)
@@ -468,7 +476,7 @@ class PerExampleGradients:
 
     def same_alone(self, batch: Batch) -> bool:
         """Whether a batch's outputs are those of its examples one by one."""
-        return _close(self._flat(batch), self._outputs_of_parts(batch, 1))
+        return self._close(self._flat(batch), self._outputs_of_parts(batch, 1))
 
     def _check_outputs(self, batch: Batch) -> ForwardPass:
         """Check the outputs' shape and that they are not drawn at random; return what the forward pass does."""
@@ -508,7 +516,7 @@ class PerExampleGradients:
             ours = dict(self._by(way, batch, _probe))
         except RefusedPathError as refusal:
             return str(refusal)
-        tolerance = _tolerance(next(iter(truth.values())))
+        tolerance = _tolerance(next(iter(truth.values())), self.objective.task.precision)
         whole_B = sum(_squares(true) for true in truth.values())
         assert isinstance(whole_B, Tensor)
         # Of a parameter whose gradient vanishes, such as a bias of attention's keys, only rounding is left.
@@ -534,19 +542,11 @@ def _probe(outputs: Any, batch: Batch) -> Tensor:
     return flat @ torch.linspace(1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
 
 
-def _tolerance(values: Tensor) -> float:
+def _tolerance(values: Tensor, precision: torch.dtype | None) -> float:
     """How far two ways may be apart by rounding alone; a GPU's float32 may be TensorFloat-32."""
     single = 1e-3 if values.device.type == "cpu" else 1e-2
-    return {torch.float64: 1e-6, torch.float32: single}.get(values.dtype, 1e-1)
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether outputs of two batches are the same; they differ by less rounding than gradients do."""
-    if one.shape != other.shape:
-        return False
-    tolerance = _tolerance(one) / 10
-    scale = torch.maximum(one.abs().amax(), other.abs().amax()) + 1e-30
-    return bool(((one - other).abs() <= tolerance * scale).all())
+    kind = values.dtype if precision is None or values.dtype == torch.float64 else precision
+    return {torch.float64: 1e-6, torch.float32: single}.get(kind, 1e-1)
 
 
 @contextmanager

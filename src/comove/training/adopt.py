@@ -28,7 +28,7 @@ from comove.models import penultimate
 from comove.models.last_layer import last_linear
 from comove.store import claim_folder, digest, new_folder, write_manifest
 from comove.store.lock import driver_lock
-from comove.tasks import Classification, SequenceClassification, Task, call_arguments, check_task, check_values
+from comove.tasks import Classification, Task, call_arguments, check_task, check_values, classifies
 from comove.trace.evaluation_pass import clean_pass
 from comove.trace.statistics import statistics
 from comove.trace.trace import FORMAT_VERSION, Row, Trace, row_file, write_anchor, write_examples, write_row
@@ -443,8 +443,8 @@ def _losses(model: nn.Module, task: Task, parts: Sequence[Resident], features: b
     """The statistics of all examples (M,), and, with ``features``, penultimate features and probabilities (M, ...)."""
     rows: dict[str, list[Tensor]] = {}
     kept: dict[str, list[Tensor]] = {}
-    classifies = isinstance(task, Classification | SequenceClassification)
-    head = _head(model, parts[0]) if features and classifies else None
+    one_class = classifies(task)
+    head = _head(model, parts[0]) if features and one_class else None
     with clean_pass(model):
         for part in parts:
             for where in _slices(len(part)):
@@ -452,13 +452,13 @@ def _losses(model: nn.Module, task: Task, parts: Sequence[Resident], features: b
                 outputs, probabilities, last = _outputs(model, task, batch, head)
                 loss = check_values_finite(task, outputs, batch)
                 found = {"loss": loss.float()}
-                if classifies:
+                if one_class:
                     values, probabilities = statistics(outputs, task.labels(batch))  # type: ignore[arg-type]
                     found = {**values, **found}
                 for name, value in found.items():
                     rows.setdefault(name, []).append(value.cpu())
                 if last is not None and probabilities is not None:
-                    kept.setdefault("features", []).append(last.cpu())
+                    kept.setdefault("features", []).append(last.float().cpu())
                     kept.setdefault("probabilities", []).append(probabilities.cpu())
     return _joined(rows), _joined(kept)
 

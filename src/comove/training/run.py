@@ -35,7 +35,7 @@ from comove.store import (
     understanding,
     write_sealed,
 )
-from comove.tasks import Classification, SequenceClassification, Task
+from comove.tasks import Classification, Task, classifies
 from comove.trace import Trace
 from comove.trace.evaluation_pass import clean_pass
 from comove.trace.trace import read_trace_manifest, trace_damage
@@ -399,7 +399,7 @@ class Run:
         Raises:
             InputError: as :meth:`load_model`.
         """
-        if not isinstance(self.task, Classification | SequenceClassification):
+        if not classifies(self.task):
             return None
         model, data = self.load_model(checkpoint, device), Resident(examples, torch.device(device))
         if self.adopted is None:
