@@ -30,6 +30,8 @@ NEEDS = {
     "with_lightning": ("lightning",),
     "with_transformers": ("transformers", "accelerate"),
 }
+TEXTS = {"explain_movie_reviews": "rt-polarity.pos", "explain_a_completion": "tinyshakespeare.txt"}
+"""Examples on texts, and a file that they read."""
 WITHOUT_A_TRACE = ("own_scheduler",)
 AT_MOST_40_LINES = ("boosting_elsewhere", "own_scheduler")
 pytestmark = [
@@ -67,7 +69,7 @@ ADOPTED = {"adopt_a_vision_model": (), "adopt_a_language_model": ("transformers"
 
 
 def test_every_example_is_run_here() -> None:
-    assert {file.stem for file in FOLDER.glob("*.py")} == {*NEEDS, *ADOPTED, *WITHOUT_A_TRACE}
+    assert {file.stem for file in FOLDER.glob("*.py")} == {*NEEDS, *ADOPTED, *TEXTS, *WITHOUT_A_TRACE}
 
 
 @pytest.mark.parametrize("name", ADOPTED)
@@ -87,9 +89,38 @@ def test_an_adopted_model_is_explained_in_few_lines(
     assert sum(bool(line.strip()) for line in lines) <= 40
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_are_explained_in_few_lines(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    folders = os.environ.get("COMOVE_DATA", ""), FOLDER.parents[1] / "shared" / "data"
+    data = next((folder for folder in folders if Path(folder, "text", TEXTS[name]).exists()), None)
+    if data is None:
+        pytest.skip("Texts were not found: set COMOVE_DATA to the folder with text/")
+    monkeypatch.setenv("COMOVE_DATA", str(data))
+    run = loaded(name).main(tmp_path)
+    assert run.trace.train_losses[-1].mean() < 0.9 * run.trace.train_losses[0].mean()
+    printed = capsys.readouterr().out
+    if name == "explain_movie_reviews":
+        assert "Coreset(cld: 160 of 800" in printed
+        chance, found = re.search(r"by chance ([\d.]+)", printed), re.search(r"loss +[\d.]+ \[([\d.]+),", printed)
+        assert chance is not None
+        assert found is not None
+        assert float(found[1]) > float(chance[1])  # the interval of the wrong labels found lies above chance
+    else:
+        assert len(re.findall(r"LDS\(\S+ -?[\d.]+ .*8 queries, 20 subsets x 1 seed, measure", printed)) == 3
+        tracin = re.search(r"LDS\(tracin: ([\d.-]+) \[", printed)
+        assert tracin is not None
+        assert float(tracin[1]) > 0
+        assert "64 train x 152 queries" in printed  # a column a token
+    lines = (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 40
+
+
 def test_the_pages_on_recording_and_on_ones_own_name_every_example() -> None:
     pages = [(FOLDER.parent / "docs" / page).read_text(encoding="utf-8") for page in ("recording.md", "own.md")]
-    assert set(re.findall(r"`examples/(\w+)\.py`", "".join(pages))) == {*NEEDS, *WITHOUT_A_TRACE, *ADOPTED}
+    assert set(re.findall(r"`examples/(\w+)\.py`", "".join(pages))) == {*NEEDS, *WITHOUT_A_TRACE, *ADOPTED, *TEXTS}
 
 
 @pytest.mark.parametrize("name", AT_MOST_40_LINES)

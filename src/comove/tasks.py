@@ -17,10 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from comove.data import ExampleSet
 from comove.data.batches import Batch, batch_size, map_tensors
 from comove.discovery import check_choice
 from comove.errors import InputError, InputTypeError, NonFiniteError, some
@@ -40,11 +42,16 @@ __all__ = [
     "check_task",
     "classifies",
     "log_odds",
+    "per_token",
     "targets_of",
 ]
 
 TARGETS = ("labels", "label")
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+LOOKED_AT = 256
+"""Sequences whose tokens are counted at a time."""
+POSITION = "explained_position"
+"""The entry of a batch that says which token of each sequence is explained (:func:`per_token`)."""
 IGNORED = -100
 """Targets of this value do not count (torch's convention)."""
 
@@ -99,7 +106,7 @@ class Task(ABC):
 
 def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a batch that the model's forward pass takes."""
-    given = {name: value for name, value in batch.items() if name not in TARGETS}
+    given = {name: value for name, value in batch.items() if name not in (*TARGETS, POSITION)}
     parameters = inspect.signature(model.forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return given
@@ -234,6 +241,8 @@ class CausalLM(Task):
     Logits at position t predict the token at t + 1. Tokens of value -100, and those where ``attention_mask`` is 0, do
     not count. Without ``labels`` the inputs (``input_ids``, or the tensor itself) are the targets.
 
+    A batch of :func:`per_token` is of single tokens: loss and measured output are those of one token of each sequence.
+
     Attributes:
         reduction: ``"mean"`` over a sequence's predicted tokens, or their ``"sum"``: the sequence's log likelihood.
         position: explain the prediction of this one token (its place in the sequence, from 1 on) instead of the whole
@@ -249,27 +258,34 @@ class CausalLM(Task):
             raise InputError(f"CausalLM: position must be from 1 on (nothing predicts token 0), got {self.position}.")
 
     @final
-    def token_losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss of each predicted token (B, T - 1), 0 where none counts, and which count."""
-        targets = self._targets(batch)[:, 1:]
-        counted = targets != IGNORED
+    def counted(self, batch: Batch) -> Tensor:
+        """Return which tokens from the second on count, (B, T - 1)."""
+        counted = self._targets(batch)[:, 1:] != IGNORED
         if isinstance(batch, Mapping) and "attention_mask" in batch:
             counted = counted & (batch["attention_mask"][:, 1:] != 0)
+        return counted
+
+    @final
+    def token_losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss of each predicted token (B, T - 1), 0 where none counts, and which count."""
+        targets, counted = self._targets(batch)[:, 1:], self.counted(batch)
         wanted = torch.where(counted, targets, 0)
         losses = F.cross_entropy(outputs[:, :-1].transpose(1, 2), wanted, reduction="none")
         return torch.where(counted, losses, torch.zeros_like(losses)), counted
 
     @final
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Mean (or sum) over the predicted tokens, (B,) nats."""
+        """Mean (or sum) over the predicted tokens, (B,) nats; of one token where the batch says which."""
         losses, counted = self.token_losses(outputs, batch)
+        if (places := _explained(batch)) is not None:
+            return losses.gather(1, places[:, None] - 1)[:, 0]
         total = losses.sum(1)
         return total / counted.sum(1).clamp(min=1) if self.reduction == "mean" else total
 
     @final
     def measure(self, outputs: Any, batch: Batch) -> Tensor:
         """The log odds of exp(-loss), of the sequence or of one token, (B,)."""
-        if self.position is None:
+        if self.position is None or _explained(batch) is not None:
             return log_odds(self.loss(outputs, batch))
         losses, _ = self.token_losses(outputs, batch)
         if self.position > losses.shape[1]:
@@ -285,6 +301,66 @@ class CausalLM(Task):
         if isinstance(batch, Tensor) or (isinstance(batch, tuple | list) and len(batch) == 1):
             return batch if isinstance(batch, Tensor) else torch.as_tensor(batch[0])
         return targets_of(batch)
+
+
+def _explained(batch: Batch) -> Tensor | None:
+    """Which token of each sequence is explained (B,), where the batch is of single tokens."""
+    return batch.get(POSITION) if isinstance(batch, Mapping) else None
+
+
+def per_token(examples: ExampleSet, task: CausalLM | None = None) -> ExampleSet:
+    """Return queries of single tokens: one example for each token that a sequence's loss counts.
+
+    Scores of them have one column a token, whose loss and measured output are those of that token given all before it.
+    With :class:`CausalLM`'s mean the scores of linear methods (TracIn, influence) average to the sequence's own.
+
+    >>> scores = TracIn().fit(run).attribute(per_token(queries))  # doctest: +SKIP
+
+    Args:
+        examples: sequences, whose batches are dictionaries (``input_ids``, perhaps ``attention_mask`` and ``labels``).
+        task: says which tokens count; by default :class:`CausalLM`.
+
+    Returns:
+        As many examples as tokens that count; their ids are the sequence's id with the token's place (from 1 on) as its
+        last digits: with sequences of 18 tokens, token 4 of sequence 7 is 704.
+
+    Raises:
+        InputError: batches that are no dictionaries, no token that counts, ids that grow beyond 64 bits.
+    """
+    task, tokens, collate = task or CausalLM(), [], examples.collate
+    first = examples.collated(np.arange(1))
+    if collate is None or not isinstance(first, Mapping):
+        raise InputError("per_token needs sequences whose batches are dictionaries with 'input_ids': collate them so.")
+    for start in range(0, len(examples), LOOKED_AT):
+        places = np.arange(start, min(start + LOOKED_AT, len(examples)))
+        counted = task.counted(examples.collated(places))
+        tokens += [(start + row, place + 1) for row, place in counted.nonzero().tolist()]
+    digits = 10 ** len(str(max((place for _, place in tokens), default=0)))
+    if not tokens or int(examples.ids.max()) >= np.iinfo(np.int64).max // digits:
+        raise InputError(f"per_token: {'the ids are too large; give others' if tokens else 'no token counts'}.")
+    items = _Tokens(examples, collate, tokens)
+    ids = [int(examples.ids[at]) * digits + place for at, place in tokens]
+    return ExampleSet(items, ids=ids, collate=items.together, name=f"tokens of {examples.name}")
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Items (a sequence's item, a token's place), and how these are put together."""
+
+    examples: ExampleSet
+    collate: Callable[[list[Any]], Batch]
+    tokens: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        at, place = self.tokens[index]
+        return self.examples[at], place
+
+    def together(self, items: list[tuple[Any, int]]) -> Batch:
+        """The sequences' batch, and which token of each is explained."""
+        return {**self.collate([item for item, _ in items]), POSITION: torch.tensor([place for _, place in items])}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from comove.tasks import (
     Segmentation,
     SequenceClassification,
     Task,
+    per_token,
 )
 
 N, Q = 14, 5
@@ -464,3 +465,43 @@ def test_a_temporary_run_leaves_no_folder_behind(simple: Any, tmp_path: Path, mo
         adopt(model, [kept[0], nan, kept[2]], train, queries, Regression(), device="cpu")
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+# --- language models, token by token ---------------------------------------------------------------------------------
+
+
+def test_scores_of_tokens_are_autograds_and_average_to_their_sequences(tmp_path: Path) -> None:
+    task, train = CausalLM(), sets("tokens")[0]
+    items = items_of("tokens", 3, 1)
+    items[1]["attention_mask"][4:] = 0
+    queries = ExampleSet(items, ids=[7, 8, 12], collate=torch.utils.data.default_collate)
+    model, kept = trained(lambda: Tokens(11, whole=False), task, train)
+    run = adopt(model, [Weights(state, lr=0.5) for state in kept], train, queries, task, device="cpu")
+    tokens = per_token(queries)
+    assert tokens.ids.tolist() == [71, 72, 73, 74, 75, 81, 82, 83, 121, 122, 123, 124, 125]
+    found = TracIn().fit(run).attribute(tokens)
+    whole = TracIn().fit(run).attribute(queries).values
+    for column, id_ in enumerate(queries.ids):
+        np.testing.assert_allclose(found.values[:, tokens.ids // 10 == id_].mean(1), whole[:, column], atol=1e-6)
+    model.load_state_dict(kept[-1])
+    one = queries.collated(np.array([2]))
+    log_p = task.outputs(model, one)[0, 3].log_softmax(-1)[one["input_ids"][0, 4]]
+    truth = torch.cat([g.reshape(-1) for g in torch.autograd.grad(-log_p, list(model.parameters()))]).numpy()
+    expected = autograd(model, task, train, "loss")[0] @ truth
+    columns = GradDot().fit(run).attribute(tokens).values[:, tokens.ids == 124][:, 0]
+    np.testing.assert_allclose(columns, expected, atol=1e-6 * np.abs(expected).max() + 1e-9)
+    batch = tokens.collated(np.array([11]))
+    p = log_p.detach().exp()
+    torch.testing.assert_close(task.measure(task.outputs(model, batch), batch)[0], torch.log(p / (1 - p)))
+    assert CLD().fit(run).attribute(tokens).values.shape == (N, 13)
+    assert TRAK(proj_dim=4).fit(run).attribute(tokens).values.shape == (N, 13)
+
+
+def test_tokens_need_dictionaries_and_something_that_counts() -> None:
+    with pytest.raises(InputError, match="batches are dictionaries with 'input_ids'"):
+        per_token(ExampleSet([torch.arange(4)] * 3))
+    with pytest.raises(InputError, match="no token counts"):
+        per_token(ExampleSet([{"input_ids": torch.arange(4), "labels": torch.full((4,), -100)}] * 3))
+    far = ExampleSet([{"input_ids": torch.arange(4)}] * 2, ids=[0, 2**62])
+    with pytest.raises(InputError, match="ids are too large"):
+        per_token(far)
