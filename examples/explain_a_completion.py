@@ -20,8 +20,7 @@ TRAIN, QUERIES, TASK = ALL.subset(np.arange(64)), ALL.subset(np.arange(64, 72)),
 CONFIG = GPT2Config(vocab_size=128, n_positions=20, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
 
 
-def train(ids: np.ndarray, seed: int, kept: list[Weights] | None = None) -> torch.nn.Module:
-    """Train on all passages of these ids at once, in a loop of one's own."""
+def _train(ids: np.ndarray, seed: int, kept: list[Weights] | None = None) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     model, batch = GPT2LMHeadModel(CONFIG).eval(), TRAIN.subset(ids).collated(np.arange(len(ids)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -36,8 +35,9 @@ def train(ids: np.ndarray, seed: int, kept: list[Weights] | None = None) -> torc
 
 def main(folder: Path) -> Run:
     """Explain the queries, token by token too, and hold the scores to 20 models trained on halves."""
-    run = adopt(train(TRAIN.ids, 0, kept := []), kept, TRAIN, QUERIES, TASK, out=folder / "run")
-    mine, halves = OwnTraining(train, name="gpt-1", task=TASK), subsets.random(0.5, 20)
+    kept: list[Weights] = []
+    run = adopt(_train(TRAIN.ids, 0, kept), kept, TRAIN, QUERIES, TASK, out=folder / "run")
+    mine, halves = OwnTraining(_train, name="gpt-1", task=TASK), subsets.random(0.5, 20)
     bank = RetrainingBank.create(folder / "bank", TRAIN, mine, subsets=halves, queries=QUERIES).run(executor="serial")
     for method in (CLD(), TracIn(), TRAK(proj_dim=16)):
         scores = method.fit(run).attribute()
