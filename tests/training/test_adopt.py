@@ -413,6 +413,17 @@ def test_what_does_not_fit_is_refused_in_one_line(simple: Any, tmp_path: Path) -
         adopt(model, kept, train, queries, task, trace=other, device="cpu")
 
 
+@pytest.mark.parametrize("method", ["el2n", "herding", "aum", "forgetting"])
+def test_coreset_methods_say_what_a_replay_has(method: str, simple: Any) -> None:
+    model, kept, train, queries = simple
+    run = adopt(model, kept, train, queries, Regression(), device="cpu")
+    with pytest.raises(
+        InputError, match=r"trained elsewhere \(Regression\(\)\).*Choose a method that reads losses"
+    ) as raised:
+        select(method, run, budget=5)
+    assert "comove.train" not in str(raised.value)
+
+
 def test_retraining_says_that_it_needs_the_users_own_function(simple: Any) -> None:
     model, kept, train, queries = simple
     run = adopt(model, kept, train, queries, Regression(), device="cpu")

@@ -93,11 +93,26 @@ def check_window(window: int, first: int | None, who: str, least: int = 2) -> No
 
 def _require_field(trace: Trace, field: str, who: str) -> None:
     if field not in trace.fields:
-        raise InputError(
-            f"{who} needs {field!r} of the training examples by epoch; this trace holds {some(trace.fields)}. Record "
-            f"it: comove.train(..., recording=Recording(fields=('loss', {field!r}))) or Recorder.observe(ids, logits=, "
-            "labels=)."
+        record = (
+            f"Record it: comove.train(..., recording=Recording(fields=('loss', {field!r}))) or Recorder.observe(ids, "
+            "logits=, labels=)."
         )
+        raise InputError(
+            f"{who} needs {field!r} of the training examples by epoch; this trace holds {some(trace.fields)}. "
+            + (_elsewhere(trace) or record)
+        )
+
+
+def _elsewhere(trace: Trace) -> str:
+    """What to do where the trace is the replay of a model trained elsewhere; nothing where it was recorded."""
+    task = trace.manifest.get("task")
+    if task is None:
+        return ""
+    return (
+        f"It was replayed from checkpoints of a model trained elsewhere ({task}): a replay computes such values for "
+        "classifiers alone, features and probabilities where an nn.Linear gives the logits, at the last checkpoint. "
+        "Choose a method that reads losses (cld, random), or pass a trace recorded in training, adopt(..., trace=)."
+    )
 
 
 def needs_field(trace: Trace, field: str, who: str, rows: Sequence[int] | None = None) -> npt.NDArray[Any]:
@@ -204,11 +219,12 @@ def _anchor_row(trace: Trace, epoch: int | None, who: str) -> int:
         return kept[wanted]
     at = f"at epoch {epoch}" if epoch is not None else "at some epoch"
     have = f"kept were epochs {some(f'{e:g}' for e in sorted(kept))}" if kept else "none were kept"
-    raise InputError(
-        f"{who} needs features and class probabilities {at}; {have}. Record them: comove.train(..., recording="
+    record = (
+        "Record them: comove.train(..., recording="
         f"Recording(anchors=({'-1,' if epoch is None else f'{epoch}, -1'}))), or Recorder.observe(..., features=)"
         + (", or choose a kept epoch (epoch=)." if kept else ".")
     )
+    raise InputError(f"{who} needs features and class probabilities {at}; {have}. {_elsewhere(trace) or record}")
 
 
 def needs_validation(source: Source, who: str) -> tuple[npt.NDArray[np.int64], Ids]:
