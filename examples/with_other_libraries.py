@@ -25,10 +25,8 @@ def main(folder: Path) -> dict[str, comove.Scores]:
     """Train, ask all for inner products of gradients at the last checkpoint, and hold them to retrained models."""
     data = comove.load_dataset("digits", limit=80, queries=10)
     run = comove.train(data, HOW.model, HOW.recipe, out=folder / "run")
-    model, sets = (
-        run.load_model(),
-        [TensorDataset(*part.batch(np.arange(len(part)))) for part in (data.train, data.query)],
-    )
+    model, parts = run.load_model(), (data.train, data.query)
+    sets = [TensorDataset(*part.batch(np.arange(len(part)))) for part in parts]
 
     def loss(parameters: Any, pair: Any) -> Any:
         return F.cross_entropy(torch.func.functional_call(model, parameters, pair[0][None]), pair[1][None])
