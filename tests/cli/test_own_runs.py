@@ -194,7 +194,7 @@ def test_what_cannot_be_opened_is_refused_in_a_line(words: tuple[str, ...], expe
 
 def test_comoves_own_loop_trains_classifiers() -> None:
     data = ("--model", "own_runs:factory", "--dataset", "own_runs:data", "--quiet")
-    for words in (("train", "--out", "t"), ("lds", "--out", "t"), ("brittleness", "--out", "t")):
+    for words in (("train", "--out", "t"), ("lds", "--out", "t"), ("brittleness", "--k", 5, "--out", "t")):
         made = comove(*words, *data, "--task", "own_runs:task")
         assert made.exit_code == 2
         assert "comove's own loop trains classifiers, not Regression()" in " ".join(made.output.split())
