@@ -3,7 +3,7 @@
 from comove.cli.app import app, run
 
 # isort: split
-from comove.cli import demo, train, attribute, coreset, curve, stability, lds, brittleness, check, bank, cost  # isort: skip  # in the order of --help
+from comove.cli import demo, train, explore, attribute, coreset, curve, stability, lds, brittleness, check, bank, cost  # isort: skip  # in the order of --help
 from comove.cli import diagnose, clean, report, tools  # isort: skip
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "curve",
     "demo",
     "diagnose",
+    "explore",
     "lds",
     "report",
     "run",
