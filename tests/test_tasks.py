@@ -207,3 +207,91 @@ def test_batches_without_a_common_first_axis_are_refused(batch: Any) -> None:
         batch_size(batch)
     with pytest.raises(InputError, match="pad them"):
         concatenate([torch.ones(2, 3), torch.ones(2, 4)])
+
+
+# --- the Hessian in the outputs -----------------------------------------------------------------------------------
+
+
+def log_cosh(outputs: Tensor, batch: Any) -> Tensor:
+    return torch.log(torch.cosh(outputs)).sum(1)
+
+
+def curved() -> list[tuple[Task, Tensor, Any]]:
+    """Tasks with outputs and a batch of three examples."""
+    mask = torch.ones(3, 4, dtype=torch.int64)
+    mask[1, 2:] = 0
+    tokens = {"input_ids": whole(3, 3, 4), "attention_mask": mask}
+    pixels = whole(2, 3, 2, 2)
+    pixels[0, 0] = 255
+    return [
+        (Classification(), 3 * draw(3, 4), (None, whole(4, 3))),
+        (Classification(), draw(3, 2), (None, whole(2, 3))),
+        (MultiLabel(), draw(3, 4), (None, whole(2, 3, 4))),
+        (Regression(), draw(3), (None, draw(3, seed=1))),
+        (Regression(), draw(3, 2), (None, draw(3, 2, seed=1))),
+        (CausalLM(), draw(3, 4, 3), tokens),
+        (CausalLM("sum"), draw(3, 4, 3), whole(3, 3, 4)),
+        (Segmentation(), draw(3, 2, 2, 2), (None, pixels)),
+        (PerExample(log_cosh), draw(3, 2), None),
+    ]
+
+
+def true_hessians(task: Task, outputs: Tensor, batch: Any) -> Tensor:
+    def total(flat: Tensor) -> Tensor:
+        return task.loss(flat.reshape(outputs.shape), batch).sum()
+
+    size, entries = len(outputs), outputs[0].numel()
+    hessian = torch.autograd.functional.hessian(total, outputs.reshape(size, -1))
+    assert isinstance(hessian, Tensor)
+    whole_hessian = hessian.reshape(size, entries, size, entries)
+    return torch.stack([whole_hessian[b, :, b] for b in range(size)])
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_the_factor_s_square_is_the_hessian_of_the_loss_in_the_outputs(case: int) -> None:
+    task, outputs, batch = curved()[case]
+    factor = task.output_curvature(outputs, batch)
+    torch.testing.assert_close(factor @ factor.mT, true_hessians(task, outputs, batch), rtol=1e-9, atol=1e-12)
+    assert not outputs.requires_grad
+    assert not factor.requires_grad
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_the_default_by_autograd_is_the_closed_form(case: int) -> None:
+    task, outputs, batch = curved()[case]
+    factor = Task.output_curvature(task, outputs.clone().requires_grad_(), batch)
+    torch.testing.assert_close(factor @ factor.mT, true_hessians(task, outputs, batch), rtol=1e-9, atol=1e-12)
+    assert not factor.requires_grad
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_pseudo_gradients_have_the_hessian_as_their_second_moment(case: int) -> None:
+    task, outputs, batch = curved()[case]
+    generator, draws = torch.Generator().manual_seed(3), 4000
+    u_SBK = torch.stack([task.pseudo_gradients(outputs, batch, generator) for _ in range(draws)])
+    found = torch.einsum("sbk,sbj->bkj", u_SBK, u_SBK) / draws
+    truth = true_hessians(task, outputs, batch)
+    assert (found - truth).abs().max() < 6 * 3**0.5 / draws**0.5 * truth.abs().max()
+    again = task.pseudo_gradients(outputs, batch, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(again, u_SBK[0])
+
+
+def test_a_confident_classifier_s_factor_is_finite() -> None:
+    logits = torch.tensor([[0.0, 200.0, -200.0], [200.0, 0.0, 0.0]])
+    factor = Classification().output_curvature(logits, None)
+    assert torch.isfinite(factor).all()
+    assert factor.abs().max() < 1e-6
+
+
+def test_a_loss_that_is_not_convex_in_the_outputs_is_refused_by_name() -> None:
+    task = PerExample(lambda outputs, batch: outputs.cos().sum(1), name="waves-1")
+    with pytest.raises(InputError, match=r"PerExample\(waves-1\): the loss must be convex.*eigenvalue -"):
+        task.output_curvature(draw(3, 2), None)
+    with pytest.raises(InputError, match="convex"):
+        task.pseudo_gradients(draw(3, 2), None, torch.Generator())
+
+
+def test_a_loss_linear_in_the_outputs_has_no_curvature() -> None:
+    task = PerExample(lambda outputs, batch: outputs["a"].sum(1) + outputs["b"])
+    outputs = {"a": draw(3, 2), "b": draw(3), "tokens": whole(2, 3)}
+    torch.testing.assert_close(task.output_curvature(outputs, None), torch.zeros(3, 3, 3, dtype=torch.float64))

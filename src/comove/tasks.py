@@ -26,6 +26,7 @@ from comove.data import ExampleSet
 from comove.data.batches import Batch, batch_size, map_tensors
 from comove.discovery import check_choice
 from comove.errors import InputError, InputTypeError, NonFiniteError, some
+from comove.models.output_curvature import hessian_factors, output_hessians, softmax_draws, softmax_factors, uniform
 from comove.models.outputs import logits_of
 
 __all__ = [
@@ -92,6 +93,28 @@ class Task(ABC):
         """Return 1 - p with p = exp(-loss), (B,): the weight of each example's gradient in TRAK."""
         return -torch.expm1(-self.loss(outputs, batch))
 
+    def output_curvature(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return S (B, K, R) with S S' the Hessian of each example's loss in its K outputs; the outputs are detached.
+
+        K counts the outputs as :func:`comove.models.outputs.flat_outputs` lines them up. By default by autograd.
+
+        Raises:
+            InputError: the loss is not convex in the outputs.
+        """
+        return hessian_factors(output_hessians(self.loss, outputs, batch), self.name)
+
+    def pseudo_gradients(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return u (B, K) with E[u u'] the Hessian of each example's loss in its K outputs, drawn anew in each call.
+
+        Where the loss is a negative log likelihood, u is its gradient in the outputs at a target drawn from the model.
+
+        Raises:
+            InputError: the loss is not convex in the outputs.
+        """
+        factor_BKR = self.output_curvature(outputs, batch)
+        drawn_BR = _normal(factor_BKR[:, 0], generator)
+        return (factor_BKR @ drawn_BR[:, :, None])[:, :, 0]
+
     @property
     def precision(self) -> torch.dtype | None:
         """The type of numbers that layers compute in where it is not that of the weights (:class:`Autocast`)."""
@@ -102,6 +125,12 @@ class Task(ABC):
         """The task and its options, as they enter fingerprints."""
         options = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))  # type: ignore[arg-type]
         return f"{type(self).__name__}({options})"
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers in the shape, precision and place of ``like``; the same on every device."""
+    drawn = torch.randn(like.shape, generator=generator, device=generator.device, dtype=torch.float64)
+    return drawn.to(like)
 
 
 def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,6 +218,16 @@ class _OneClass(Task):
         """1 - p of the label, (B,), exact for small values."""
         return torch.sigmoid(-margin(outputs, targets_of(batch)))
 
+    @final
+    def output_curvature(self, outputs: Any, batch: Batch) -> Tensor:
+        """S (B, C, C - 1) with S S' = diag(p) - p p'."""
+        return softmax_factors(outputs.detach())
+
+    @final
+    def pseudo_gradients(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Draws p - e_y (B, C) with y drawn from p."""
+        return softmax_draws(outputs.detach(), generator)
+
 
 @dataclass(frozen=True)
 class Classification(_OneClass):
@@ -209,6 +248,20 @@ class MultiLabel(Task):
         """Mean binary cross-entropy over the labels, (B,) nats."""
         targets = targets_of(batch).to(outputs.dtype)
         return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").flatten(1).mean(1)
+
+    @final
+    def output_curvature(self, outputs: Any, batch: Batch) -> Tensor:
+        """S (B, K, K) = diag(sqrt(p (1 - p) / K))."""
+        logits_BK = outputs.detach().flatten(1)
+        return torch.diag_embed((logits_BK.sigmoid() * (-logits_BK).sigmoid() / logits_BK.shape[1]).sqrt())
+
+    @final
+    def pseudo_gradients(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """(p - y) / sqrt(K) (B, K) with each label y drawn from p."""
+        p_BK = outputs.detach().flatten(1).sigmoid()
+        drawn = uniform(p_BK.shape, generator, p_BK) < p_BK
+        u_BK: Tensor = (p_BK - drawn.to(p_BK)) / p_BK.shape[1] ** 0.5
+        return u_BK
 
 
 @dataclass(frozen=True)
@@ -232,6 +285,26 @@ class Regression(Task):
     def measure(self, outputs: Any, batch: Batch) -> Tensor:
         """The negative loss, (B,)."""
         return -self.loss(outputs, batch)
+
+    @final
+    def output_curvature(self, outputs: Any, batch: Batch) -> Tensor:
+        """The identity, (B, K, K)."""
+        flat_BK = outputs.detach().reshape(len(outputs), -1)
+        return torch.diag_embed(torch.ones_like(flat_BK))
+
+    @final
+    def pseudo_gradients(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Standard normal numbers, (B, K)."""
+        return _normal(outputs.detach().reshape(len(outputs), -1), generator)
+
+
+def _blocks(factors_BTCR: Tensor) -> Tensor:
+    """Return matrices (B, T C, T R) with these blocks on the diagonal."""
+    size, blocks, rows, columns = factors_BTCR.shape
+    whole = factors_BTCR.new_zeros(size, blocks, rows, blocks, columns)
+    at = torch.arange(blocks, device=factors_BTCR.device)
+    whole[:, at, :, at] = factors_BTCR.transpose(0, 1)
+    return whole.reshape(size, blocks * rows, blocks * columns)
 
 
 @dataclass(frozen=True)
@@ -291,6 +364,23 @@ class CausalLM(Task):
         if self.position > losses.shape[1]:
             raise InputError(f"position {self.position} is beyond sequences of {losses.shape[1] + 1} tokens.")
         return log_odds(losses[:, self.position - 1])
+
+    @final
+    def output_curvature(self, outputs: Any, batch: Batch) -> Tensor:
+        """S (B, T V, (T - 1) (V - 1)) of T tokens and V words: one block a predicted token; large beyond toy models."""
+        factors = softmax_factors(outputs[:, :-1].detach()) * self._weights(outputs, batch).sqrt()[:, :, None, None]
+        return F.pad(_blocks(factors), (0, 0, 0, outputs.shape[2]))  # the last position predicts nothing
+
+    @final
+    def pseudo_gradients(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Draws p - e_y (B, T V) with y drawn from p for each token, times the root of the token's weight."""
+        drawn = softmax_draws(outputs[:, :-1].detach(), generator) * self._weights(outputs, batch).sqrt()[:, :, None]
+        return F.pad(drawn, (0, 0, 0, 1)).flatten(1)
+
+    def _weights(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The weight of each predicted token's loss in the example's, (B, T - 1)."""
+        counted = self.counted(batch).to(outputs.dtype)
+        return counted / counted.sum(1, keepdim=True).clamp(min=1) if self.reduction == "mean" else counted
 
     @staticmethod
     def _targets(batch: Batch) -> Tensor:
@@ -380,6 +470,30 @@ class Segmentation(Task):
         counted = targets != self.ignore
         losses = F.cross_entropy(outputs, torch.where(counted, targets, 0), reduction="none")
         return (losses * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+
+    @final
+    def output_curvature(self, outputs: Any, batch: Batch) -> Tensor:
+        """S (B, C H W, H W (C - 1)): one block a pixel; large beyond tiny images."""
+        factors_BTCR = softmax_factors(self._pixels(outputs)) * self._weights(outputs, batch).sqrt()[:, :, None, None]
+        size, pixels, classes, _ = factors_BTCR.shape
+        blocks = _blocks(factors_BTCR).reshape(size, pixels, classes, -1)
+        return blocks.transpose(1, 2).reshape(size, classes * pixels, -1)
+
+    @final
+    def pseudo_gradients(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Draws p - e_y (B, C H W) with y drawn from p for each pixel, times the root of the pixel's weight."""
+        drawn_BTC = softmax_draws(self._pixels(outputs), generator) * self._weights(outputs, batch).sqrt()[:, :, None]
+        return drawn_BTC.mT.flatten(1)
+
+    @staticmethod
+    def _pixels(outputs: Tensor) -> Tensor:
+        """Logits (B, H W, C)."""
+        return outputs.detach().flatten(2).mT
+
+    def _weights(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The weight of each pixel's loss in the example's, (B, H W)."""
+        counted = (targets_of(batch) != self.ignore).flatten(1).to(outputs.dtype)
+        return counted / counted.sum(1, keepdim=True).clamp(min=1)
 
     @final
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
@@ -486,6 +600,16 @@ class Autocast(Task):
     def error_probability(self, outputs: Any, batch: Batch) -> Tensor:
         """The task's weights, (B,)."""
         return self.task.error_probability(outputs, batch)
+
+    @final
+    def output_curvature(self, outputs: Any, batch: Batch) -> Tensor:
+        """The task's factors, (B, K, R)."""
+        return self.task.output_curvature(outputs, batch)
+
+    @final
+    def pseudo_gradients(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The task's pseudo-gradients, (B, K)."""
+        return self.task.pseudo_gradients(outputs, batch, generator)
 
     @property
     def precision(self) -> torch.dtype:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comove.data.batches import Batch, tensors_of
+from comove.data.batches import Batch
 from comove.errors import InputError
+from comove.models.outputs import flat_outputs
 from comove.tasks import Classification, Task, cross_entropy, margin, targets_of
 
 __all__ = ["Function", "Objective", "Scalar", "Values", "cross_entropy", "flat_outputs", "margin", "stack_flat"]
@@ -56,14 +57,6 @@ class Objective:
         if callable(self.scalar):
             return self.scalar(outputs, targets_of(batch))
         return self.task.loss(outputs, batch) if self.scalar == "loss" else self.task.measure(outputs, batch)
-
-
-def flat_outputs(outputs: Any) -> Tensor:
-    """Return the numbers of a model's outputs, (B, K), whatever their structure."""
-    parts = [part.reshape(len(part), -1) for part in tensors_of(outputs) if part.is_floating_point()]
-    if not parts:
-        raise InputError("The model's outputs hold no tensor of real numbers.")
-    return torch.cat(parts, 1)
 
 
 def stack_flat(parts: Sequence[Tensor]) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comove.data.batches import tensors_of
 from comove.errors import InputError
 
-__all__ = ["described", "logits_of", "without_fast_path"]
+__all__ = ["described", "differentiable_parts", "flat_outputs", "logits_of", "without_fast_path"]
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -47,6 +48,27 @@ def logits_of(outputs: Any) -> Tensor:
         f"returned {described(outputs)}. Return the logits alone. Auxiliary outputs (GoogLeNet, Inception) are "
         f"switched off with aux_logits=False."
     )
+
+
+def differentiable_parts(outputs: Any) -> list[Tensor]:
+    """Return the tensors of real numbers in a model's outputs, in a fixed order.
+
+    Raises:
+        InputError: there are none.
+    """
+    parts = [part for part in tensors_of(outputs) if part.is_floating_point()]
+    if not parts:
+        raise InputError("The model's outputs hold no tensor of real numbers.")
+    return parts
+
+
+def flat_outputs(outputs: Any) -> Tensor:
+    """Return the numbers of a model's outputs, (B, K), whatever their structure.
+
+    Raises:
+        InputError: there are none.
+    """
+    return torch.cat([part.reshape(len(part), -1) for part in differentiable_parts(outputs)], 1)
 
 
 def described(outputs: Any) -> str:
