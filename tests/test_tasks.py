@@ -241,8 +241,7 @@ def true_hessians(task: Task, outputs: Tensor, batch: Any) -> Tensor:
         return task.loss(flat.reshape(outputs.shape), batch).sum()
 
     size, entries = len(outputs), outputs[0].numel()
-    hessian = torch.autograd.functional.hessian(total, outputs.reshape(size, -1))
-    assert isinstance(hessian, Tensor)
+    hessian: Tensor = torch.func.jacrev(torch.func.jacrev(total))(outputs.reshape(size, -1))
     whole_hessian = hessian.reshape(size, entries, size, entries)
     return torch.stack([whole_hessian[b, :, b] for b in range(size)])
 

@@ -1,0 +1,293 @@
+r"""score(i, q) = - grad m_q' (G + lambda I)^-1 grad loss_i, G = 1/N sum_i J_i' H_i J_i, the Gauss-Newton matrix.
+
+A weight on example i that grows by d moves the weights of a minimum by -(G + lambda I)^-1 grad loss_i d, and the
+measured output of q by the score times d. G is the Hessian of the mean loss with the model linearised (J_i: Jacobian
+of the outputs, H_i: Hessian of the loss in them), so it has no negative eigenvalues (Schraudolph, 2002; Martens, 2020).
+
+*The damping.* Example i adds 1/N A_i' A_i to G, A_i' A_i = J_i' H_i J_i. Row a of A_i has in G + lambda I the leverage
+
+    h = 1/N a' (G + lambda I)^-1 a  <=  |a|^2 / (N lambda + |a|^2),
+
+the share of its own fit. A first-order answer to "what if example i were gone" needs h well below 1, and many rows'
+directions are supported by one example alone. With lambda = tr G / N, the curvature of one average example, h is at
+most 1/2 for a row of the length of a whole average example. That is the rule.
+
+Shape legend: N train, Q queries, R rows an example, P parameter entries.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from comove.attribution.base import Attributor, Queries, said_once
+from comove.attribution.gauss_newton_solvers import (
+    SOLVERS,
+    Cholesky,
+    ConjugateGradients,
+    Plan,
+    Problem,
+    Sketch,
+    Solver,
+    SolverName,
+    Woodbury,
+    free_memory,
+    plan,
+    rate_of,
+    shifted_cholesky,
+)
+from comove.attribution.replay import query_resident, run_of, training_resident
+from comove.checks import check_number
+from comove.discovery import check_choice, check_seed
+from comove.gradients.gauss_newton import JacobianRows
+from comove.gradients.per_example import Part, PerExampleGradients
+from comove.gradients.projections import Sparse
+from comove.models import put_channels_last
+from comove.store import digest
+from comove.training import Checkpoint, resolve_device
+from comove.training.randomness import derived_seed
+from comove.training.sources import Source
+
+__all__ = ["GaussNewton", "gauss_newton_scores", "rule_of_one_example"]
+
+QUERY_BYTES = 1 << 30
+"""Queries are taken in blocks whose gradients, solutions and working copies fit in this."""
+SAID_SECONDS = 60.0
+"""A model that takes longer is announced with its estimate before it begins."""
+
+
+# --- the mathematics --------------------------------------------------------------------------------------------------
+
+
+def rule_of_one_example(trace: float, examples: int) -> float:
+    """Return lambda = tr G / N, the curvature that one average example adds; 1 where G vanishes.
+
+    Args:
+        trace: of the Gauss-Newton matrix of the mean loss.
+        examples: N.
+    """
+    return trace / examples if trace > 0 else 1.0
+
+
+def gauss_newton_scores(rows_NRP: Tensor, train_NP: Tensor, query_QP: Tensor, damping: float | None = None) -> Tensor:
+    """Return -grad m_q' (1/N sum_i A_i' A_i + lambda I)^-1 grad loss_i, (N, Q) float64, of arrays from anywhere.
+
+    Args:
+        rows_NRP: A_i = S_i' J_i of each training example, S_i S_i' the Hessian of its loss in the outputs.
+        train_NP: gradients of the training examples' losses.
+        query_QP: gradients of the queries' measured outputs.
+        damping: lambda; ``None``: tr G / N.
+
+    Example:
+        >>> rows, losses = torch.ones(2, 1, 1), torch.tensor([[1.0], [-1.0]])
+        >>> gauss_newton_scores(rows, losses, torch.tensor([[3.0]]), damping=0.5)
+        tensor([[-2.],
+                [ 2.]], dtype=torch.float64)
+    """
+    flat_MP = rows_NRP.double().flatten(0, 1)
+    matrix_PP = flat_MP.T @ flat_MP / len(rows_NRP)
+    shift = rule_of_one_example(float(matrix_PP.trace()), len(rows_NRP)) if damping is None else damping
+    factor_PP = shifted_cholesky(matrix_PP, shift)
+    return -(train_NP.double() @ torch.cholesky_solve(query_QP.double().T, factor_PP))
+
+
+# --- the method -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GaussNewton(Attributor):
+    """Damped Gauss-Newton influence, each model's linear systems solved exactly or in a sketch.
+
+    At checkpoints of each run, batch norm in evaluation mode; the scores of all checkpoints of all runs are averaged,
+    which matters more than any option: fit on several runs. ``info`` says what was solved and how: ``damping`` (lambda
+    of each model), ``plan``, ``curvature``, ``gradients``.
+
+    Args:
+        damping: lambda; ``None``: tr G / N of each model.
+        solver: ``"cholesky"`` (P x P), ``"woodbury"`` (N R x N R), both exact; ``"cg"``, conjugate gradients, exact up
+            to ``tolerance``, slow without a preconditioner; ``"sketch"``, Cholesky in ``dimension`` random
+            dimensions; ``"auto"``: the faster exact one where memory holds it, else the sketch.
+        dimension: of the sketch.
+        draws: pseudo-gradients an example in the place of the exact Hessian in the outputs; ``None``: exact for up to
+            64 rows an example (C - 1 for C classes), else 8.
+        checkpoints: ``"all"``, or how many of the last ones of each run.
+        max_steps: of ``"cg"``, for each query.
+        tolerance: relative residual at which ``"cg"`` ends.
+        seed: of the sketch and of pseudo-gradients; each checkpoint of each run has its own.
+        parameters: names or glob patterns of the parameters to differentiate by; by default all trainable ones.
+
+    Raises:
+        InputError: an option out of range; in ``fit``, a matrix that memory cannot hold, a loss that is not convex in
+            the outputs.
+
+    Example:
+        >>> scores = GaussNewton().fit(runs).attribute()  # doctest: +SKIP
+
+    References:
+        Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", Neural Comput. 2002.
+        Bae et al., "If Influence Functions are the Answer, Then What is the Question?", NeurIPS 2022.
+    """
+
+    name: ClassVar[str] = "gauss-newton"
+    summary: ClassVar[str] = "influence with the damped Gauss-Newton matrix of the loss, solved exactly or in a sketch"
+    cost: ClassVar[str] = "as many epochs of training as there are classes, and one factorisation, per run"
+    requires: ClassVar[frozenset[str]] = frozenset({"trace", "checkpoints"})
+
+    damping: float | None = None
+    solver: SolverName = "auto"
+    dimension: int = 4096
+    draws: int | None = None
+    checkpoints: Literal["all"] | int = 1
+    max_steps: int = 100
+    tolerance: float = 1e-4
+    seed: int = 0
+    parameters: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, self.name)
+        self._check_parameters()
+        check_choice(self.solver, SOLVERS, "solver", self.name)
+        if self.damping is not None:
+            check_number(self.damping, f"{self.name}: damping")
+        check_number(self.tolerance, f"{self.name}: tolerance")
+        for option in ("dimension", "max_steps"):
+            self._check_whole(option)
+        if self.draws is not None:
+            self._check_whole("draws", unit="None or a whole number")
+        if self.checkpoints != "all":
+            self._check_whole("checkpoints", unit="'all' or a whole number")
+
+    def _fit(self, sources: tuple[Source, ...]) -> tuple[_Model, ...]:
+        models = []
+        for source in sources:
+            kept = run_of(source).checkpoints
+            chosen = kept if self.checkpoints == "all" else kept[-int(self.checkpoints) :]
+            models += [_Model(self, source, checkpoint) for checkpoint in chosen]
+        for model in models[:1]:
+            model.plan()  # refuses what does not fit before any work
+        return tuple(models)
+
+    def _scores(self, state: tuple[_Model, ...], queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        total_NQ: Tensor | None = None
+        notes: list[dict[str, str]] = []
+        dampings: list[float] = []
+        unconverged: set[int] = set()
+        for model in state:
+            solved = model.solve(queries)
+            total_NQ = solved.scores if total_NQ is None else total_NQ + solved.scores
+            notes.append(solved.note)
+            dampings.append(solved.damping)
+            unconverged |= set(solved.unconverged)
+        assert total_NQ is not None
+        values: npt.NDArray[np.float32] = (total_NQ / len(state)).to("cpu", torch.float32).numpy()
+        info = {"used_checkpoints": len(state), "lambda": dampings, "unconverged": sorted(unconverged)}
+        return values, {**info, **said_once(notes)}
+
+
+@dataclass(frozen=True)
+class _Solved:
+    scores: Tensor
+    damping: float
+    note: dict[str, str]
+    unconverged: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One checkpoint of a run, and the options."""
+
+    options: GaussNewton
+    source: Source
+    checkpoint: Checkpoint
+
+    def problem(self) -> Problem:
+        """Its rows and gradients."""
+        options, device, run = self.options, resolve_device(), run_of(self.source)
+        train = training_resident(self.source, device)
+        model = run.load_model(self.checkpoint, device)
+        put_channels_last(model)  # convolutions run fastest on this
+        names = options.parameters
+        rows = JacobianRows(model, run.task, train, parameters=names, draws=options.draws, seed=self._seed("draws"))
+        losses, measures = (
+            PerExampleGradients(model, scalar, task=run.task, parameters=names, check_on=train)
+            for scalar in ("loss", "measure")
+        )
+        return Problem(rows, losses, measures, train, (train,))
+
+    def plan(self, problem: Problem | None = None) -> Plan:
+        """Which solver, and what it takes.
+
+        Raises:
+            InputError: memory does not hold it.
+        """
+        problem = problem or self.problem()
+        rows, weight = problem.rows, next(iter(problem.losses.parameters.values()))
+        options = self.options
+        return plan(
+            len(problem.train),
+            rows.count,
+            rows.size,
+            solver=options.solver,
+            dimension=options.dimension,
+            itemsize=weight.element_size(),
+            memory=free_memory(weight.device),
+        )
+
+    def solve(self, queries: Queries) -> _Solved:
+        """The scores (N, Q) for these queries."""
+        problem = self.problem()
+        chosen = self.plan(problem)
+        told = self._announced(chosen, problem)
+        solver = self._solver(chosen.solver, problem)
+        asked = query_resident(self.source, queries, resolve_device())
+        block = max(1, QUERY_BYTES // (32 * problem.rows.size))
+        columns, open_ids = [], []
+        for start in range(0, len(asked), block):
+            stop = min(start + block, len(asked))
+            columns.append(solver.scores(Part(asked, start, stop)))
+            if isinstance(solver, ConjugateGradients):
+                open_ids += queries.ids[start:stop][~solver.converged.cpu().numpy()].tolist()
+        note = {"plan": told, "curvature": problem.rows.factors, "gradients": str(problem.rows.paths)}
+        return _Solved(torch.cat(columns, 1), solver.damping, note, open_ids)
+
+    def _announced(self, chosen: Plan, problem: Problem) -> str:
+        """Say what the solve takes; with a warning where it is long."""
+        seconds = problem.rows.seconds_per_pass(problem.train)
+        rate = rate_of(next(iter(problem.losses.parameters.values())))
+        took = chosen.seconds(rate, seconds)
+        if took > SAID_SECONDS:
+            unit = "step" if chosen.solver == "cg" else "model"
+            warnings.warn(
+                f"gauss-newton: solver={chosen.solver!r} takes {chosen.size} and about {took:.0f} s a {unit}.",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+        return f"{chosen.solver}, {chosen.size}"
+
+    def _solver(self, name: str, problem: Problem) -> Solver:
+        options = self.options
+
+        def damping(trace: float) -> float:
+            return rule_of_one_example(trace, len(problem.train)) if options.damping is None else options.damping
+
+        if name == "cholesky":
+            return Cholesky(problem, damping)
+        if name == "woodbury":
+            return Woodbury(problem, damping)
+        if name == "cg":
+            return ConjugateGradients(problem, damping, max_steps=options.max_steps, tolerance=options.tolerance)
+        sizes = {name: parameter.numel() for name, parameter in problem.losses.parameters.items()}
+        device = next(iter(problem.losses.parameters.values())).device
+        kept = min(options.dimension, problem.rows.size)
+        return Sketch(problem, damping, Sparse(sizes, kept, self._seed("sketch"), device=device))
+
+    def _seed(self, what: str) -> int:
+        fingerprint = digest(run_of(self.source).manifest["fingerprint"])
+        return derived_seed(self.options.seed, what, fingerprint, self.checkpoint.epoch)
