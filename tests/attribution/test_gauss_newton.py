@@ -19,6 +19,7 @@ from comove.attribution.gauss_newton_solvers import (
     ConjugateGradients,
     Problem,
     Sketch,
+    Solver,
     Woodbury,
     plan,
     shifted_cholesky,
@@ -115,12 +116,13 @@ def dense_scores(model: nn.Module, task: Task, batch: Batch, examples: int) -> T
     losses = torch.stack([gradient(task.loss, one) for one in ones[:examples]])
     measured = torch.stack([gradient(task.measure, one) for one in ones[examples:]])
     matrix = total + LAMBDA * torch.eye(len(total), dtype=torch.float64)
-    return -losses @ torch.linalg.solve(matrix, measured.T)
+    scores: Tensor = -losses @ torch.linalg.solve(matrix, measured.T)
+    return scores
 
 
 def problem_of(model: nn.Module, task: Task, train: Batch) -> Problem:
     data = Given(train)
-    losses, measures = (PerExampleGradients(model, scalar, task=task) for scalar in ("loss", "measure"))  # type: ignore[arg-type]
+    losses, measures = (PerExampleGradients(model, scalar, task=task) for scalar in ("loss", "measure"))
     return Problem(JacobianRows(model, task, data, batch=7), losses, measures, data, (data,))
 
 
@@ -131,7 +133,7 @@ def test_every_solver_gives_the_dense_solution_in_float64(name: str) -> None:
     train, asked = rows_of(batch, slice(0, 25)), Given(rows_of(batch, slice(25, 30)))
     problem = problem_of(model, task, train)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    solvers = [
+    solvers: list[Solver] = [
         Cholesky(problem, lambda _: LAMBDA),
         Woodbury(problem, lambda _: LAMBDA),
         ConjugateGradients(problem, lambda _: LAMBDA, max_steps=500, tolerance=1e-10),
@@ -357,3 +359,44 @@ def test_a_loss_that_is_not_convex_is_refused_by_name() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         GaussNewton(**options)
+
+
+# --- augmentations and what is kept -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    images, labels = torch.rand(26, 1, 6, 6, generator=torch.Generator().manual_seed(0)), np.arange(26) % 2
+    parts = [
+        ExampleSet.from_arrays(images[rows], labels[rows], ids=np.arange(26)[rows])
+        for rows in (slice(20), slice(20, 26))
+    ]
+    recipe = Recipe(epochs=2, batch_size=10, lr=0.05, augment="flip_crop", crop_padding=1)
+    folder = tmp_path_factory.mktemp("images") / "run"
+    return train(Splits(parts[0], None, parts[1]), "mlp", recipe, 0, folder, model_options={"hidden": [4]})
+
+
+def test_augmentations_average_the_gradients_of_flipped_and_shifted_examples(image_run: Run) -> None:
+    plain, one, many = (GaussNewton(augmentations=count).fit(image_run).attribute().values for count in (0, 1, 30))
+    np.testing.assert_array_equal(one, GaussNewton(augmentations=1).fit(image_run).attribute().values)
+    assert not np.allclose(one, plain)
+    other = GaussNewton(augmentations=30, seed=1).fit(image_run).attribute().values
+    assert np.abs(other - many).max() < np.abs(one - many).max()  # more draws vary less
+
+
+def test_augmentations_need_a_recipe_that_augments(logistic_run: Run) -> None:
+    with pytest.raises(InputError, match="augment='none'"):
+        GaussNewton(augmentations=2).fit(logistic_run)
+
+
+@pytest.mark.parametrize("held", [0, 1 << 30])
+def test_a_factor_is_kept_for_the_next_queries_where_it_is_small(
+    held: int, logistic_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(gauss_newton, "HELD_BYTES", held)
+    monkeypatch.setattr(gauss_newton, "Cholesky", lambda *args: made.append(1) or Cholesky(*args))  # type: ignore[func-returns-value]
+    fitted = GaussNewton().fit(logistic_run)
+    first, second = fitted.attribute(), fitted.attribute([104, 101])
+    assert len(made) == (1 if held else 2)
+    np.testing.assert_allclose(second.column(104), first.column(104), rtol=1e-6)

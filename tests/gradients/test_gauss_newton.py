@@ -56,7 +56,7 @@ def drawn(model: nn.Module) -> nn.Module:
 
 def convolutional() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
-    model[1].running_mean.copy_(draw(2))  # type: ignore[operator,union-attr]
+    model[1].running_mean.copy_(draw(2))  # type: ignore[operator]
     return drawn(model)
 
 
@@ -80,7 +80,7 @@ def problems() -> dict[str, tuple[nn.Module, Task, Batch]]:
 def dense(model: nn.Module, task: Task, batch: Batch) -> Tensor:
     """1/N sum_i J_i' H_i J_i by autograd, one example at a time."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    total = torch.zeros(1, dtype=torch.float64)
+    total: Tensor = torch.zeros(1, dtype=torch.float64)
     for row in range(batch_size(batch)):
         one = rows_of(batch, slice(row, row + 1))
 
@@ -93,7 +93,8 @@ def dense(model: nn.Module, task: Task, batch: Batch) -> Tensor:
         flat = torch.cat([part.reshape(found.numel(), -1) for part in jacobian.values()], 1)
         hessian = torch.func.jacrev(torch.func.jacrev(lambda o, one=one: task.loss(o, one).sum()))(found)
         total = total + flat.T @ hessian.reshape(found.numel(), -1) @ flat
-    return total / batch_size(batch)
+    mean: Tensor = total / batch_size(batch)
+    return mean
 
 
 @pytest.mark.parametrize("name", list(problems()))
@@ -166,7 +167,7 @@ def test_outputs_of_different_sizes_are_refused_and_pseudo_gradients_named() -> 
     with pytest.raises(InputError, match=r"outputs of different sizes, 12 columns.*draws=8"):
         JacobianRows(model, task, data).matrix(data)
     rows = JacobianRows(model, task, data, draws=150)
-    truth = 2 * sum(_outer(model, ids[row : row + 1]) for row in range(3)) / 3
+    truth = 2 * torch.stack([_outer(model, ids[row : row + 1]) for row in range(3)]).mean(0)
     assert (rows.matrix(data) - truth).abs().max() < 0.4 * truth.abs().max()
 
 

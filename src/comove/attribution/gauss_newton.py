@@ -45,20 +45,24 @@ from comove.attribution.gauss_newton_solvers import (
 )
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.checks import check_number
+from comove.data.batches import Batch
 from comove.discovery import check_choice, check_seed
+from comove.errors import InputError
 from comove.gradients.gauss_newton import JacobianRows
-from comove.gradients.per_example import Part, PerExampleGradients
+from comove.gradients.per_example import Batches, Part, PerExampleGradients
 from comove.gradients.projections import Sparse
 from comove.models import put_channels_last
-from comove.store import digest
-from comove.training import Checkpoint, resolve_device
-from comove.training.randomness import derived_seed
+from comove.training import Checkpoint, Resident, resolve_device
+from comove.training.augment import draw_flip_crop, flip_crop
+from comove.training.randomness import derived_seed, generator_for
 from comove.training.sources import Source
 
 __all__ = ["GaussNewton", "gauss_newton_scores", "rule_of_one_example"]
 
 QUERY_BYTES = 1 << 30
 """Queries are taken in blocks whose gradients, solutions and working copies fit in this."""
+HELD_BYTES = 4 << 30
+"""The factors of all models are kept between calls where they fit in this."""
 SAID_SECONDS = 60.0
 """A model that takes longer is announced with its estimate before it begins."""
 
@@ -118,9 +122,11 @@ class GaussNewton(Attributor):
         draws: pseudo-gradients an example in the place of the exact Hessian in the outputs; ``None``: exact for up to
             64 rows an example (C - 1 for C classes), else 8.
         checkpoints: ``"all"``, or how many of the last ones of each run.
+        augmentations: draws of the recipe's augmentation over which each training example's gradient is averaged; 0:
+            of the example as it is. The matrix is that of the examples as they are.
         max_steps: of ``"cg"``, for each query.
         tolerance: relative residual at which ``"cg"`` ends.
-        seed: of the sketch and of pseudo-gradients; each checkpoint of each run has its own.
+        seed: of the sketch, pseudo-gradients and augmentations; each checkpoint of each run has its own.
         parameters: names or glob patterns of the parameters to differentiate by; by default all trainable ones.
 
     Raises:
@@ -145,6 +151,7 @@ class GaussNewton(Attributor):
     dimension: int = 4096
     draws: int | None = None
     checkpoints: Literal["all"] | int = 1
+    augmentations: int = 0
     max_steps: int = 100
     tolerance: float = 1e-4
     seed: int = 0
@@ -159,44 +166,92 @@ class GaussNewton(Attributor):
         check_number(self.tolerance, f"{self.name}: tolerance")
         for option in ("dimension", "max_steps"):
             self._check_whole(option)
+        self._check_whole("augmentations", 0)
         if self.draws is not None:
             self._check_whole("draws", unit="None or a whole number")
         if self.checkpoints != "all":
             self._check_whole("checkpoints", unit="'all' or a whole number")
 
-    def _fit(self, sources: tuple[Source, ...]) -> tuple[_Model, ...]:
-        models = []
+    def _fit(self, sources: tuple[Source, ...]) -> _State:
+        models: list[_Model] = []
         for source in sources:
             kept = run_of(source).checkpoints
             chosen = kept if self.checkpoints == "all" else kept[-int(self.checkpoints) :]
             models += [_Model(self, source, checkpoint) for checkpoint in chosen]
-        for model in models[:1]:
-            model.plan()  # refuses what does not fit before any work
-        return tuple(models)
+        first = models[0].plan(models[0].problem())  # refuses what does not fit before any work
+        return _State(tuple(models), first.bytes * len(models) <= HELD_BYTES, {})
 
-    def _scores(self, state: tuple[_Model, ...], queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    def _scores(self, state: _State, queries: Queries) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         total_NQ: Tensor | None = None
         notes: list[dict[str, str]] = []
         dampings: list[float] = []
         unconverged: set[int] = set()
-        for model in state:
-            solved = model.solve(queries)
-            total_NQ = solved.scores if total_NQ is None else total_NQ + solved.scores
+        for model in state.models:
+            solved = state.solved(model)
+            term_NQ, open_ids = solved.scores(queries)
+            total_NQ = term_NQ if total_NQ is None else total_NQ.add_(term_NQ)
             notes.append(solved.note)
-            dampings.append(solved.damping)
-            unconverged |= set(solved.unconverged)
+            dampings.append(solved.solver.damping)
+            unconverged |= set(open_ids)
         assert total_NQ is not None
-        values: npt.NDArray[np.float32] = (total_NQ / len(state)).to("cpu", torch.float32).numpy()
-        info = {"used_checkpoints": len(state), "lambda": dampings, "unconverged": sorted(unconverged)}
+        values: npt.NDArray[np.float32] = (total_NQ / len(state.models)).to("cpu", torch.float32).numpy()
+        info = {"used_checkpoints": len(state.models), "lambda": dampings, "unconverged": sorted(unconverged)}
         return values, {**info, **said_once(notes)}
 
 
 @dataclass(frozen=True)
+class _State:
+    """The models to solve; a solver whose matrix is small enough is kept for the next queries."""
+
+    models: tuple[_Model, ...]
+    keeps: bool
+    kept: dict[tuple[str, int], _Solved]
+
+    def solved(self, model: _Model) -> _Solved:
+        """A model's solver, made where it is not kept."""
+        key = (run_of(model.source).manifest["fingerprint"], model.checkpoint.epoch)
+        found = self.kept.get(key) or model.solved()
+        if self.keeps:
+            self.kept[key] = found
+        return found
+
+
+@dataclass(frozen=True)
 class _Solved:
-    scores: Tensor
-    damping: float
+    """The solver of one model, what it solves, and what to say of it."""
+
+    source: Source
+    problem: Problem
+    solver: Solver
     note: dict[str, str]
-    unconverged: Sequence[int]
+
+    def scores(self, queries: Queries) -> tuple[Tensor, list[int]]:
+        """The scores (N, Q), and the ids of the queries that are not solved to the tolerance."""
+        asked = query_resident(self.source, queries, resolve_device())
+        block = max(1, QUERY_BYTES // (32 * self.problem.rows.size))
+        columns, open_ids = [], []
+        for start in range(0, len(asked), block):
+            stop = min(start + block, len(asked))
+            columns.append(self.solver.scores(Part(asked, start, stop)))
+            if isinstance(self.solver, ConjugateGradients):
+                open_ids += queries.ids[start:stop][~self.solver.converged.cpu().numpy()].tolist()
+        return torch.cat(columns, 1), open_ids
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    """Training examples, each flipped and shifted by its own draw."""
+
+    whole: Resident
+    draws: Tensor
+    padding: int
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def batch(self, positions: slice) -> Batch:
+        inputs, labels = self.whole.batch(positions)
+        return flip_crop(inputs, self.draws[positions], self.padding), labels
 
 
 @dataclass(frozen=True)
@@ -219,57 +274,57 @@ class _Model:
             PerExampleGradients(model, scalar, task=run.task, parameters=names, check_on=train)
             for scalar in ("loss", "measure")
         )
-        return Problem(rows, losses, measures, train, (train,))
+        return Problem(rows, losses, measures, train, self._views(train))
 
-    def plan(self, problem: Problem | None = None) -> Plan:
+    def _views(self, train: Resident) -> tuple[Batches, ...]:
+        if not self.options.augmentations:
+            return (train,)
+        recipe = run_of(self.source).recipe
+        if recipe.augment == "none":
+            raise InputError(
+                f"gauss-newton: augmentations={self.options.augmentations} needs runs whose recipe augments, and "
+                f"{run_of(self.source).path} has augment='none'. Leave augmentations at 0."
+            )
+        generator = generator_for(self.options.seed, "augmentations", self.checkpoint.epoch)
+        draws = (draw_flip_crop(len(train), recipe.crop_padding, generator) for _ in range(self.options.augmentations))
+        return tuple(_Augmented(train, each.to(train.device), recipe.crop_padding) for each in draws)
+
+    def plan(self, problem: Problem) -> Plan:
         """Which solver, and what it takes.
 
         Raises:
             InputError: memory does not hold it.
         """
-        problem = problem or self.problem()
-        rows, weight = problem.rows, next(iter(problem.losses.parameters.values()))
-        options = self.options
+        rows, weight = problem.rows, problem.weight
         return plan(
             len(problem.train),
             rows.count,
             rows.size,
-            solver=options.solver,
-            dimension=options.dimension,
+            solver=self.options.solver,
+            dimension=self.options.dimension,
             itemsize=weight.element_size(),
             memory=free_memory(weight.device),
         )
 
-    def solve(self, queries: Queries) -> _Solved:
-        """The scores (N, Q) for these queries."""
+    def solved(self) -> _Solved:
+        """Its solver; a long solve is announced before it begins."""
         problem = self.problem()
         chosen = self.plan(problem)
-        told = self._announced(chosen, problem)
-        solver = self._solver(chosen.solver, problem)
-        asked = query_resident(self.source, queries, resolve_device())
-        block = max(1, QUERY_BYTES // (32 * problem.rows.size))
-        columns, open_ids = [], []
-        for start in range(0, len(asked), block):
-            stop = min(start + block, len(asked))
-            columns.append(solver.scores(Part(asked, start, stop)))
-            if isinstance(solver, ConjugateGradients):
-                open_ids += queries.ids[start:stop][~solver.converged.cpu().numpy()].tolist()
-        note = {"plan": told, "curvature": problem.rows.factors, "gradients": str(problem.rows.paths)}
-        return _Solved(torch.cat(columns, 1), solver.damping, note, open_ids)
-
-    def _announced(self, chosen: Plan, problem: Problem) -> str:
-        """Say what the solve takes; with a warning where it is long."""
-        seconds = problem.rows.seconds_per_pass(problem.train)
-        rate = rate_of(next(iter(problem.losses.parameters.values())))
-        took = chosen.seconds(rate, seconds)
+        took = chosen.seconds(rate_of(problem.weight), problem.rows.seconds_per_pass(problem.train))
         if took > SAID_SECONDS:
             unit = "step" if chosen.solver == "cg" else "model"
             warnings.warn(
                 f"gauss-newton: solver={chosen.solver!r} takes {chosen.size} and about {took:.0f} s a {unit}.",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
-        return f"{chosen.solver}, {chosen.size}"
+        solver = self._solver(chosen.solver, problem)
+        note = {
+            "plan": f"{chosen.solver}, {chosen.size}",
+            "curvature": problem.rows.factors,
+            "gradients": str(problem.rows.paths),
+        }
+        return _Solved(self.source, problem, solver, note)
 
     def _solver(self, name: str, problem: Problem) -> Solver:
         options = self.options
@@ -284,10 +339,9 @@ class _Model:
         if name == "cg":
             return ConjugateGradients(problem, damping, max_steps=options.max_steps, tolerance=options.tolerance)
         sizes = {name: parameter.numel() for name, parameter in problem.losses.parameters.items()}
-        device = next(iter(problem.losses.parameters.values())).device
         kept = min(options.dimension, problem.rows.size)
-        return Sketch(problem, damping, Sparse(sizes, kept, self._seed("sketch"), device=device))
+        return Sketch(problem, damping, Sparse(sizes, kept, self._seed("sketch"), device=problem.weight.device))
 
     def _seed(self, what: str) -> int:
-        fingerprint = digest(run_of(self.source).manifest["fingerprint"])
-        return derived_seed(self.options.seed, what, fingerprint, self.checkpoint.epoch)
+        """A seed of this checkpoint's own, so that averaging models averages what is drawn too."""
+        return derived_seed(self.options.seed, what, run_of(self.source).manifest["fingerprint"], self.checkpoint.epoch)

@@ -188,6 +188,11 @@ class Problem:
     train: Batches
     views: Sequence[Batches]
 
+    @property
+    def weight(self) -> Tensor:
+        """One of the parameters, for its precision and place."""
+        return next(iter(self.losses.parameters.values())).detach()
+
     def targets(self, asked: Batches) -> Tensor:
         """Gradients of the measured output, (Q, P)."""
         return torch.cat([flat_rows(part) for part in self.measures.collect(asked).values()], 1)
@@ -294,8 +299,7 @@ class Sketch:
 
     def __init__(self, problem: Problem, damping: Damping, projector: Projector) -> None:
         self._problem, self._projector = problem, projector
-        weight = next(iter(problem.losses.parameters.values())).detach()
-        matrix_KK = weight.new_zeros(projector.proj_dim, projector.proj_dim, dtype=torch.float64)
+        matrix_KK = problem.weight.new_zeros(projector.proj_dim, projector.proj_dim, dtype=torch.float64)
         for _, rows in problem.rows.stream(problem.train):
             for row in rows:
                 features_BK = projector.project(row).to(matrix_KK)
