@@ -283,6 +283,17 @@ def test_logistic_regression_has_its_exact_influence(solver: Any, damping: float
     assert scores.info["curvature"] == "exact, 2 rows an example"
 
 
+def test_large_problems_take_the_leading_rows_unless_all_are_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauss_newton, "EXACT_OPERATIONS", 1.0)
+    leading = GaussNewton(solver="woodbury").fit(run).attribute()
+    whole_rows = GaussNewton(solver="woodbury", share=1.0).fit(run).attribute()
+    assert "leading rows" in leading.info["curvature"]
+    assert whole_rows.info["curvature"] == "exact, 9 rows an example"
+    assert np.corrcoef(leading.values.ravel(), whole_rows.values.ravel())[0, 1] > 0.99
+
+
 def test_queries_out_of_steps_are_listed(logistic_run: Run) -> None:
     scores = GaussNewton(solver="cg", max_steps=1, tolerance=1e-9).fit(logistic_run).attribute()
     assert scores.info["unconverged"] == sorted(scores.query_ids.tolist())
@@ -348,6 +359,9 @@ def test_a_loss_that_is_not_convex_is_refused_by_name() -> None:
         ({"solver": "lu"}, "solver"),
         ({"dimension": 0}, "dimension"),
         ({"draws": 0}, "draws"),
+        ({"share": 0.0}, "share"),
+        ({"share": 1.5}, "share"),
+        ({"augmentations": -1}, "augmentations"),
         ({"checkpoints": 0}, "checkpoints"),
         ({"checkpoints": "first"}, "checkpoints"),
         ({"tolerance": 0.0}, "tolerance"),

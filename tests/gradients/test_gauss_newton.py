@@ -86,7 +86,8 @@ def dense(model: nn.Module, task: Task, batch: Batch) -> Tensor:
 
         def outputs(chosen: dict[str, Tensor], one: Batch = one) -> Tensor:
             args = () if isinstance(one, dict) else (one[0],)
-            return torch.func.functional_call(model, chosen, args, one if isinstance(one, dict) else None)
+            found: Tensor = torch.func.functional_call(model, chosen, args, one if isinstance(one, dict) else None)
+            return found
 
         found = outputs(parameters)
         jacobian = torch.func.jacrev(outputs)(parameters)
@@ -137,9 +138,33 @@ def test_pseudo_gradients_give_the_matrix_on_average_and_the_same_rows_each_time
     assert few.factors == "2 pseudo-gradients an example"
 
 
+def test_leading_rows_are_those_of_the_truncated_hessians_in_the_outputs() -> None:
+    model, task, (x, y) = problems()["classification"]
+    data = Given((3 * x, y))
+    rows = JacobianRows(model, task, data)
+    values_BK, vectors_BKK = torch.linalg.eigh(rows._columns(data.held, 0).mT @ rows._columns(data.held, 0))
+    shares = values_BK.sum(0).flip(0).cumsum(0) / values_BK.sum()
+    one = rows.leading(data, float(shares[0]) - 1e-6)
+    assert (one.count, rows.count) == (1, 2)
+    assert "1 leading rows" in one.factors
+    assert rows.leading(data, float(shares[0]) + 1e-6).count == 2
+    assert rows.leading(data, 1.0) is rows
+    largest = values_BK[:, -1:].sqrt() * vectors_BKK[:, :, -1]
+    for row in range(12):
+        flat = torch.cat([part.flatten() for part in _along(model, data.held[0][row : row + 1], largest[row])])
+        found = next(one.chunks(Given(rows_of(data.held, slice(row, row + 1)))))[1][0]
+        torch.testing.assert_close(torch.outer(found, found), torch.outer(flat, flat), rtol=1e-8, atol=1e-10)
+    both = rows.leading(data, float(shares[0]) + 1e-6)
+    torch.testing.assert_close(both.matrix(data), rows.matrix(data), rtol=1e-8, atol=1e-10)
+
+
+def _along(model: nn.Module, one: Tensor, column: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad((model(one)[0] * column).sum(), list(model.parameters()))
+
+
 def test_wide_outputs_are_drawn_unasked() -> None:
-    model = drawn(nn.Linear(2, 70))
-    data = Given((draw(3, 2), whole(70, 3)))
+    model = drawn(nn.Linear(2, 300))
+    data = Given((draw(3, 2), whole(300, 3)))
     rows = JacobianRows(model, Classification(), data)
     assert (rows.count, rows.draws) == (8, 8)
     assert JacobianRows(model, Classification(), data, draws=3).count == 3

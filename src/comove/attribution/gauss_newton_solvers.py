@@ -39,6 +39,7 @@ __all__ = [
     "Solver",
     "SolverName",
     "Woodbury",
+    "fewest_operations",
     "free_memory",
     "plan",
     "rate_of",
@@ -134,6 +135,11 @@ def plan(
             "fewer parameters, as parameters='head.*'."
         )
     return chosen
+
+
+def fewest_operations(examples: int, rows: int, parameters: int) -> float:
+    """Return the floating-point operations of the cheaper exact solver."""
+    return min(each.operations for each in _plans(examples * rows, parameters, 1, 4)[:2])
 
 
 def _plans(rows: int, parameters: int, dimension: int, itemsize: int) -> list[Plan]:

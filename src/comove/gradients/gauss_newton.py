@@ -2,7 +2,9 @@ r"""G = 1/N sum_i J_i' H_i J_i = 1/N A' A, A_i = S_i' J_i: the Gauss-Newton matr
 
 J_i is the Jacobian of example i's outputs in the parameters, H_i = S_i S_i' the Hessian of its loss in the outputs.
 Each row of A_i is the gradient of a scalar, the sum of the outputs times one column of S_i: R rows an example, by
-per-example gradients. Where there are too many columns a few pseudo-gradients stand in for them, E[u u'] = H_i.
+per-example gradients. Few columns hold nearly all of the curvature of a confident classifier: rotated so that they
+come largest first, the leading ones may do. Where a factor is too wide, a few pseudo-gradients stand in for it,
+E[u u'] = H_i; they are far noisier.
 
 Shape legend: B examples of a chunk, N examples, K entries of an example's outputs, R rows an example, P parameter
 entries, V vectors.
@@ -10,6 +12,7 @@ entries, V vectors.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -33,10 +36,10 @@ MEMORY = 2 << 30
 """Bytes of rows that :meth:`JacobianRows.gram` holds."""
 BLOCK = 2048
 """Columns of a symmetric matrix that are computed together."""
-EXACT = 64
-"""Up to so many columns a factor is taken whole, unless a number of draws is asked for."""
+WIDEST = 256
+"""A factor of more columns is not formed unasked: a few pseudo-gradients stand in for it."""
 DRAWS = 8
-"""Pseudo-gradients an example, where a factor has more columns."""
+"""Pseudo-gradients an example in the place of a wide factor."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class JacobianRows:
         check_on: examples among which those are that the faster ways are checked on, best the training examples.
         parameters: names or glob patterns; by default every trainable one.
         draws: pseudo-gradients an example in the place of the factor's columns; ``None``: the factor, where it has at
-            most 64 columns, else 8 of them.
+            most 256 columns, else 8 of them.
         seed: of the pseudo-gradients.
         batch: the largest chunk.
 
@@ -105,17 +108,35 @@ class JacobianRows:
         )
         self._model, self._task, self._checked, self._seed = model, task, checked, seed
         self.size, self.count, self.draws = self.gradients.size, 0, draws
+        self._leads, self._share = False, 1.0
         if draws is None:
             self.count = self._columns(check_on.batch(slice(0, 1)), 0).shape[1]
-            self.draws = DRAWS if self.count > EXACT else None
+            self.draws = DRAWS if self.count > WIDEST else None
         self.count = self.draws or self.count
+
+    def leading(self, data: Batches, share: float) -> JacobianRows:
+        """Return the same with the fewest leading rows an example that hold ``share`` of the curvature in the outputs.
+
+        Curvature is the trace of H_i, summed over ``data``; pseudo-gradients stay as they are.
+        """
+        if self.draws is not None or share >= 1:
+            return self
+        batches = (data.batch(slice(start, min(start + BATCH, len(data)))) for start in range(0, len(data), BATCH))
+        held_R = torch.stack([_rotated(self._columns(batch, 0)).square().sum((0, 2)) for batch in batches]).sum(0)
+        shares_R = held_R.cumsum(0) / held_R.sum().clamp(min=torch.finfo(held_R.dtype).tiny)
+        made = copy.copy(self)
+        made.count = min(self.count, int((shares_R < share).sum()) + 1)
+        made._leads, made._share = True, float(shares_R[made.count - 1])
+        return made
 
     @property
     def factors(self) -> str:
         """What the rows are made of, in words."""
-        if self.draws is None:
-            return f"exact, {self.count} rows an example"
-        return f"{self.draws} pseudo-gradients an example"
+        if self.draws is not None:
+            return f"{self.draws} pseudo-gradients an example"
+        if self._leads:
+            return f"{self.count} leading rows an example, {self._share:.1%} of the curvature in the outputs"
+        return f"exact, {self.count} rows an example"
 
     @property
     def paths(self) -> Paths:
@@ -210,6 +231,7 @@ class JacobianRows:
             outputs = self._task.outputs(self._model, batch)
             if self.draws is None:
                 columns_BRK = self._task.output_curvature(outputs, batch).mT
+                columns_BRK = _rotated(columns_BRK)[:, : self.count] if self._leads else columns_BRK
             else:
                 drawing = generator_for(self._seed, "pseudo-gradients", start)
                 drawn = [self._task.pseudo_gradients(outputs, batch, drawing) for _ in range(self.draws)]
@@ -221,6 +243,13 @@ class JacobianRows:
                 f"first has {self.count}: give a number of pseudo-gradients instead, draws=8."
             )
         return torch.nn.functional.pad(columns_BRK, (0, 0, 0, missing)) if missing > 0 else columns_BRK
+
+
+def _rotated(columns_BRK: Tensor) -> Tensor:
+    """Rotate an example's rows, which leaves their outer products' sum as it is, so that they come largest first."""
+    rotation_BRR = torch.linalg.eigh(columns_BRK @ columns_BRK.mT)[1].flip(2)
+    rotated: Tensor = rotation_BRR.mT @ columns_BRK
+    return rotated
 
 
 def _mirrored(lower: Tensor) -> Tensor:
