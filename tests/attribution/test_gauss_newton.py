@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from comove.attribution import gauss_newton, gauss_newton_solvers
-from comove.attribution.gauss_newton import GaussNewton, gauss_newton_scores, rule_of_one_example
+from comove.attribution.gauss_newton import GaussNewton, default_damping, gauss_newton_scores
 from comove.attribution.gauss_newton_solvers import (
     Cholesky,
     ConjugateGradients,
@@ -166,7 +167,8 @@ def test_scores_of_arrays_are_those_of_the_solvers_with_the_default_damping() ->
     rows_NRP = torch.cat([rows for _, rows in problem.rows.chunks(problem.train)]).reshape(25, 2, -1)
     losses = torch.cat([part.flatten(1) for part in problem.losses.collect(problem.train).values()], 1)
     found = gauss_newton_scores(rows_NRP, losses, problem.targets(asked))
-    solver = Woodbury(problem, lambda trace: rule_of_one_example(trace, 25))
+    squared_norm = float(problem.losses.squared_norms(problem.train).mean())
+    solver = Woodbury(problem, lambda trace: default_damping(trace, squared_norm, 25))
     torch.testing.assert_close(solver.scores(asked), found, rtol=1e-8, atol=1e-10)
 
 
@@ -184,15 +186,26 @@ def test_views_are_averaged() -> None:
 # --- the rule for lambda ------------------------------------------------------------------------------------------
 
 
-def test_the_rule_bounds_the_leverage_of_an_average_example_s_row_by_a_half() -> None:
+def test_an_average_example_changes_its_own_loss_by_a_third_at_most_under_the_default_damping() -> None:
+    losses_NP, rows_NP = draw(8, 20), draw(8, 20, seed=1) / 10
+    matrix = rows_NP.T @ rows_NP / 8
+    squared_norm = float(losses_NP.square().sum(1).mean())
+    shift = default_damping(float(matrix.trace()), squared_norm, 8)
+    assert shift == pytest.approx(3 * squared_norm / 8)
+    inverse = torch.linalg.inv(matrix + shift * torch.eye(20, dtype=torch.float64))
+    own_N = torch.einsum("np,pq,nq->n", losses_NP, inverse, losses_NP) / 8
+    assert 0.2 < own_N.mean() <= 1 / 3
+
+
+def test_the_default_damping_bounds_the_leverage_where_gradients_vanish() -> None:
     rows_NP = draw(8, 20)
     rows_NP /= torch.linalg.vector_norm(rows_NP, dim=1, keepdim=True)
     matrix = rows_NP.T @ rows_NP / 8
-    shift = rule_of_one_example(float(matrix.trace()), 8)
+    shift = default_damping(float(matrix.trace()), 0.0, 8)
     inverse = torch.linalg.inv(matrix + shift * torch.eye(20, dtype=torch.float64))
     leverage = torch.einsum("np,pq,nq->n", rows_NP, inverse, rows_NP) / 8
-    assert (leverage <= 0.5).all()
-    assert rule_of_one_example(0.0, 8) == 1.0
+    assert (leverage <= 1 / 1.3).all()
+    assert default_damping(0.0, 0.0, 8) == 1.0
 
 
 def test_a_damping_too_small_for_the_precision_is_refused() -> None:
@@ -265,7 +278,8 @@ def logistic_truth(run: Run, damping: float | None) -> npt.NDArray[np.float64]:
     margin_QP = -query_QP / (1 - chosen.gather(1, labels[:, None]))  # d log p/(1-p) = -(d loss) / (1 - p)
     curved = torch.diag_embed(p) - torch.einsum("nc,nd->ncd", p, p)
     matrix = torch.einsum("ncd,nf,ng->cfdg", curved, x, x).reshape(12, 12) / len(x)
-    shift = float(matrix.trace()) / len(x) if damping is None else damping
+    squared_norm = float(train_NP.square().sum(1).mean())
+    shift = max(3 * squared_norm, 0.3 * float(matrix.trace())) / len(x) if damping is None else damping
     found: npt.NDArray[np.float64] = (
         -train_NP @ torch.linalg.solve(matrix + shift * torch.eye(12, dtype=torch.float64), margin_QP.T)
     ).numpy()
@@ -414,3 +428,34 @@ def test_a_factor_is_kept_for_the_next_queries_where_it_is_small(
     first, second = fitted.attribute(), fitted.attribute([104, 101])
     assert len(made) == (1 if held else 2)
     np.testing.assert_allclose(second.column(104), first.column(104), rtol=1e-6)
+
+
+def test_interrupted_scores_go_on_where_they_are_kept(
+    runs: tuple[Run, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = GaussNewton(solver="sketch", dimension=32, draws=1, cache=str(tmp_path / "kept"))
+    whole_scores = replace(method, cache=None).fit(runs[:2]).attribute()
+    made: list[str] = []
+
+    def counted(*args: Any) -> Sketch:
+        made.append("solver")
+        return Sketch(*args)
+
+    monkeypatch.setattr(gauss_newton, "Sketch", counted)
+    method.fit(runs[:1]).attribute()
+    found = method.fit(runs[:2]).attribute()
+    assert len(made) == 2
+    np.testing.assert_array_equal(found.values, whole_scores.values)
+    assert found.info["lambda"] == whole_scores.info["lambda"]
+    again = method.fit(runs[:2]).attribute()
+    assert len(made) == 2
+    np.testing.assert_array_equal(again.values, whole_scores.values)
+    replace(method, damping=1.0).fit(runs[:1]).attribute()
+    assert len(made) == 3
+    (file, *_) = sorted((tmp_path / "kept").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-4])
+    fitted = [each.fit(runs[:2]) for each in (method, replace(method, damping=1.0))]
+    with pytest.warns(UserWarning, match="set aside"):
+        values = [each.attribute().values for each in fitted]
+    assert len(made) == 3 + 1 + 1  # the second run with the other damping, and what was damaged
+    np.testing.assert_array_equal(values[0], whole_scores.values)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from comove.attribution.base import Queries
 from comove.data import ExampleSet
 from comove.errors import InputError
-from comove.training import Resident, Run
+from comove.store import digest
+from comove.training import Checkpoint, Resident, Run
 from comove.training.sources import Source
 
-__all__ = ["check_queries", "query_resident", "run_of", "training_resident"]
+__all__ = ["check_queries", "query_resident", "run_of", "training_resident", "weights_digest"]
 
 
 def run_of(source: Source) -> Run:
     """Return the run of a source that was checked to have one (methods that require checkpoints)."""
     assert source.run is not None
     return source.run
+
+
+def weights_digest(run: Run, checkpoint: Checkpoint) -> str:
+    """Return a digest of a checkpoint's weights; of a run trained elsewhere its manifest has it."""
+    if run.adopted is None:
+        return digest(np.frombuffer(checkpoint.path.read_bytes(), np.uint8))
+    place = run.checkpoints.index(checkpoint)
+    return str(run.manifest["adopted"]["weights"][place]["digest"])
 
 
 def training_resident(source: Source, device: torch.device) -> Resident:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from comove.attribution.replay import weights_digest
 from comove.errors import CorruptFileError, NonFiniteError, some
 from comove.gradients.per_example import Part, PerExampleGradients
 from comove.gradients.projections import Layers, Projection, Projector
@@ -199,19 +200,12 @@ class Featuriser:
             )
         return phi_BK, rest_B
 
-    def _weights(self) -> str:
-        """A digest of the checkpoint's weights; of a run trained elsewhere its manifest has it."""
-        if self.run.adopted is None:
-            return digest(np.frombuffer(self.checkpoint.path.read_bytes(), np.uint8))
-        place = self.run.checkpoints.index(self.checkpoint)
-        return str(self.run.manifest["adopted"]["weights"][place]["digest"])
-
     def content(self) -> dict[str, Any]:
         """What the features of the training examples depend on; its digest names their folder."""
         return {
             "run": self.run.manifest["fingerprint"],
             "epoch": self.checkpoint.epoch,
-            "weights": self._weights(),
+            "weights": weights_digest(self.run, self.checkpoint),
             **({} if self.how.parameters is None else {"parameters": list(self.gradients.parameters)}),
             "projection": self.projection.to_json(self.dimension),
             "examples": {"number": self.examples, "block": BLOCK},
