@@ -147,6 +147,20 @@ class PerSampleRules:
                     waiting |= fold.gradients(seen, size)
             yield name, waiting.pop(name)
 
+    def layer_calls(
+        self, batch: Batch, objective: Objective, values: Values
+    ) -> dict[nn.Module, list[tuple[Tensor, Tensor]]]:
+        """Return by layer, for each of its calls, its input and the gradient of its output, as the layer has them.
+
+        Their rows are the batch's examples; of a batch of one they may be anything, positions say, all of this example.
+        Layers that the values do not depend on are not in it.
+
+        Raises:
+            RefusedPathError: a layer is used in a way that hooks cannot see.
+        """
+        seen, _ = self._backward(batch, objective, values, alone=batch_size(batch) == 1)
+        return {calls[0][0].module: [(call.x, g) for call, g in calls] for calls in seen.values()}
+
     def _plain(self, name: str, seen: _Seen, batch: int) -> Tensor:
         summed: Tensor | None = None
         for _, module, kind in self._uses[name]:
@@ -166,7 +180,9 @@ class PerSampleRules:
         ]
         return {id(module): module for module in found}
 
-    def _backward(self, batch: Batch, objective: Objective, values: Values) -> tuple[_Seen, dict[str, Tensor]]:
+    def _backward(
+        self, batch: Batch, objective: Objective, values: Values, *, alone: bool = False
+    ) -> tuple[_Seen, dict[str, Tensor]]:
         calls: list[_Call] = []
         size = batch_size(batch)
         with ExitStack() as stack, torch.enable_grad(), without_fast_path():
@@ -192,7 +208,7 @@ class PerSampleRules:
             )
         }
         for call, g in zip(seen_calls, gradients[: len(seen_calls)], strict=bool(gradients)):
-            if len(call.x) != size or call.x._version != call.version:
+            if (len(call.x) != size and not alone) or call.x._version != call.version:
                 what = "changed in place" if len(call.x) == size else f"{tuple(call.x.shape)}, not (B, ...)"
                 raise RefusedPathError(f"the input of a {type(call.module).__name__} is {what}")
             if g is not None:

@@ -45,6 +45,7 @@ __all__ = [
     "check_finite",
     "cross_entropy",
     "margin",
+    "mask_of",
 ]
 
 MEMORY, MEMORY_ON_GPU = 256 << 20, 2 << 30
@@ -322,6 +323,40 @@ class PerExampleGradients:
         check_finite({"gradient": norms_N}, data)
         return norms_N
 
+    def layer_calls(
+        self, batch: Batch, values: Values
+    ) -> Iterator[tuple[slice, dict[nn.Module, list[tuple[Tensor, Tensor]]]]]:
+        """Yield (rows of a chunk, layer -> [(input, gradient of its output)] of its calls).
+
+        All examples come together where hooks see them row by row (:attr:`paths`), else one after another; the rows of
+        one example's inputs are then all its own.
+
+        Args:
+            batch: a chunk of data that was checked (:meth:`check`).
+            values: what is differentiated, of outputs and batch, (B,).
+
+        Raises:
+            InputError: a layer is used in a way that hooks cannot see.
+        """
+        rules = PerSampleRules(self.model, self.parameters, self._uses)
+        rules.check_rows, size = self._rules.check_rows, batch_size(batch)
+        self._check_labels(batch)
+        if self._paths.way == WAYS[0]:
+            try:
+                with _as_refusal():
+                    found = rules.layer_calls(batch, self.objective, values)
+                yield slice(0, size), found
+                return
+            except RefusedPathError as refusal:
+                self._refuse(str(refusal))
+        for row in (slice(row, row + 1) for row in range(size)):
+            try:
+                with _as_refusal():
+                    found = rules.layer_calls(rows_of(batch, row), self.objective, values)
+            except RefusedPathError as refusal:
+                raise InputError(f"The inputs of the model's layers cannot be observed: {refusal}.") from refusal
+            yield row, found
+
     def evaluate(self, batch: Batch, function: Values) -> Tensor:
         """Return ``function(outputs, batch)`` (B, ...), detached, of the outputs that the gradients are of."""
         size = batch_size(batch)
@@ -456,7 +491,7 @@ class PerExampleGradients:
             raise InputError("There are no examples to take gradients of.")
         count = max(2, min(CHECKED, self.memory // (4 * self._bytes)))
         rows = torch.linspace(0, size - 1, min(count, max(2, size))).round().long()
-        mask = _mask_of(data.batch(slice(0, min(size, LOOKED_AT))))
+        mask = mask_of(data.batch(slice(0, min(size, LOOKED_AT))))
         if mask is not None and count > 3:
             lengths = mask.flatten(1).sum(1)
             rows[1], rows[2] = int(lengths.argmin()), int(lengths.argmax())
@@ -531,7 +566,8 @@ class PerExampleGradients:
         return f"other gradients of {some(wrong)} than one example at a time gives" if wrong else ""
 
 
-def _mask_of(batch: Batch) -> Tensor | None:
+def mask_of(batch: Batch) -> Tensor | None:
+    """Return which positions of a batch of transformers count, (B, T), where it says so."""
     found = batch.get(MASK) if isinstance(batch, Mapping) else None
     return found if isinstance(found, Tensor) and found.ndim > 1 else None
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-__all__ = ["BATCH_NORMS", "RULES", "rules_of"]
+__all__ = ["BATCH_NORMS", "CONVOLUTIONS", "RULES", "is_transposed_linear", "patches", "rules_of"]
 
 SMALL_PATCH = 32
 """Convolutions with patches of at most so many inputs waste vector lanes in grouped calls with rows innermost."""
@@ -34,12 +34,10 @@ def _linear_bias(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
 
 def _conv_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
     batch, shape = len(x), layer.weight.shape
-    padding = layer.padding
-    if isinstance(padding, str) or layer.padding_mode != "zeros":  # as the layer's own forward does
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode), (0,) * (x.ndim - 2)
     if _by_patches(layer, x):
-        return torch.bmm(g.flatten(2), _patches(layer, x, padding).mT).view(batch, *shape)
+        seen = patches(layer, x).reshape(batch, shape[1:].numel(), -1)
+        return torch.bmm(g.flatten(2), seen.mT).view(batch, *shape)
+    x, padding = _padded(layer, x)
     if layer.groups == 1 and x.ndim == 4 and shape[1:].numel() <= SMALL_PATCH:
         x, g = _channels_innermost(x), _channels_innermost(g)
     else:
@@ -68,16 +66,31 @@ def _channels_innermost(x: Tensor) -> Tensor:
     return x.permute(2, 3, 0, 1).contiguous().flatten(2)[None].permute(0, 3, 1, 2)
 
 
-def _patches(layer: nn.Conv2d, x: Tensor, padding: tuple[int, ...]) -> Tensor:
-    """What each position of the output sees, (B, patch, T): ``F.unfold`` by copying whole rows, twice as fast."""
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+def _padded(layer: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The input, and the zeros still to be put around it; other padding is done, as the layer's own forward does it."""
+    if not isinstance(layer.padding, str) and layer.padding_mode == "zeros":
+        return x, layer.padding
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(x, layer._reversed_padding_repeated_twice, mode), (0,) * (x.ndim - 2)
+
+
+def patches(layer: Any, x: Tensor) -> Tensor:
+    """Return what each position of a convolution's output sees, as a view (B, channels, *kernel, *places).
+
+    Whoever reshapes it copies whole rows of the input, which is twice as fast as ``F.unfold``.
+
+    Args:
+        layer: with ``groups`` 1, of any number of dimensions.
+        x: its input (B, channels, ...).
+    """
+    x, padding = _padded(layer, x)
+    x = F.pad(x, [side for width in reversed(padding) for side in (width, width)])
     sides = tuple(zip(x.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True))
     places = [(size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation in sides]
     example, channel, *steps = x.stride()
     inside = [step * dilation for step, (*_, dilation) in zip(steps, sides, strict=True)]
     across = [step * stride for step, (_, _, stride, _) in zip(steps, sides, strict=True)]
-    seen = x.as_strided((*x.shape[:2], *layer.kernel_size, *places), (example, channel, *inside, *across))
-    return seen.reshape(len(x), -1, places[0] * places[1])
+    return x.as_strided((*x.shape[:2], *layer.kernel_size, *places), (example, channel, *inside, *across))
 
 
 def _channel_sum(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
@@ -139,6 +152,12 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 _CONV1D: dict[str, Rule] = {"weight": _transposed_linear_weight, "bias": _linear_bias_of}
 
 
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether a layer is transformers' ``Conv1D``: a linear layer whose weight is (inputs, outputs)."""
+    kind = type(module)
+    return kind.__module__.startswith("transformers.") and kind.__name__ == "Conv1D"
+
+
 def rules_of(module: nn.Module) -> dict[str, Rule]:
     """Return the rules of a layer by the parameter's name; none where there are none.
 
@@ -148,7 +167,7 @@ def rules_of(module: nn.Module) -> dict[str, Rule]:
     kind = type(module)
     if kind in RULES:
         return RULES[kind]
-    if kind.__module__.startswith("transformers.") and kind.__name__ == "Conv1D":
+    if is_transposed_linear(module):
         return _CONV1D
     if kind.__name__.endswith("RMSNorm") and list(dict(module.named_parameters(recurse=False))) == ["weight"]:
         return RULES[nn.RMSNorm]

@@ -42,6 +42,7 @@ CHECKED_FROM = {
     "scores": 3,
     "partial scores": 2,
     "trak-features": 2,
+    "ekfac-factors": 2,
     "coreset": 2,
     "coresets": 2,
     "curve": 2,
