@@ -382,7 +382,7 @@ class _Fit:
         stage, done, kept = self._kept()
         if stage == 0:
             sums = self._pass(0, done, kept)
-            self.bases = {key: torch.linalg.eigh(total)[1] for key, total in sums.items()}
+            self.bases = {key: torch.linalg.eigh(total)[1].contiguous() for key, total in sums.items()}
             done, kept = 0, {}
             self._write(1, 0, kept)
         eigenvalues = self._pass(1, done, kept)
