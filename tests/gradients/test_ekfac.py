@@ -71,7 +71,7 @@ class Stack(nn.Sequential):
     """Layers, then the mean over positions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = super().forward(x)
+        h: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return h if h.ndim == 2 else h.flatten(2).mean(2)
 
 
@@ -85,7 +85,8 @@ class Positions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[:2]
         h = self.inner(x.flatten(0, 1)).unflatten(0, size) if self.flattened else self.inner(x)
-        return self.head(torch.tanh(h).mean(1))
+        out: Tensor = self.head(torch.tanh(h).mean(1))
+        return out
 
 
 class Twice(nn.Module):
@@ -96,7 +97,8 @@ class Twice(nn.Module):
         self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.layer(torch.tanh(self.layer(x)))))
+        out: Tensor = self.head(torch.tanh(self.layer(torch.tanh(self.layer(x)))))
+        return out
 
 
 class Reading(nn.Module):
@@ -293,7 +295,8 @@ def test_pseudo_targets_of_a_classifier_have_the_gauss_newton_matrix_as_their_me
     layer = fitted(model, labelled(x), Classification()).layers[""]
     a = torch.cat([x[:2], torch.ones(2, 1, dtype=torch.float64)], 1)
     p = torch.softmax(model(x[:2]).detach(), 1)
-    newton = sum(torch.kron(torch.diag(p[n]) - torch.outer(p[n], p[n]), torch.outer(a[n], a[n])) / 2 for n in range(2))
+    curved = torch.diag_embed(p) - torch.einsum("no,np->nop", p, p)
+    newton = torch.einsum("nop,ni,nj->oipj", curved, a, a).reshape(12, 12) / 2
     basis = torch.kron(layer.outputs, layer.inputs)
     diagonal = (basis.mT @ newton @ basis).diagonal().reshape(3, 4)
     torch.testing.assert_close(layer.eigenvalues, diagonal, rtol=0, atol=0.03 * float(diagonal.max()))
@@ -318,7 +321,8 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.grouped(self.norm(self.embed(x)).mT).mT
-        return self.head(torch.tanh(self.inner(h)).mean(1))
+        out: Tensor = self.head(torch.tanh(self.inner(h)).mean(1))
+        return out
 
 
 def test_what_has_no_factors_is_left_out_with_the_reason() -> None:
@@ -448,7 +452,8 @@ def test_transposed_linear_layers_of_padded_sentences() -> None:
         brute = (layer.outputs.mT @ whole_NOI @ layer.inputs).square().mean(0)
         torch.testing.assert_close(layer.eigenvalues, brute, rtol=1e-6, atol=1e-12)
     seen = []
-    model.transformer.h[0].attn.c_attn.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    attention = model.get_submodule("transformer.h.0.attn.c_attn")
+    attention.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     CausalLM().outputs(model, data.whole)
     a = seen[-1][data.whole["attention_mask"].bool()].detach()  # padding is no input
     a = torch.cat([a, torch.ones_like(a[:, :1])], 1)
@@ -462,9 +467,9 @@ def as_linear(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child).__name__ == "Conv1D":
-                rows, columns = child.weight.shape  # type: ignore[union-attr, misc]
-                made = nn.Linear(rows, columns).double()
-                made.weight.data, made.bias.data = child.weight.data.mT.clone(), child.bias.data.clone()  # type: ignore
+                weight, bias = (each.detach() for each in child.parameters())
+                made = nn.Linear(*weight.shape).double()
+                made.load_state_dict({"weight": weight.mT.clone(), "bias": bias.clone()})
                 setattr(module, name, made)
     return model
 

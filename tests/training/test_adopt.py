@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import comove
 from comove import Weights, adopt
-from comove.attribution import CLD, TRAK, Arnoldi, GradDot, InfluenceCG, TracIn
+from comove.attribution import CLD, EKFAC, TRAK, Arnoldi, GradDot, InfluenceCG, TracIn
 from comove.coreset import select
 from comove.data import ExampleSet
 from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError, NonFiniteError
@@ -218,6 +218,25 @@ def test_influence_solves_with_the_hessian_of_the_mean_loss(case: tuple[Any, ...
     np.testing.assert_allclose(found / np.abs(expected).max(), expected / np.abs(expected).max(), atol=1e-5)
     found = Arnoldi(rank=4, arnoldi_dim=10, hessian_examples=N, parameters=name).fit(run).attribute().values
     assert np.isfinite(found).all()
+
+
+def test_ekfac_solves_with_its_factors_between_autograds_gradients(case: tuple[Any, ...]) -> None:
+    run, model, task, train, queries, _ = case
+    fitted = EKFAC(damping=0.01).fit(run)
+    scores = fitted.attribute()
+    factors = fitted._fitted[1][0].factors
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    assert set(factors.parameters) | set(factors.left_out) == set(sizes)
+
+    def gradients(examples: ExampleSet, what: str) -> dict[str, Tensor]:
+        whole = torch.split(torch.from_numpy(autograd(model, task, examples, what)[0]), list(sizes.values()), 1)
+        named = {n: part.reshape(-1, *p.shape) for (n, p), part in zip(model.named_parameters(), whole, strict=True)}
+        return {name: named[name] for name in factors.parameters}
+
+    solved, own = factors.solve(gradients(queries, "measure"), 0.01), gradients(train, "loss")
+    expected = -sum((own[name].flatten(1) @ solved[name].flatten(1).mT).numpy() for name in own)
+    np.testing.assert_allclose(scores.values, expected, atol=1e-5 * np.abs(expected).max())
+    assert all(name in scores.info["left_out"] for name in factors.left_out)
 
 
 def _with(model: nn.Module, name: str, value: Tensor, forward: Callable[[nn.Module], Tensor]) -> Tensor:
