@@ -29,6 +29,7 @@ from comove.gradients.ekfac import EKFACFactors, ekfac_factors
 from comove.gradients.per_example import Batches, Part, PerExampleGradients
 from comove.store import claim_cache, digest, new_folder, versions
 from comove.training import Checkpoint, Resident, resolve_device
+from comove.training.randomness import derived_seed
 from comove.training.sources import Source
 
 __all__ = ["EKFAC", "ekfac_scores"]
@@ -145,21 +146,23 @@ class EKFAC(Attributor):
         number = number if self.factor_examples == "all" else min(number, self.factor_examples)
         data = hessian_resident(source, number, self.seed, device)
         gradients = run_gradients(run, checkpoint, device, parameters=self.parameters, check_on=data)
+        # A seed of this checkpoint's own, so that averaging models averages what is drawn too.
+        seed = derived_seed(self.seed, "ekfac", run.manifest["fingerprint"], checkpoint.epoch)
         if self.cache is None:
-            return ekfac_factors(gradients, data, seed=self.seed)
+            return ekfac_factors(gradients, data, seed=seed)
         content = {
             "run": run.manifest["fingerprint"],
             "epoch": checkpoint.epoch,
             "weights": weights_digest(run, checkpoint),
             "parameters": list(gradients.parameters),
             "examples": digest(data.examples.ids),
-            "seed": self.seed,
+            "seed": seed,
             "chunk": gradients.chunk_size,
             "libraries": {name: version for name, version in versions().items() if name in LIBRARIES},
         }
         folder = new_folder(Path(self.cache) / digest(content))
         claim_cache(folder, "ekfac-factors", FORMAT, content)
-        return ekfac_factors(gradients, data, seed=self.seed, folder=folder)
+        return ekfac_factors(gradients, data, seed=seed, folder=folder)
 
     def _dampings(self, factors: EKFACFactors) -> dict[str, float]:
         return factors.dampings(self.share) if self.damping is None else dict.fromkeys(factors.layers, self.damping)

@@ -30,6 +30,7 @@ from comove.gradients.per_sample_rules import CONVOLUTIONS, is_transposed_linear
 from comove.gradients.scalars import flat_outputs
 from comove.store import as_array, new_folder, read_arrays, read_header, set_aside, write_arrays
 from comove.store.results import load_result, save_result
+from comove.training.randomness import generator_for
 
 __all__ = ["EKFACFactors", "LayerFactors", "eigenvalue_sums", "ekfac_factors", "factored_layers", "layer_positions"]
 
@@ -404,9 +405,9 @@ class _Fit:
         for start in range(done, len(self.data), step):
             stop = min(start + step, len(self.data))
             batch = self.data.batch(slice(start, stop))
-            generator = self._generator(stage, start)
+            drawing = generator_for(self.seed, "pseudo-targets", stage, start)  # resumed or not, the same
             mask = mask_of(batch)
-            for rows, calls in self.gradients.layer_calls(batch, self._values(generator)):
+            for rows, calls in self.gradients.layer_calls(batch, self._values(drawing)):
                 size, own = rows.stop - rows.start, None if mask is None else mask[rows]
                 for layer in self.layers:
                     for key, term in self._terms(stage, layer, calls.get(layer.module, []), size, own):
@@ -421,11 +422,6 @@ class _Fit:
                 )  # an error that names the examples, where their losses are the reason
                 raise NonFiniteError(f"The factors of {key} are NaN or infinite: check the checkpoint and its losses.")
         return sums
-
-    def _generator(self, stage: int, start: int) -> torch.Generator:
-        """Its draws depend on nothing but the seed, the pass and the chunk: resumed or not, they are the same."""
-        entropy = np.random.SeedSequence([self.seed, 0xEF, stage, start]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(entropy) >> 1)
 
     def _values(self, generator: torch.Generator) -> Any:
         task = self.gradients.objective.task
