@@ -32,7 +32,14 @@ from comove.store import as_array, new_folder, read_arrays, read_header, set_asi
 from comove.store.results import load_result, save_result
 from comove.training.randomness import generator_for
 
-__all__ = ["EKFACFactors", "LayerFactors", "eigenvalue_sums", "ekfac_factors", "factored_layers", "layer_positions"]
+__all__ = [
+    "EKFACFactors",
+    "LayerFactors",
+    "eigenvalue_sums",
+    "ekfac_factors",
+    "factored_layers",
+    "layer_positions",
+]
 
 KIND = "ekfac-factors"
 LARGEST_SIDE = 16_384
@@ -340,7 +347,7 @@ def ekfac_factors(
         Means over the examples, in the parameters' precision, on their device.
 
     Raises:
-        InputError: no layer has factors; the task has no pseudo-targets.
+        InputError: no layer has factors; the loss is not convex in the outputs.
         NonFiniteError: a gradient is NaN or infinite.
     """
     finished = None if folder is None else new_folder(folder) / "factors.safetensors"
