@@ -28,6 +28,7 @@ from comove.attribution.gauss_newton_solvers import (
 from comove.data import ExampleSet, Splits
 from comove.data.batches import Batch, batch_size, rows_of
 from comove.errors import InputError
+from comove.gradients.ekfac import ekfac_factors
 from comove.gradients.gauss_newton import JacobianRows
 from comove.gradients.per_example import PerExampleGradients
 from comove.gradients.projections import Identity
@@ -138,11 +139,32 @@ def test_every_solver_gives_the_dense_solution_in_float64(name: str) -> None:
         Cholesky(problem, lambda _: LAMBDA),
         Woodbury(problem, lambda _: LAMBDA),
         ConjugateGradients(problem, lambda _: LAMBDA, max_steps=500, tolerance=1e-10),
+        ConjugateGradients(
+            problem,
+            lambda _: LAMBDA,
+            max_steps=500,
+            tolerance=1e-10,
+            factors=ekfac_factors(problem.losses, problem.train),
+        ),
         Sketch(problem, lambda _: LAMBDA, Identity(sizes)),
     ]
     for solver in solvers:
         torch.testing.assert_close(solver.scores(asked), truth, rtol=1e-7, atol=1e-8 * float(truth.abs().max()))
         assert solver.damping == LAMBDA
+
+
+def test_ekfac_as_preconditioner_saves_steps_where_little_is_damped_and_changes_nothing() -> None:
+    model = drawn(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)))
+    batch = (draw(205, 6) * torch.tensor([10, 3, 1, 1, 0.3, 0.1], dtype=torch.float64), whole(3, 205))
+    problem = problem_of(model, Classification(), rows_of(batch, slice(0, 200)))
+    asked, found = Given(rows_of(batch, slice(200, 205))), []
+    for factors in (ekfac_factors(problem.losses, problem.train), None):
+        solver = ConjugateGradients(problem, lambda _: 1e-4, max_steps=500, tolerance=1e-6, factors=factors)
+        found.append((solver.scores(asked), solver.steps))
+        assert bool(solver.converged.all())
+    (scores, few), (plain, many) = found
+    torch.testing.assert_close(scores, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+    assert few < 0.85 * many, (few, many)
 
 
 def test_every_solver_sees_the_same_trace() -> None:
@@ -287,7 +309,7 @@ def logistic_truth(run: Run, damping: float | None) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("damping", [None, 0.02])
-@pytest.mark.parametrize("solver", ["auto", "cholesky", "woodbury", "cg"])
+@pytest.mark.parametrize("solver", ["auto", "cholesky", "woodbury", "cg", "ekfac-cg"])
 def test_logistic_regression_has_its_exact_influence(solver: Any, damping: float | None, logistic_run: Run) -> None:
     truth = logistic_truth(logistic_run, damping)
     scores = GaussNewton(damping=damping, solver=solver, tolerance=1e-7).fit(logistic_run).attribute()

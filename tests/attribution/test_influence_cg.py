@@ -265,3 +265,19 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
 def test_a_bare_trace_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="checkpoints"):
         InfluenceCG().fit(run.trace)
+
+
+def test_a_preconditioner_that_is_the_inverse_needs_one_step_and_any_other_gives_the_same() -> None:
+    generator = torch.Generator().manual_seed(3)
+    root, targets = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((9, 9), (4, 9)))
+    matrix = root @ root.T + torch.eye(9, dtype=torch.float64)
+    truth = torch.linalg.solve(matrix, targets.T).T
+    diagonal = matrix.diagonal()
+    for precondition, most in (
+        (lambda residual: torch.linalg.solve(matrix, residual.T).T, 1),
+        (lambda residual: residual / diagonal, 12),
+    ):
+        solved = conjugate_gradients(lambda v: v @ matrix, targets, tolerance=1e-10, precondition=precondition)
+        torch.testing.assert_close(solved.vectors, truth)
+        assert int(solved.steps.max()) <= most
+        assert bool(solved.converged.all())

@@ -55,6 +55,7 @@ from comove.data import Ids
 from comove.data.batches import Batch
 from comove.discovery import check_choice, check_seed
 from comove.errors import CorruptFileError, InputError
+from comove.gradients.ekfac import ekfac_factors
 from comove.gradients.gauss_newton import JacobianRows
 from comove.gradients.per_example import Batches, Part, PerExampleGradients
 from comove.gradients.projections import Sparse
@@ -139,8 +140,8 @@ class GaussNewton(Attributor):
     Args:
         damping: lambda; ``None``: by :func:`default_damping`, of each model.
         solver: ``"cholesky"`` (P x P), ``"woodbury"`` (N R x N R), both exact; ``"cg"``, conjugate gradients, exact up
-            to ``tolerance``, slow without a preconditioner; ``"sketch"``, Cholesky in ``dimension`` random
-            dimensions; ``"auto"``: the faster exact one where memory holds it, else the sketch.
+            to ``tolerance``, and ``"ekfac-cg"``, preconditioned by EK-FAC, for a small lambda; ``"sketch"``, Cholesky
+            in ``dimension`` random dimensions; ``"auto"``: the faster exact one where memory holds it, else the sketch.
         dimension: of the sketch.
         share: of the curvature in the outputs that the rows of an example must hold; the fewest leading ones are taken
             (two of nine hold .97 on digits, at the same LDS). 1: all, C - 1 for C classes. ``None``: 1 where an exact
@@ -151,8 +152,8 @@ class GaussNewton(Attributor):
         augmentations: draws of the recipe's augmentation over which each training example's gradient is averaged; 0:
             of the example as it is; ``None``: 4 where the recipe augments, else 0. The matrix is that of the examples
             as they are.
-        max_steps: of ``"cg"``, for each query.
-        tolerance: relative residual at which ``"cg"`` ends.
+        max_steps: of conjugate gradients, for each query.
+        tolerance: relative residual at which they end.
         seed: of the sketch, pseudo-gradients and augmentations; each checkpoint of each run has its own.
         parameters: names or glob patterns of the parameters to differentiate by; by default all trainable ones.
         cache: a folder to keep scores in, by checkpoint and block of queries: what was interrupted goes on there.
@@ -385,7 +386,7 @@ class _Model:
         chosen = self.plan(problem)
         took = chosen.seconds(rate_of(problem.weight), problem.rows.seconds_per_pass(problem.train))
         if took > SAID_SECONDS:
-            unit = "step" if chosen.solver == "cg" else "model"
+            unit = "step" if chosen.solver.endswith("cg") else "model"
             warnings.warn(
                 f"gauss-newton: solver={chosen.solver!r} takes {chosen.size} and about {took:.0f} s a {unit}.",
                 RuntimeWarning,
@@ -412,8 +413,12 @@ class _Model:
             return Cholesky(problem, damping)
         if name == "woodbury":
             return Woodbury(problem, damping)
-        if name == "cg":
-            return ConjugateGradients(problem, damping, max_steps=options.max_steps, tolerance=options.tolerance)
+        if name in ("cg", "ekfac-cg"):
+            factors = None
+            if name == "ekfac-cg":
+                factors = ekfac_factors(problem.losses, problem.train, seed=self._seed("preconditioner"))
+            steps, tolerance = options.max_steps, options.tolerance
+            return ConjugateGradients(problem, damping, max_steps=steps, tolerance=tolerance, factors=factors)
         sizes = {name: parameter.numel() for name, parameter in problem.losses.parameters.items()}
         kept = min(options.dimension, problem.rows.size)
         return Sketch(problem, damping, Sparse(sizes, kept, self._seed("sketch"), device=problem.weight.device))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from comove.attribution.influence_cg import conjugate_gradients
 from comove.errors import InputError
+from comove.gradients.ekfac import EKFACFactors
 from comove.gradients.gauss_newton import MEMORY, JacobianRows
 from comove.gradients.hessian import unflatten
 from comove.gradients.inner_products import flat_rows
@@ -46,7 +47,7 @@ __all__ = [
     "shifted_cholesky",
 ]
 
-SolverName: TypeAlias = Literal["auto", "cholesky", "woodbury", "sketch", "cg"]
+SolverName: TypeAlias = Literal["auto", "cholesky", "woodbury", "sketch", "cg", "ekfac-cg"]
 SOLVERS: tuple[str, ...] = get_args(SolverName)
 Damping: TypeAlias = Callable[[float], float]
 """Gives lambda, from the trace of G."""
@@ -105,7 +106,7 @@ def plan(
         examples: N.
         rows: R.
         parameters: P.
-        solver: ``"auto"``, ``"cholesky"``, ``"woodbury"``, ``"sketch"`` or ``"cg"``.
+        solver: ``"auto"``, ``"cholesky"``, ``"woodbury"``, ``"sketch"``, ``"cg"`` or ``"ekfac-cg"``.
         dimension: K of the sketch.
         itemsize: bytes of a parameter's entry.
         memory: bytes that may be used; by default what is free on this machine.
@@ -154,6 +155,7 @@ def _plans(rows: int, parameters: int, dimension: int, itemsize: int) -> list[Pl
         Plan("woodbury", double * rows**2 + held, rows**2 * parameters + rows**3 / 3, (blocks + 1) / 2 + 2),
         Plan("sketch", 16 * kept**2, 2 * rows * kept**2 + 2 * kept**3 / 3, 1),
         Plan("cg", 0, 0, 1),
+        Plan("ekfac-cg", 0, 0, 1),
     ]
 
 
@@ -275,22 +277,49 @@ class Woodbury:
 
 
 class ConjugateGradients:
-    """By products with G, each a pass over the rows of all training examples; nothing large is held."""
+    """By products with G, each a pass over the rows of all training examples; nothing large is held.
 
-    def __init__(self, problem: Problem, damping: Damping, *, max_steps: int, tolerance: float) -> None:
-        self._problem, self._max_steps, self._tolerance = problem, max_steps, tolerance
+    Args:
+        problem: of one model.
+        damping: lambda, from the trace.
+        max_steps: of each query.
+        tolerance: relative residual at which a query is solved.
+        factors: whose inverse, with the same damping, preconditions (Wang et al., 2025, ASTRA, arXiv 2507.14740).
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        damping: Damping,
+        *,
+        max_steps: int,
+        tolerance: float,
+        factors: EKFACFactors | None = None,
+    ) -> None:
+        self._problem, self._max_steps, self._tolerance, self._factors = problem, max_steps, tolerance, factors
         trace = sum(float(rows.square().sum(dtype=torch.float64)) for _, rows in problem.rows.chunks(problem.train))
         self.damping = damping(trace / len(problem.train))
         self.converged = torch.ones(0, dtype=torch.bool)
-        """Of each query solved for last."""
+        self.steps = 0
+        """Of each query solved for last, and the most that one took."""
 
     def scores(self, asked: Batches) -> Tensor:
         """Return the scores (N, Q)."""
         solution = conjugate_gradients(
-            self._product, self._problem.targets(asked), max_steps=self._max_steps, tolerance=self._tolerance
+            self._product,
+            self._problem.targets(asked),
+            max_steps=self._max_steps,
+            tolerance=self._tolerance,
+            precondition=self._precondition,
         )
-        self.converged = solution.converged
+        self.converged, self.steps = solution.converged, int(solution.steps.max())
         return self._problem.scores(solution.vectors)
+
+    def _precondition(self, vectors_QP: Tensor) -> Tensor:
+        if self._factors is None:
+            return vectors_QP
+        solved = self._factors.solve(unflatten(vectors_QP, self._problem.losses.parameters), self.damping)
+        return torch.cat([flat_rows(part) for part in solved.values()], 1)
 
     def _product(self, vectors_QP: Tensor) -> Tensor:
         """(G + lambda I) applied to each row."""

@@ -50,7 +50,12 @@ class Solution:
 
 
 def conjugate_gradients(
-    product: Callable[[Tensor], Tensor], targets: Tensor, *, max_steps: int = 100, tolerance: float = 1e-4
+    product: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    *,
+    max_steps: int = 100,
+    tolerance: float = 1e-4,
+    precondition: Callable[[Tensor], Tensor] = lambda residual: residual,
 ) -> Solution:
     """Solve A x = b for several b at once, A symmetric; each system goes its own way and leaves when it is done.
 
@@ -59,14 +64,16 @@ def conjugate_gradients(
         targets: b (B, P).
         max_steps: products per system at most.
         tolerance: a system has converged when norm(A x - b) <= tolerance * norm(b).
+        precondition: (B, P) -> an approximation of A^-1, positive definite, applied to each row.
 
     Returns:
         The solutions. A system that meets a direction in which A is not positive stops where it was before.
     """
     solution, residual = torch.zeros_like(targets), targets.clone()
-    direction = targets.clone()
+    direction = precondition(targets).clone()
     squares = residual.square().sum(1)
     goal = tolerance**2 * squares
+    slopes = (residual * direction).sum(1)
     steps = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
     negative = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
     for _ in range(max_steps):
@@ -80,12 +87,14 @@ def conjugate_gradients(
         bent = curvature <= 0
         negative[active] = bent
         here, along, image = active[~bent], along[~bent], image[~bent]
-        rate = (squares[here] / curvature[~bent])[:, None]
+        rate = (slopes[here] / curvature[~bent])[:, None]
         solution[here] += rate * along
         residual[here] -= rate * image
-        new = residual[here].square().sum(1)
-        direction[here] = residual[here] + (new / squares[here])[:, None] * along
-        squares[here] = new
+        squares[here] = residual[here].square().sum(1)
+        nearer = precondition(residual[here])
+        new = (residual[here] * nearer).sum(1)
+        direction[here] = nearer + (new / slopes[here])[:, None] * along
+        slopes[here] = new
     return Solution(solution, steps, squares <= goal, negative)
 
 
