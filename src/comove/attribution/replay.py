@@ -64,10 +64,3 @@ def check_queries(run: Run, examples: ExampleSet) -> None:
             f"Queries must have inputs {spec.input_shape} and labels below {spec.num_classes}, got "
             f"{examples.input_shape} and labels up to {int(examples.labels.max())}."
         )
-
-
-def weights_digest(run: Run, checkpoint: Checkpoint) -> str:
-    """Return a digest of a checkpoint's weights; of a run trained elsewhere its manifest has it."""
-    if run.adopted is None:
-        return digest(np.frombuffer(checkpoint.path.read_bytes(), np.uint8))
-    return str(run.manifest["adopted"]["weights"][run.checkpoints.index(checkpoint)]["digest"])
