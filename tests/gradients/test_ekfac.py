@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from comove.attribution.ekfac import ekfac_scores
 from comove.data.batches import Batch, batch_size, rows_of
-from comove.errors import CorruptFileError, InputError
+from comove.errors import CorruptFileError, InputError, NonFiniteError
 from comove.gradients import ekfac
 from comove.gradients.ekfac import EKFACFactors, eigenvalue_sums, ekfac_factors
 from comove.gradients.per_example import PerExampleGradients
@@ -356,6 +356,29 @@ def test_no_layer_with_factors_is_refused() -> None:
         ekfac_factors(gradients, labelled(images(2, 5, 5)))
 
 
+def test_a_layer_that_the_outputs_do_not_depend_on_is_left_out() -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside, self.head = nn.Linear(4, 2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.aside(x)
+            out: Tensor = self.head(x)
+            return out
+
+    found = fitted(built(Aside), labelled(images(4)))
+    assert found.parameters == ("head.weight", "head.bias")
+    assert found.left_out == dict.fromkeys(("aside.weight", "aside.bias"), "the outputs do not depend on it")
+
+
+def test_examples_whose_gradients_are_not_finite_are_named() -> None:
+    x = images(4)
+    x[7, 2] = float("inf")
+    with pytest.raises(NonFiniteError, match="of ids 7"):
+        fitted(built(CASES["linear layers"][0]), labelled(x))
+
+
 def test_a_frozen_bias_is_no_column() -> None:
     model = built(CASES["linear layers"][0])
     found = ekfac_factors(PerExampleGradients(model, task=TrueTargets(), parameters="*.weight"), labelled(images(4)))
@@ -414,12 +437,23 @@ def test_a_killed_fit_goes_on_where_it_was_to_the_same_bits(
             assert all(torch.equal(getattr(other.layers[name], what), getattr(layer, what)) for what in ekfac.ARRAYS)
 
 
+def test_sums_of_other_chunks_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ekfac, "SAVE_SECONDS", 0.0)
+    model, data = built(CASES["linear layers"][0]), labelled(images(4))
+    with pytest.raises(KeyboardInterrupt):
+        ekfac_factors(PerExampleGradients(model, task=Stopping([3]), batch=4), data, folder=tmp_path)
+    found = ekfac_factors(PerExampleGradients(model, task=Stopping(), batch=5), data, folder=tmp_path)
+    truth = ekfac_factors(PerExampleGradients(model, task=Stopping(), batch=5), data)
+    assert torch.equal(found.layers["2"].eigenvalues, truth.layers["2"].eigenvalues)
+
+
 def test_a_damaged_file_is_set_aside_and_made_again(tmp_path: Path) -> None:
     model, data = built(CASES["linear layers"][0]), labelled(images(4))
     found = fitted(model, data, folder=tmp_path)
     for name in ("factors.safetensors", "unfinished.safetensors"):
         (tmp_path / name).write_bytes(b"nothing")
-    again = fitted(model, data, folder=tmp_path)
+    with pytest.warns(UserWarning, match="set aside"):
+        again = fitted(model, data, folder=tmp_path)
     assert torch.equal(again.layers["0"].eigenvalues, found.layers["0"].eigenvalues)
 
 

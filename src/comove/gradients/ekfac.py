@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,9 +75,8 @@ def layer_positions(layer: Any, x: Tensor, g: Tensor, *, bias: bool) -> tuple[Te
             a_BTI = torch.cat([a_BTI, a_BTI.new_ones(*a_BTI.shape[:2], 1)], 2)
         return a_BTI, g.reshape(size, -1, g.shape[-1])
     inner, inputs = x.ndim - 2, layer.weight[0].numel()
-    seen = patches(layer, x).movedim(
-        0, 1 + inner
-    )  # inputs, B, places: so whole rows are copied, and products need no more
+    # As (inputs, B, places) whole rows are copied, and products need no second copy.
+    seen = patches(layer, x).movedim(0, 1 + inner)
     a_IBT = x.new_ones(inputs + bias, size, seen.shape[2 + inner :].numel())
     a_IBT[:inputs].view(seen.shape).copy_(seen)
     return a_IBT.permute(1, 2, 0), g.flatten(2).mT
@@ -251,6 +251,10 @@ class _Layer:
     bias: str | None
 
     @property
+    def names(self) -> list[str]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    @property
     def layout(self) -> Layout:
         if isinstance(self.module, CONVOLUTIONS):
             return "convolution"
@@ -301,7 +305,7 @@ def factored_layers(gradients: PerExampleGradients, batch: Batch) -> tuple[list[
         weight, bias = own.get("weight"), own.get("bias")
         if weight is not None and weight not in left_out and _is_factored(module):
             layers.append(_Layer(path, module, weight, None if bias in left_out else bias))
-    covered = {name for each in layers for name in (each.weight, each.bias)}
+    covered = {name for each in layers for name in each.names}
     left_out |= {name: "its layer's weight is left out" for name in uses if name not in covered | left_out.keys()}
     return layers, {name: left_out[name] for name in uses if name in left_out}
 
@@ -354,24 +358,36 @@ def ekfac_factors(
     if finished is not None and finished.exists():
         try:
             return EKFACFactors.load(finished).to(next(iter(gradients.parameters.values())).device)
-        except CorruptFileError:
-            set_aside(finished)
+        except CorruptFileError as error:
+            _put_aside(finished, error)
     layers, left_out = factored_layers(gradients, data.batch(slice(0, 1)))
     if not layers:
         raise InputError(
             "EK-FAC needs linear layers or convolutions, of which the chosen parameters have none: "
             + "; ".join(f"{name}: {why}" for name, why in left_out.items())
         )
-    names = [name for each in layers for name in (each.weight, each.bias) if name is not None]
+    names = [name for each in layers for name in each.names]
     own = PerExampleGradients(
         gradients.model, task=gradients.objective.task, parameters=names, memory=gradients.memory, batch=gradients.batch
     )
     fit = _Fit(own, data, layers, seed, None if finished is None else finished.with_name("unfinished.safetensors"))
-    found = EKFACFactors(fit.run(), left_out, len(data))
+    fitted = fit.run()
+    unseen = {
+        name: "the outputs do not depend on it" for each in layers if each.name not in fitted for name in each.names
+    }
+    found = EKFACFactors(fitted, left_out | unseen, len(data))
     if finished is not None:
         found.save(finished)
         fit.forget()
     return found
+
+
+PLACE = ("stage", "examples", "chunk")
+"""Where an unfinished fit is: the pass, the examples done, and how many are taken at once."""
+
+
+def _put_aside(file: Path, error: CorruptFileError) -> None:
+    warnings.warn(f"{error} It is set aside as {set_aside(file)}, and computed again.", stacklevel=3)
 
 
 @dataclass
@@ -393,6 +409,7 @@ class _Fit:
             self.bases = {key: torch.linalg.eigh(total)[1].contiguous() for key, total in sums.items()}
             done, kept = 0, {}
             self._write(1, 0, kept)
+        self.layers = [each for each in self.layers if f"{each.name}/inputs" in self.bases]
         eigenvalues = self._pass(1, done, kept)
         like = next(iter(self.gradients.parameters.values())).detach()
         return {
@@ -424,9 +441,7 @@ class _Fit:
                 written = time.monotonic()
         for key, total in sums.items():
             if not bool(torch.isfinite(total).all()):
-                self.gradients.squared_norms(
-                    self.data
-                )  # an error that names the examples, where their losses are the reason
+                self.gradients.squared_norms(self.data)  # an error that names the examples, where theirs are the reason
                 raise NonFiniteError(f"The factors of {key} are NaN or infinite: check the checkpoint and its losses.")
         return sums
 
@@ -468,15 +483,17 @@ class _Fit:
             return 0, 0, {}
         try:
             _, header = read_header(self.file)
-            place = (int(header["stage"]), int(header["examples"]))
             arrays = read_arrays(self.file)
-        except (CorruptFileError, KeyError):
-            set_aside(self.file)
+        except CorruptFileError as error:
+            _put_aside(self.file, error)
+            return 0, 0, {}
+        stage, examples, chunk = (int(header.get(name, 0)) for name in PLACE)
+        if chunk != self.gradients.chunk_size:  # other draws: from the beginning
             return 0, 0, {}
         device = next(iter(self.gradients.parameters.values())).device
         tensors = {name: torch.from_numpy(np.array(array)).to(device) for name, array in arrays.items()}
         self.bases = {name[6:]: each for name, each in tensors.items() if name.startswith("basis/")}
-        return *place, {name[4:]: each for name, each in tensors.items() if name.startswith("sum/")}
+        return stage, examples, {name[4:]: each for name, each in tensors.items() if name.startswith("sum/")}
 
     def _write(self, stage: int, examples: int, sums: Sums) -> None:
         if self.file is not None:
@@ -484,7 +501,8 @@ class _Fit:
                 f"sum/{k}": v for k, v in sums.items()
             }
             arrays = {name: as_array(each) for name, each in named.items()}
-            write_arrays(self.file, arrays, {"stage": stage, "examples": examples})
+            place = zip(PLACE, (stage, examples, self.gradients.chunk_size), strict=True)
+            write_arrays(self.file, arrays, dict(place))
 
     def forget(self) -> None:
         """Delete the unfinished sums."""
