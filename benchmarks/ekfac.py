@@ -6,13 +6,14 @@ One thread, process CPU seconds, float32, sampled pseudo-targets, damping .1 of 
 weights (untrained) and examples for both. kronfluence runs at the fastest of several batch sizes, ours as it comes. Its
 factors are written to a temporary folder, which it always does; ours are kept in memory. Of transformers' ``Conv1D``,
 which it does not know, kronfluence gets linear layers with the same weights. Batch norms, embeddings and the tied head
-are left out by both. Written to ``benchmarks/results/ekfac.json``.
+are left out by both. Each model is written to ``benchmarks/results/ekfac.json`` when it is done, beside those there.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics
 import tempfile
 import warnings
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import agreement, machine, plain, timed, write_result
+from measuring import RESULTS, agreement, machine, plain, timed, write_result
 from torch import Tensor, nn
 
 from comove.attribution.ekfac import ekfac_scores
@@ -34,10 +35,11 @@ from comove.data.builtin import load_dataset
 from comove.gradients.ekfac import ekfac_factors
 from comove.gradients.per_example import PerExampleGradients
 from comove.models import build_model
+from comove.store import read_json
 from comove.tasks import CausalLM, Classification, Task
 
 SEED, SHARE = 0, 0.1
-BATCHES = (32, 128, 512)
+BATCHES = (64, 256)
 """Batch sizes that kronfluence is tried at."""
 
 
@@ -205,24 +207,25 @@ def total(seconds: dict[str, float]) -> float:
 
 def measured(setting: Setting, repetitions: int) -> dict[str, Any]:
     """Both, one after the other, several times."""
-    _, scores, layers = ours(setting)  # to warm up
-    again = ours(setting, SEED + 1)[1]
-    tried = {batch: total(theirs(setting, layers, batch)[0]) for batch in BATCHES}
-    batch = min(tried, key=tried.__getitem__)
-    rows = [(ours(setting)[0], theirs(setting, layers, batch)) for _ in range(repetitions)]
-    peer = rows[0][1][1]
+    _, again, layers = ours(setting, SEED + 1)  # which warms up
+    tried = {batch: theirs(setting, layers, batch) for batch in BATCHES}
+    batch = min(tried, key=lambda size: total(tried[size][0]))
+    own = [ours(setting) for _ in range(repetitions)]
+    peers = [tried[batch], *(theirs(setting, layers, batch) for _ in range(repetitions - 1))]
     medians = {
-        who: {stage: statistics.median(each[stage] for each in found) for stage in ("factors", "scores")}
-        for who, found in (("comove", [row[0] for row in rows]), ("kronfluence", [row[1][0] for row in rows]))
+        who: {stage: statistics.median(seconds[stage] for seconds, *_ in found) for stage in ("factors", "scores")}
+        for who, found in (("comove", own), ("kronfluence", peers))
     }
+    scores, peer = own[0][1], peers[0][1]
     return {
         "train": len(setting.train),
         "queries": len(setting.queries),
         "layers": len(layers),
         "seconds": medians,
         "times ours": total(medians["kronfluence"]) / total(medians["comove"]),
+        "load": os.getloadavg()[0],
         "kronfluence batch": batch,
-        "tried": {str(size): seconds for size, seconds in tried.items()},
+        "tried": {str(size): total(seconds) for size, (seconds, _) in tried.items()},
         "kronfluence beside ours": agreement(peer.numpy(), scores.numpy()),
         "ours with another seed": agreement(again.numpy(), scores.numpy()),
     }
@@ -243,12 +246,12 @@ def main() -> None:
         "damping": f"{SHARE} of each layer's mean eigenvalue",
         **here,
         "versions": {**here["versions"], **{name: metadata.version(name) for name in ("kronfluence", "transformers")}},
-        "models": {},
+        "models": (read_json(RESULTS / "ekfac.json") if (RESULTS / "ekfac.json").exists() else {}).get("models", {}),
     }
     for name in arguments.models.split(","):
         result["models"][name] = plain(measured(known[name](), arguments.repetitions))
         print(name, result["models"][name])
-    write_result("ekfac", result)
+        write_result("ekfac", result)
 
 
 if __name__ == "__main__":
