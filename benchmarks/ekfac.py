@@ -80,7 +80,7 @@ class Setting:
     train: Held
     queries: Held
     sampled: Callable[[Tensor], Tensor]
-    """The summed loss at targets drawn from the outputs, as kronfluence wants it."""
+    """The summed loss at targets drawn from the outputs; of T tokens over sqrt(T), for the curvature of their mean."""
 
 
 # --- the settings --------------------------------------------------------------------------------------------------
@@ -118,12 +118,12 @@ def gpt(sequences: int, queries: int) -> Setting:
         torch.manual_seed(SEED)
         model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)).eval()
     cut = len(ids) - queries
-    return Setting(model, CausalLM(), Held(ids[:cut]), Held(ids[cut:]), lambda logits: drawn(logits[:, :-1]))
+    return Setting(model, CausalLM(), Held(ids[:cut]), Held(ids[cut:]), lambda logits: drawn(logits[:, :-1]) / 63**0.5)
 
 
 def settings(data_dir: str) -> dict[str, Callable[[], Setting]]:
     """What is measured, by name."""
-    cifar = {"data_dir": data_dir, "limit": 2048, "queries": 100, "validation": 1}
+    cifar = {"data_dir": data_dir, "limit": 512, "queries": 50, "validation": 1}
     return {
         "mlp": lambda: images("mlp", {"hidden": [256, 256]}, "digits", {}),
         "resnet9": lambda: images("resnet9", {"width": 0.25}, "cifar10", cifar),
