@@ -266,6 +266,15 @@ def test_lds_at_several_ratios_and_outputs_has_a_column_each_and_its_bank_serves
     assert again.out == first.out
 
 
+def test_lds_holds_methods_to_models_of_the_same_seed(tmp_path: Path) -> None:
+    counts = ("--alpha", 0.95, "--subsets", 4, "--seeds", 1, "--runs", 1, "--executor", "serial", "--quiet")
+    made = comove_("lds", *SMALL, "--methods", "cld", *counts, "--same-seed", "--out", tmp_path)
+    assert made.code == 0, made.err
+    bank = comove.RetrainingBank.load(tmp_path / "bank")
+    assert bank.same_seed
+    assert bank.pending == []
+
+
 def test_lds_refuses_options_that_an_existing_bank_has_decided(tmp_path: Path) -> None:
     words = ("lds", "--bank", tmp_path, "--out", tmp_path / "x")
     told = "With --bank, how models are trained, and on what, is given: leave out --batch-size --subsets"

@@ -44,6 +44,25 @@ class FitOptions:
     ] = None
 
 
+@dataclass(frozen=True)
+class TruthOptions:
+    """The retrained models that methods are held to."""
+
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.  [default: 0.5]"),
+    ] = None
+    subsets: Annotated[int | None, typer.Option(min=3, help=f"C, subsets for each alpha.  [default: {SUBSETS}]")] = None
+    seeds: Annotated[int | None, typer.Option(min=1, help=f"R, models trained a subset.  [default: {SEEDS}]")] = None
+    same_seed: Annotated[
+        bool,
+        typer.Option("--same-seed", help="All subsets share initial weights and batches; what is absent weighs 0."),
+    ] = False
+    bank: Annotated[
+        Path | None, typer.Option(help="An existing bank of these data (its folder or compact file) as ground truth.")
+    ] = None
+
+
 @command
 def lds(
     out: Annotated[Path, typer.Option(help="Folder for runs, bank, scores, table and figure.")],
@@ -51,17 +70,7 @@ def lds(
     machines: ComputeOptions,
     fitted: AttributionOptions,
     fit: FitOptions,
-    alpha: Annotated[
-        list[str] | None,
-        typer.Option(help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.  [default: 0.5]"),
-    ] = None,
-    subsets: Annotated[
-        int | None, typer.Option(min=3, help=f"C, subsets for each alpha.  [default: {SUBSETS}]")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help=f"R, models trained a subset.  [default: {SEEDS}]")] = None,
-    bank: Annotated[
-        Path | None, typer.Option(help="An existing bank of these data (its folder or compact file) as ground truth.")
-    ] = None,
+    held_to: TruthOptions,
     training: OwnFunction = None,
     output: Annotated[
         list[str] | None, typer.Option(help="margin, correct, loss, probability, or several.  [default: margin]")
@@ -79,13 +88,15 @@ def lds(
     from comove.plots import save_figure
 
     chosen, splits = parse_methods(fitted.methods, ["cld"], fitted.controls), task.splits()
-    if bank is None:
-        truth = _new_truth(task, splits, alpha or ["0.5"], subsets or SUBSETS, seeds or SEEDS)
-        if (own := task.own(training)) is not None:
+    if held_to.bank is None:
+        truth = _new_truth(task, splits, held_to)
+        own = task.own(training)
+        if own is not None or held_to.same_seed:
             plan = {name: truth.pop(name) for name in ("subsets", "seeds")}
-            truth["subsets"] = RetrainingBank.create(out / "bank", splits, own, **plan)
+            how, same = own or truth["training"], held_to.same_seed
+            truth["subsets"] = RetrainingBank.create(out / "bank", splits, how, same_seed=same, **plan)
     else:
-        truth = _known_truth(task, splits, bank, alpha, {"--subsets": subsets, "--seeds": seeds}, training)
+        truth = _known_truth(task, splits, held_to.bank, held_to, training)
     benchmark = lds_benchmark(
         splits,
         chosen,
@@ -101,34 +112,29 @@ def lds(
     save_figure(benchmark.plot(), out / "lds.png")
     say("* highest, or not decidedly below the highest: by the paired intervals in differences.csv")
     say(f"Retrained models: {benchmark.retrained:,} trained now, {benchmark.reused:,} reused")
-    say(f"Written to {out}/: lds.csv, lds.json, differences.csv, lds.png, runs, scores{'' if bank else ', bank'}")
+    kept = "runs, scores" if held_to.bank else "runs, scores, bank"
+    say(f"Written to {out}/: lds.csv, lds.json, differences.csv, lds.png, {kept}")
 
 
-def _new_truth(
-    task: TrainingOptions, splits: Splits, alphas: Sequence[str], subsets: int, seeds: int
-) -> dict[str, Any]:
+def _new_truth(task: TrainingOptions, splits: Splits, held_to: TruthOptions) -> dict[str, Any]:
     from comove.evaluation import plans_of
 
     return {
-        "subsets": plans_of(alphas, subsets, splits.train.ids, task.seed),
-        "seeds": seeds,
+        "subsets": plans_of(held_to.alpha or ["0.5"], held_to.subsets or SUBSETS, splits.train.ids, task.seed),
+        "seeds": held_to.seeds or SEEDS,
         "training": task.training_for(splits),
     }
 
 
 def _known_truth(
-    task: TrainingOptions,
-    splits: Splits,
-    path: Path,
-    alphas: Sequence[str] | None,
-    counts: dict[str, int | None],
-    training: str | None,
+    task: TrainingOptions, splits: Splits, path: Path, held_to: TruthOptions, training: str | None
 ) -> dict[str, Any]:
     """Open a bank; how its models are trained, and on what, is its own affair."""
     from comove.evaluation import RetrainingBank, at_alphas
     from comove.training import Training
 
     ignored = [] if training else task.given  # of runs alone
+    counts = {"--subsets": held_to.subsets, "--seeds": held_to.seeds, "--same-seed": held_to.same_seed or None}
     ignored += [name for name, value in counts.items() if value is not None]
     if ignored:
         raise InputError(f"With --bank, how models are trained, and on what, is given: leave out {' '.join(ignored)}.")
@@ -137,6 +143,7 @@ def _known_truth(
     check_bank(path)
     bank = RetrainingBank.load(path, dataset=splits, model=factory, training=task.own(training))
     how = task.training_for(splits) if bank.is_own else Training(model, seed=task.seed)
+    alphas = held_to.alpha
     return {"subsets": bank if alphas is None else at_alphas(bank, alphas), "training": how}
 
 

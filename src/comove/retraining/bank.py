@@ -52,6 +52,7 @@ from comove.retraining.files import (
     BANK_FORMAT,
     PLANS,
     RESULTS,
+    SAME_SEED,
     WEIGHTS,
     ResultFiles,
     Results,
@@ -133,10 +134,11 @@ class RetrainingBank:
         task: Task | None = None,
         keep_weights: bool = False,
         engine: Engine | None = None,
+        same_seed: bool = False,
     ) -> RetrainingBank:
         """Plan a bank in a new folder, or open the one that is there and add to it what it lacks.
 
-        Data, ``training``, queries and ``engine`` make a bank; which subsets and how many seeds is a
+        Data, ``training``, queries, ``engine`` and ``same_seed`` make a bank; which subsets and how many seeds is a
         question of what it holds. So asking for more subsets, seeds or plans extends it, nothing is ever taken away,
         and what is trained already is used. The bank that is returned has what was asked for here; :meth:`load` gives
         everything.
@@ -157,6 +159,11 @@ class RetrainingBank:
             keep_weights: also keep the weights of the models of these plans.
             engine: how models are trained, many at a time or one by one, on which bits depend. By default that of the
                 bank which is there; of a new one what :func:`comove.training.engines_for` says, the same everywhere.
+            same_seed: model r of every subset starts from the same weights and goes through the same batches, those of
+                ``comove.train(..., seed=training.seed + r)`` on all training examples; what a subset lacks counts 0
+                in each batch's mean loss, whose divisor stays. So models differ by nothing but the absent examples'
+                losses: the truth that :class:`comove.attribution.Unrolled` predicts (MAGIC: Ilyas, Engstrom, 2025).
+                Where batch norm trains on a batch's statistics, absent examples still enter these.
 
         Raises:
             InputError: bad arguments.
@@ -164,8 +171,10 @@ class RetrainingBank:
             CorruptFileError: it holds a bank of an older comove.
         """
         if isinstance(training, OwnTraining):
-            if keep_weights or engine is not None:
-                raise InputError("keep_weights and engine are for comove's own loop; an own training has neither.")
+            if keep_weights or engine is not None or same_seed:
+                raise InputError(
+                    "keep_weights, engine and same_seed are for comove's own loop; an own training has none of them."
+                )
             own = training.measured_by(task)
             return cls._create_own(Path(path), own_data(dataset, queries), own, subsets, seeds)
         if task is not None and task.name != Classification().name:
@@ -187,6 +196,8 @@ class RetrainingBank:
             "query_ids": query.ids.tolist(),
             "classes": list(splits.classes),
         }
+        if same_seed:  # banks made before have no such entry
+            identity[SAME_SEED] = True
         identity |= planned_engines(Path(path), engine, lambda: engines_for(spec, splits.train, recipe, factory))
         train = {"train_ids": splits.train.ids, "train_labels": splits.train.labels}
         examples = {**train, "query_ids": query.ids, "query_labels": query.labels}
@@ -273,6 +284,11 @@ class RetrainingBank:
     def is_own(self) -> bool:
         """Whether a training function of the user's own trains its models."""
         return is_own(self._identity)
+
+    @property
+    def same_seed(self) -> bool:
+        """Whether the models of one number share initial weights and batches; see :meth:`create`."""
+        return bool(self._identity.get(SAME_SEED, False))
 
     @property
     def training(self) -> OwnTraining | None:
@@ -369,6 +385,7 @@ class RetrainingBank:
             self._factory,
             device,
             None if recipe.early_stop_patience is None else splits.validation,
+            self.same_seed,
         )
         dry_run(material.spec.build(0, self._factory), splits.train)  # bank and factory may come from elsewhere
         with driver_lock(self.path):

@@ -43,6 +43,7 @@ from comove.training import Recipe
 __all__ = [
     "BANK_FORMAT",
     "HEAD",
+    "SAME_SEED",
     "Key",
     "ResultFiles",
     "Results",
@@ -131,6 +132,8 @@ def open_bank(folder: Path) -> dict[str, Any]:
     return checked_identity(manifest, folder / MANIFEST)
 
 
+SAME_SEED = "same_seed"
+"""The entry of a bank whose models share initial weights and batches; others have none."""
 HEAD = ("kind", "format_version", "versions", "command", "fingerprint")
 """Entries of a manifest that say nothing of what a bank is."""
 
@@ -160,6 +163,7 @@ def checked_identity(identity: Mapping[str, Any], where: object) -> dict[str, An
         with understanding(where):
             contents_of(identity)
         return dict(identity)
+    entries(identity, where, {}, {SAME_SEED: bool})
     with understanding(where):
         ModelSpec.from_json(identity["model"])
         Recipe.from_json(identity["recipe"])

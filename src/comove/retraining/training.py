@@ -3,6 +3,9 @@
 A model's seed is derived from the bank's seed, its subset and its number: derived_seed(bank seed, "bank", the first 15
 hexadecimal digits of the subset's fingerprint as a number, number). So the same model comes out whichever plan asks for
 it, whatever was trained before and wherever.
+
+In a bank with ``same_seed`` it is the bank's seed plus the number, whatever the subset, and a model is trained in the
+batches of all training examples, in which the loss of those outside its subset counts 0.
 """
 
 from __future__ import annotations
@@ -46,6 +49,18 @@ class Material(NamedTuple):
     device: str | torch.device
     validation: ExampleSet | None = None
     """Where early stopping goes by it."""
+    same_seed: bool = False
+    """Whether models of one number share their initial weights and batches."""
+
+    def seed_of(self, key: Key) -> int:
+        """The seed of a model's weights, order, augmentation and dropout."""
+        return self.seed + key.number if self.same_seed else model_seed(self.seed, key)
+
+    def member(self, mask_N: npt.NDArray[np.bool_], key: Key) -> Member:
+        """The model of a subset, as it is trained."""
+        if self.same_seed:
+            return Member(np.arange(mask_N.size), self.seed_of(key), mask_N.astype(np.float32))
+        return Member(np.flatnonzero(mask_N), self.seed_of(key))
 
 
 class Wanted(NamedTuple):
@@ -94,7 +109,7 @@ class _Result(NamedTuple):
 
 
 def model_seed(bank_seed: int, key: Key) -> int:
-    """The seed of a model's weights, order, augmentation and dropout."""
+    """The seed of a model of a bank without ``same_seed``."""
     return derived_seed(bank_seed, "bank", int(key.subset[:15], 16), key.number)
 
 
@@ -130,11 +145,12 @@ def train_wanted(
         group = engines.cpu.group
         if engines.cuda.group != group:
             group = engines.on(device_type(material, where)).group
+        sizes = np.full(len(wanted.masks), len(material.train)) if material.same_seed else wanted.masks.sum(1)
         run_jobs(
-            _jobs(wanted.models, wanted.masks.sum(1), group),
+            _jobs(wanted.models, sizes, group),
             _setup,
             payload,
-            _Delivery(files, wanted, material.seed, name_of),
+            _Delivery(files, wanted, material.seed_of, name_of),
             executor=where,
             description="retraining (models)",
             progress=progress,
@@ -145,8 +161,10 @@ def train_wanted(
 class _Delivery:
     """Writes results as they arrive."""
 
-    def __init__(self, files: ResultFiles, wanted: Wanted, seed: int, name_of: Callable[[Key], str]) -> None:
-        self.files, self.wanted, self.seed, self.name_of = files, wanted, seed, name_of
+    def __init__(
+        self, files: ResultFiles, wanted: Wanted, seed_of: Callable[[Key], int], name_of: Callable[[Key], str]
+    ) -> None:
+        self.files, self.wanted, self.seed_of, self.name_of = files, wanted, seed_of, name_of
         self.notes = {"started": round(time.time(), 3), "host": socket.gethostname()}
 
     def __call__(self, job: Job, result: _Result) -> None:
@@ -162,7 +180,7 @@ class _Delivery:
             if weights is not None:
                 self.files.write_weights(key, weights)  # first: a result says that all of it is there
             self.files.write(
-                key, {"logits": logits}, {**self.notes, **timed, "engine": engine, "seed": model_seed(self.seed, key)}
+                key, {"logits": logits}, {**self.notes, **timed, "engine": engine, "seed": self.seed_of(key)}
             )
         if diverged:
             raise NonFiniteError(
@@ -215,8 +233,8 @@ def _setup(payload: _Payload) -> Callable[[Job], _Result]:
 
     def members(job: Job) -> list[Member]:
         rows = np.unpackbits(payload.packed[[subset for subset, _ in job]], axis=1, count=len(train))
-        seeds = [model_seed(material.seed, Key(payload.subsets[subset], number)) for subset, number in job]
-        return [Member(np.flatnonzero(row), seed) for row, seed in zip(rows, seeds, strict=True)]
+        keys = [Key(payload.subsets[subset], number) for subset, number in job]
+        return [material.member(row.astype(bool), key) for row, key in zip(rows, keys, strict=True)]
 
     def work(job: Job) -> _Result:
         started = time.perf_counter()

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,15 +32,18 @@ from comove.training.randomness import generator_for, seeded
 from comove.training.recipe import Recipe
 
 __all__ = [
+    "EpochBatches",
     "Hooks",
     "OptimizerState",
     "Resident",
     "StopEarly",
+    "TrainingBatch",
     "batch_bounds",
     "epoch_plan",
     "epochs_without_gain",
     "evaluate",
     "fit",
+    "mean_loss",
     "one_thread",
     "predict",
     "resolve_device",
@@ -212,6 +215,7 @@ def fit(
     state: OptimizerState | None = None,
     forward: Callable[[torch.Tensor], Any] | None = None,
     ended: Callable[[], bool] | None = None,
+    loss_weights: torch.Tensor | None = None,
 ) -> None:
     """Train ``model`` in place; with an average of the weights (EMA) it ends with that.
 
@@ -228,6 +232,7 @@ def fit(
         state: where to resume; the model must hold the weights of that moment.
         forward: computes what ``model`` computes, faster; by default the model itself.
         ended: asked after each epoch whether training ends there, as :class:`StopEarly`.
+        loss_weights: (N,), what each example's loss counts, by default 1; see :func:`mean_loss`.
 
     Raises:
         InputError: fewer than two examples; a recipe with a patience, and nothing that is asked.
@@ -245,6 +250,8 @@ def fit(
     if recipe.channels_last:
         put_channels_last(model)
     stepper = _Stepper(model, recipe, device, state, forward or model)
+    if loss_weights is not None:
+        stepper.loss_weights = loss_weights.to(device, torch.float32)
     with one_thread(_gains_nothing_by_threads(model, recipe, device)):
         _epochs(stepper, data, seed, state, hooks, ended)
     model.eval()
@@ -263,25 +270,22 @@ def _epochs(
         hooks.on_start()
     stepper.model.train()
     average = stepper.average
-    batches = batch_bounds(len(data), recipe.batch_size)
     for epoch in range(state.epoch, recipe.epochs):
         if hooks is not None:
             hooks.on_epoch_start(epoch)
-        order, draws = epoch_plan(len(data), recipe, seed, epoch)
+        batches = EpochBatches(data, recipe, seed, epoch)
         with seeded(seed, "dropout", epoch, device=data.device):
-            for index, (start, stop) in enumerate(batches):
-                lr = recipe.lr_at(epoch + (index + 0.5) / len(batches))
-                positions = order[start:stop]
-                inputs, labels = _training_batch(data, positions, draws, recipe)
-                logits = stepper.step(inputs, labels, lr)
+            for index in range(len(batches)):
+                batch = batches[index]
+                logits = stepper.step(batch)
                 state.step += 1
                 if average is not None:
                     average.update(state.step)
                 if hooks is not None:
-                    hooks.on_batch(positions, logits, labels)
+                    hooks.on_batch(batch.positions, logits, batch.labels)
                     done = (index + 1) / len(batches)
                     with stepper.averaged():
-                        hooks.on_step(state.step, epoch + done, lr, last_of_epoch=done == 1)
+                        hooks.on_step(state.step, epoch + done, batch.lr, last_of_epoch=done == 1)
         state.epoch = epoch + 1
         if hooks is not None or ended is not None:
             with stepper.averaged():
@@ -325,13 +329,15 @@ class _Stepper:
             self.scaler.load_state_dict(dict(state.scaler))
         self.optimizer = optimizer_for(model, recipe, state.momentum)
         self.average = None if recipe.ema is None else EMA(model, recipe.ema, state.weights)
+        self.loss_weights: torch.Tensor | None = None
 
-    def step(self, inputs: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
+    def step(self, batch: TrainingBatch) -> torch.Tensor:
         """Take one step and return the logits it started from."""
-        self.optimizer.lr = lr
+        self.optimizer.lr = batch.lr
+        weights_B = None if self.loss_weights is None else self.loss_weights[batch.positions.to(batch.labels.device)]
         with torch.autocast("cuda", dtype=self.half) if self.half is not None else nullcontext():
-            logits = logits_of(self.forward(inputs))
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+            logits = logits_of(self.forward(batch.inputs))
+            loss = mean_loss(logits, batch.labels, self.recipe.label_smoothing, weights_B)
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
         if self.scaler.is_enabled():
@@ -368,20 +374,57 @@ def epoch_plan(size: int, recipe: Recipe, seed: int, epoch: int) -> tuple[torch.
     return order, draw_flip_crop(size, recipe.crop_padding, generator_for(seed, "augment", epoch))
 
 
-def _training_batch(
-    data: Resident, positions: torch.Tensor, draws: torch.Tensor | None, recipe: Recipe
-) -> tuple[torch.Tensor, torch.Tensor]:
-    here = positions.to(data.device, non_blocking=True)
-    inputs = data.inputs(here)
-    if draws is not None:
-        if inputs.ndim != 4:
-            raise InputError(
-                f"augment='flip_crop' needs images (C, H, W), got inputs of shape {tuple(inputs.shape[1:])}."
-            )
-        inputs = flip_crop(inputs, draws[positions].to(data.device, non_blocking=True), recipe.crop_padding)
-    if recipe.channels_last and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return inputs, data.labels[here]
+def mean_loss(
+    logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0, weights_B: torch.Tensor | None = None
+) -> torch.Tensor:
+    """sum_i w_i loss_i / B: what a training step descends, w_i = 1 where no weights are given.
+
+    The divisor is the batch's size whatever the weights: an example of weight 0 is absent, and nothing else changes.
+    """
+    if weights_B is None:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    losses_B = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+    return (losses_B * weights_B).sum() / len(losses_B)
+
+
+class TrainingBatch(NamedTuple):
+    """What one step trains on: (B,) positions on the CPU, (B, ...) augmented inputs, (B,) labels; its learning rate."""
+
+    positions: torch.Tensor
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    lr: float
+
+
+class EpochBatches:
+    """The batches of one epoch, in order and by index, drawn from the seed and the epoch alone."""
+
+    def __init__(self, data: Resident, recipe: Recipe, seed: int, epoch: int) -> None:
+        self.data, self.recipe, self.epoch = data, recipe, epoch
+        self.order, self.draws = epoch_plan(len(data), recipe, seed, epoch)
+        self.bounds = batch_bounds(len(data), recipe.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __getitem__(self, index: int) -> TrainingBatch:
+        positions = self.order[slice(*self.bounds[index])]
+        here = positions.to(self.data.device, non_blocking=True)
+        lr = self.recipe.lr_at(self.epoch + (index + 0.5) / len(self.bounds))
+        return TrainingBatch(positions, self._inputs(positions, here), self.data.labels[here], lr)
+
+    def _inputs(self, positions: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+        inputs, recipe = self.data.inputs(here), self.recipe
+        if self.draws is not None:
+            if inputs.ndim != 4:
+                raise InputError(
+                    f"augment='flip_crop' needs images (C, H, W), got inputs of shape {tuple(inputs.shape[1:])}."
+                )
+            draws = self.draws[positions].to(self.data.device, non_blocking=True)
+            inputs = flip_crop(inputs, draws, recipe.crop_padding)
+        if recipe.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
 
 
 def evaluate(

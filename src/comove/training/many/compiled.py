@@ -63,6 +63,7 @@ class CompiledTrainer:
             device=self.data.device,
             forward=self.forward,
             ended=StopEarly.of(self.network, recipe, validation),
+            loss_weights=None if member.loss_weights is None else torch.from_numpy(member.loss_weights),
         )
         return self.network
 

@@ -137,7 +137,7 @@ def train_many(
         spec: the architecture.
         train: all training examples, on the device to train on.
         query: the examples to predict, on the same device.
-        members: positions in ``train`` and a seed for each model.
+        members: positions in ``train`` and a seed for each model, and what the losses count there.
         recipe: how to train.
         engine: from :func:`comove.training.choose_engine`.
         factory: the user's own factory, as for :meth:`ModelSpec.build`.
@@ -185,6 +185,9 @@ def _check(member: Member, size: int) -> None:
         raise InputError(f"A member needs a list of at least 2 positions, got {positions.dtype} {positions.shape}.")
     if positions.min() < 0 or positions.max() >= size or np.unique(positions).size < positions.size:
         raise InputError(f"A member's positions must be different numbers from 0 to {size - 1}.")
+    weights = member.loss_weights
+    if weights is not None and (weights.shape != positions.shape or not np.isfinite(weights).all()):
+        raise InputError(f"A member's loss weights must be {positions.size} finite numbers, one a position.")
 
 
 def _by_size(members: Sequence[Member]) -> dict[int, list[int]]:
@@ -226,6 +229,8 @@ def _alone(task: _Task, member: Member, engine: Engine) -> Trained:
         device = task.train.device
         model = task.spec.build(member.seed, task.factory).to(device)
         ended = StopEarly.of(model, task.recipe, task.validation)
-        fit(model, task.train.part(member.positions), task.recipe, seed=member.seed, device=device, ended=ended)
-    weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
-    return Trained(predict(model, task.query).numpy(), weights if task.keep_weights else None)
+        weights = None if member.loss_weights is None else torch.from_numpy(member.loss_weights)
+        part = task.train.part(member.positions)
+        fit(model, part, task.recipe, seed=member.seed, device=device, ended=ended, loss_weights=weights)
+    state = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+    return Trained(predict(model, task.query).numpy(), state if task.keep_weights else None)

@@ -39,10 +39,14 @@ EVALUATED = 1024
 
 
 class Member(NamedTuple):
-    """One model to train: (n,) positions of its training examples, and the seed of all its randomness."""
+    """One model to train: (n,) positions of its training examples, and the seed of all its randomness.
+
+    ``loss_weights`` (n,) are what their losses count, by default 1; see :func:`comove.training.loop.mean_loss`.
+    """
 
     positions: npt.NDArray[np.int64]
     seed: int
+    loss_weights: npt.NDArray[np.float32] | None = None
 
 
 class Stack:
@@ -71,6 +75,7 @@ class Stack:
         """Train all members, which have equally many examples, as ``fit`` trains one."""
         positions_GN = torch.from_numpy(np.stack([member.positions for member in members]).astype(np.int64))
         batches = batch_bounds(positions_GN.shape[1], self.recipe.batch_size)
+        weights_NG = self._loss_weights(len(data), members)
         average = None if self.recipe.ema is None else EMA(self.network, self.recipe.ema)
         self.network.train()
         for epoch in range(self.recipe.epochs):
@@ -80,12 +85,23 @@ class Stack:
                 where = where_NG[start:stop]
                 inputs = self.rows(data, where.flatten(), draws)
                 lr = self.recipe.lr_at(epoch + (index + 0.5) / len(batches))
-                self.step(inputs, data.labels[where], lr)
+                weights_BG = None if weights_NG is None else weights_NG.gather(0, where)
+                self.step(inputs, data.labels[where], lr, weights_BG)
                 if average is not None:
                     average.update(epoch * len(batches) + index + 1)
         if average is not None:
             average.swap()
         self.network.eval()
+
+    def _loss_weights(self, size: int, members: Sequence[Member]) -> Tensor | None:
+        """What the loss of each of ``size`` examples counts for each member (size, G); ``None`` where all count 1."""
+        if all(member.loss_weights is None for member in members):
+            return None
+        weights_NG = torch.ones(size, len(members))
+        for place, member in enumerate(members):
+            if member.loss_weights is not None:
+                weights_NG[torch.from_numpy(member.positions), place] = torch.from_numpy(member.loss_weights)
+        return weights_NG.to(self.device)
 
     def _plan(self, positions_GN: Tensor, seeds: Sequence[int], epoch: int) -> tuple[Tensor, Tensor | None]:
         """Every member's examples in the epoch's order (N, G), and their flips and shifts (N, G, 3)."""
@@ -109,17 +125,21 @@ class Stack:
         outputs = logits_of(self.network(inputs))
         return outputs.view(outputs.shape[0], self.members, -1)
 
-    def step(self, inputs: Tensor, labels_BG: Tensor, lr: float) -> None:
-        """Take one step of every member on its own batch."""
+    def step(self, inputs: Tensor, labels_BG: Tensor, lr: float, weights_BG: Tensor | None = None) -> None:
+        """Take one step of every member on its own batch, whose losses count as the weights say (by default 1)."""
         self.optimizer.lr = lr
         smoothing = self.recipe.label_smoothing
         if self.layers is not None:
-            backpropagate(self.layers, inputs.flatten(1), labels_BG, smoothing)
+            backpropagate(self.layers, inputs.flatten(1), labels_BG, smoothing, weights_BG)
         else:
             self.optimizer.zero_grad()
             with torch.autocast("cuda", dtype=torch.bfloat16) if self.half else nullcontext():
-                logits_GKB = self.logits(inputs).permute(1, 2, 0)
-                total = F.cross_entropy(logits_GKB, labels_BG.T, reduction="sum", label_smoothing=smoothing)
+                logits_GKB, labels_GB = self.logits(inputs).permute(1, 2, 0), labels_BG.T
+                if weights_BG is None:
+                    total = F.cross_entropy(logits_GKB, labels_GB, reduction="sum", label_smoothing=smoothing)
+                else:
+                    each = F.cross_entropy(logits_GKB, labels_GB, reduction="none", label_smoothing=smoothing)
+                    total = (each * weights_BG.T).sum()
             torch.autograd.backward(total / len(labels_BG))
         self.optimizer.step()
 
