@@ -249,16 +249,16 @@ def fit(
     state = state or OptimizerState()
     if recipe.channels_last:
         put_channels_last(model)
-    stepper = _Stepper(model, recipe, device, state, forward or model)
+    stepper = Stepper(model, recipe, device, state, forward or model)
     if loss_weights is not None:
         stepper.loss_weights = loss_weights.to(device, torch.float32)
-    with one_thread(_gains_nothing_by_threads(model, recipe, device)):
+    with one_thread(gains_nothing_by_threads(model, recipe, device)):
         _epochs(stepper, data, seed, state, hooks, ended)
     model.eval()
 
 
 def _epochs(
-    stepper: _Stepper,
+    stepper: Stepper,
     data: Resident,
     seed: int,
     state: OptimizerState,
@@ -298,7 +298,7 @@ def _epochs(
         average.swap()
 
 
-def _gains_nothing_by_threads(model: nn.Module, recipe: Recipe, device: torch.device) -> bool:
+def gains_nothing_by_threads(model: nn.Module, recipe: Recipe, device: torch.device) -> bool:
     """A small fully connected network: sharing its tiny products costs more than it saves."""
     work = recipe.batch_size * sum(parameter.numel() for parameter in model.parameters())
     convolves = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in model.modules())
@@ -310,7 +310,7 @@ def one_thread(wanted: bool = True) -> AbstractContextManager[None]:
     return torch_threads(1) if wanted else nullcontext()
 
 
-class _Stepper:
+class Stepper:
     """One optimizer step after another, in the recipe's precision."""
 
     def __init__(
