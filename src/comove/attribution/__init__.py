@@ -11,9 +11,19 @@ from typing import Any
 
 from comove.attribution.base import Attributor, Queries
 from comove.attribution.scores import Ranking, Scores
+from comove.attribution.smoothness import Metasmoothness, metasmoothness
 from comove.discovery import build, discover
 
-__all__ = ["Attributor", "Queries", "Ranking", "Scores", "attributor", "attributors"]
+__all__ = [
+    "Attributor",
+    "Metasmoothness",
+    "Queries",
+    "Ranking",
+    "Scores",
+    "attributor",
+    "attributors",
+    "metasmoothness",
+]
 
 
 @cache

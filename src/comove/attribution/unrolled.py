@@ -8,10 +8,10 @@ Learning", 2025). A step of SGD on a batch of B examples, with momentum mu and w
 
 (Nesterov's: theta_t - lr_t (g_t + mu v_{t+1})). From the last step back, for each query,
 
-    b = lam_v - lr_t lam_theta,   a = b,   tau_i += a' grad l_i(theta_t) / B,   lam_theta += H_t a + c a,   lam_v = mu b
+    b = lam_v - lr_t lam_theta,  a = b,  tau_i += a' grad l_i(theta_t) / B,  lam_theta += H_t a + c a,  lam_v = mu b
 
-(Nesterov's: b = lam_v - lr_t mu lam_theta, a = b - lr_t lam_theta), from lam_theta = grad measure_q(theta_T), lam_v = 0.
-H_t is the Hessian of the batch's mean loss.
+(Nesterov's: b = lam_v - lr_t mu lam_theta, a = b - lr_t lam_theta), from lam_theta = grad measure_q(theta_T) and
+lam_v = 0. H_t is the Hessian of the batch's mean loss.
 
 Shape legend: N train, Q queries, B batch, P parameter entries, S entries of running batch-norm statistics.
 """
@@ -132,7 +132,9 @@ class Unrolled(Attributor):
 
     name: ClassVar[str] = "unrolled"
     summary: ClassVar[str] = "the derivative through every step of training; for one model, where training is smooth"
-    cost: ClassVar[str] = "two more trainings per run, and about three passes over the training data per epoch and query"
+    cost: ClassVar[str] = (
+        "two more trainings per run, and about three passes over the training data per epoch and query"
+    )
     requires: ClassVar[frozenset[str]] = frozenset({"trace", "checkpoints"})
 
     curvature: Curvature = "hessian"

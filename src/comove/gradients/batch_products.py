@@ -1,10 +1,10 @@
 r"""g_i' a_q and H a_q of one training batch: what the derivative of a training step asks of the loss.
 
-With weights w on the losses of a batch, g(w) = d/dtheta sum_i w_i l_i(theta) / B. One backward pass through the graph of
-g, in the direction a, gives both: its derivative by theta is H a, by w_i it is g_i' a / B. So nothing is computed example
-by example, and layers that see the whole batch (batch norm in training mode) are differentiated as they are. Batch norm
-is written out in elementary operations, for its running statistics are part of what a step changes: they are
-differentiated, too.
+With weights w on the losses of a batch, g(w) = d/dtheta sum_i w_i l_i(theta) / B. One backward pass through the graph
+of g, in the direction a, gives both: its derivative by theta is H a, by w_i it is g_i' a / B. So nothing is computed
+example by example, and layers that see the whole batch (batch norm in training mode) are differentiated as they are.
+Batch norm is written out in elementary operations, for its running statistics are part of what a step changes: they
+are differentiated, too.
 
 The Gauss-Newton matrix J' M J, J the Jacobian of the logits and M the Hessian of the mean cross-entropy in them, can
 stand in place of H: it is positive semi-definite, and equal to H for a model linear in its parameters.
@@ -44,8 +44,10 @@ Curvature: TypeAlias = Literal["hessian", "gauss-newton"]
 
 
 class Products(NamedTuple):
-    """Inner products (B, Q) of per-example loss gradients with directions; and the pull-back (Q, P) of directions and
-    statistics: H a_q, plus the derivative of the batch's statistics applied to their cotangents."""
+    """For Q directions a_q: inner products with per-example loss gradients, and what is pulled back to the weights.
+
+    ``inner`` is (B, Q); ``pulled`` (Q, P) is H a_q plus the derivative of the batch's statistics times cotangents.
+    """
 
     inner: Tensor
     pulled: Tensor
@@ -162,7 +164,7 @@ class BatchProducts:
     def measure_gradients(
         self, measure: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Differentiate what is measured of each of Q queries, in evaluation mode: by parameters (Q, P), statistics (Q, S).
+        """Differentiate what is measured of each query, in evaluation mode, by parameters (Q, P) and statistics (Q, S).
 
         Args:
             measure: logits (1, C) and labels (1,) to (1,).
@@ -224,9 +226,7 @@ class BatchProducts:
         found = [norm.batch_statistics for norm in self._norms]
         return logits, torch.cat(found) if found else logits.new_zeros(0)
 
-    def _for_each(
-        self, pull: _Pull, directions_QP: Tensor, cotangents_QS: Tensor, batch: int
-    ) -> tuple[Tensor, Tensor]:
+    def _for_each(self, pull: _Pull, directions_QP: Tensor, cotangents_QS: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         if not self._one_by_one and len(directions_QP) > 1:
             try:
                 with warnings.catch_warnings():

@@ -71,13 +71,26 @@ def _conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, paddin
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def _mlp(*, num_classes: int, input_shape: tuple[int, ...], hidden: Sequence[int] = (64, 64)) -> nn.Module:
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+}
+
+
+def _mlp(
+    *, num_classes: int, input_shape: tuple[int, ...], hidden: Sequence[int] = (64, 64), activation: str = "relu"
+) -> nn.Module:
     if not isinstance(hidden, Sequence):
         raise InputError(f"hidden must be a sequence of layer widths such as (64, 64); got {hidden!r}.")
+    if activation not in ACTIVATIONS:
+        known = did_you_mean(str(activation), ACTIVATIONS)
+        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}.{known}")
     sizes = [math.prod(input_shape), *(_whole(size, "each width in hidden") for size in hidden)]
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
 
 
@@ -229,10 +242,11 @@ def build_model(
     The weights are drawn on the CPU from a generator state of their own; the caller's random state is left as it was.
     No pretrained weights are used.
 
-    ``mlp`` (option ``hidden=(64, 64)``) flattens any input. ``cnn-small`` and ``resnet9`` (option ``width=1.0``, a
-    factor on every channel count, never below four channels) are a three-convolution network for images from 4 by 4,
-    and TRAK's ResNet-9 for images from 11 by 11, with 2,274,880 parameters for CIFAR-10. ``resnet18``, ``resnet34``,
-    ``resnet50``, ``vgg19_bn`` and ``densenet121`` (option ``stem="auto"``) are torchvision's; ``stem="cifar"``, which
+    ``mlp`` (options ``hidden=(64, 64)``, ``activation="relu"``, or tanh, gelu, softplus) flattens any input.
+    ``cnn-small`` and ``resnet9`` (option ``width=1.0``, a factor on every channel count, never below four channels) are
+    a three-convolution network for images from 4 by 4, and TRAK's ResNet-9 for images from 11 by 11, with 2,274,880
+    parameters for CIFAR-10. ``resnet18``, ``resnet34``, ``resnet50``, ``vgg19_bn`` and ``densenet121`` (option
+    ``stem="auto"``) are torchvision's; ``stem="cifar"``, which
     ``"auto"`` means up to a side of 64, keeps the resolution that the ``"imagenet"`` stem would throw away.
 
     Args:
