@@ -214,6 +214,7 @@ def test_several_runs_are_averaged(smooth_run: Run, small_digits: Splits, tmp_pa
 
 def test_new_examples_are_explained_as_recorded_ones(smooth_run: Run) -> None:
     recorded = smooth_run.data().query
+    assert recorded.held is not None
     new = ExampleSet.from_arrays(
         recorded.held[:3], recorded.labels[:3], classes=recorded.classes, normalization=recorded.normalization
     )
@@ -265,7 +266,7 @@ def test_the_replay_gives_every_checkpoint_and_keeps_a_few_states(smooth_run: Ru
     assert all(torch.equal(a.state["1.weight"], b.state["1.weight"]) for a, b in zip(steps, again, strict=True))
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "adamw": ({"optimizer": "adamw", "lr": 1e-3}, "was trained by adamw"),
     "clipping": ({"clip_norm": 1.0}, "clips gradients"),
     "average": ({"ema": 0.9}, "average of the weights"),

@@ -56,6 +56,9 @@ class Products(NamedTuple):
 class WrittenOutNorm(nn.Module):
     """Batch norm in elementary operations; ``batch_statistics`` (2 C,) are what its running ones move towards."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, norm: NORMS) -> None:
         super().__init__()
         if norm.momentum is None:
