@@ -4,7 +4,7 @@
 
 Each row is a network and a learning rate, trained for 30 epochs with momentum .9 in batches of 64 (1,400 examples, 200
 queries). The truth is a bank with ``same_seed=True``: one seed, 1 % of the examples absent in each subset, and 10 % in
-further ones. Beside both curvatures stand Grad-Dot and TRAK on the same run, what ``metasmoothness`` says beforehand,
+further ones. Beside both curvatures stand SOURCE, EK-FAC, Grad-Dot and TRAK on the same run, what ``metasmoothness`` says beforehand,
 and process CPU seconds. The result goes to ``benchmarks/results/unrolled.json``.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from measuring import machine, timed, write_result
 
-from comove.attribution import TRAK, Attributor, GradDot, Unrolled, metasmoothness
+from comove.attribution import EKFAC, TRAK, Attributor, GradDot, Source, Unrolled, metasmoothness
 from comove.data import Splits
 from comove.data.builtin import load_dataset
 from comove.evaluation import RetrainingBank, subsets
@@ -33,6 +33,8 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {
 METHODS: dict[str, Attributor] = {
     "unrolled": Unrolled(),
     "unrolled, Gauss-Newton": Unrolled(curvature="gauss-newton"),
+    "source": Source(),
+    "ekfac": EKFAC(),
     "grad-dot": GradDot(),
     "trak": TRAK(),
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -31,7 +31,7 @@ from comove.gradients.per_sample_rules import CONVOLUTIONS, is_transposed_linear
 from comove.gradients.scalars import flat_outputs
 from comove.store import as_array, new_folder, read_arrays, read_header, set_aside, write_arrays
 from comove.store.results import load_result, save_result
-from comove.training.randomness import generator_for
+from comove.training.randomness import derived_seed, generator_for
 
 __all__ = [
     "EKFACFactors",
@@ -40,6 +40,7 @@ __all__ = [
     "ekfac_factors",
     "factored_layers",
     "layer_positions",
+    "mean_factors",
 ]
 
 KIND = "ekfac-factors"
@@ -47,10 +48,13 @@ LARGEST_SIDE = 16_384
 """Layers with more inputs or outputs are left out: their factors alone would take gigabytes, and hours to decompose."""
 MEMORY = 256 << 20
 """Bytes that one layer's inputs at all positions, or its per-example gradients, may take."""
+UNFINISHED = "unfinished.safetensors"
 SAVE_SECONDS = 30.0
 """How often unfinished sums are written to disk: what a killed process computes again at most."""
 
 Layout: TypeAlias = Literal["linear", "transposed", "convolution"]
+Function: TypeAlias = Callable[[Tensor], Tensor]
+"""A function of eigenvalues (O, I), entry by entry."""
 Sums: TypeAlias = dict[str, Tensor]
 """Float64 sums over examples, by "layer/what"."""
 
@@ -125,19 +129,23 @@ class LayerFactors:
 
     def solve(self, directions: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
         """Return U (Lambda + damping)^-1 U' v of the layer's parameters, name -> (Q, *shape)."""
+        return self.apply(directions, lambda eigenvalues: 1 / (eigenvalues + damping))
+
+    def apply(self, directions: Mapping[str, Tensor], function: Function) -> dict[str, Tensor]:
+        """Return U function(Lambda) U' v of the layer's parameters, name -> (Q, *shape)."""
         weight = directions[self.weight]
         v_QOI = weight.mT if self.layout == "transposed" else weight.flatten(2)
         if self.bias is not None:
             v_QOI = torch.cat([v_QOI, directions[self.bias][:, :, None]], 2)
         inputs, outputs = self.inputs.to(v_QOI), self.outputs.to(v_QOI)
         rotated_QOI = outputs.mT @ v_QOI @ inputs
-        rotated_QOI /= (self.eigenvalues + damping).to(v_QOI)
-        solved_QOI = outputs @ rotated_QOI @ inputs.mT
+        rotated_QOI *= function(self.eigenvalues).to(v_QOI)
+        made_QOI = outputs @ rotated_QOI @ inputs.mT
         found = {}
         if self.bias is not None:
-            found[self.bias] = solved_QOI[:, :, -1]
-            solved_QOI = solved_QOI[:, :, :-1]
-        found[self.weight] = solved_QOI.mT if self.layout == "transposed" else solved_QOI.reshape(weight.shape)
+            found[self.bias] = made_QOI[:, :, -1]
+            made_QOI = made_QOI[:, :, :-1]
+        found[self.weight] = made_QOI.mT if self.layout == "transposed" else made_QOI.reshape(weight.shape)
         return found
 
 
@@ -200,6 +208,15 @@ class EKFACFactors:
             found |= layer.solve(directions, by_layer[name])
         rest = self.mean_eigenvalue + sum(by_layer.values()) / len(by_layer)
         return {name: found[name] if name in found else given / rest for name, given in directions.items()}
+
+    def apply(self, directions: Mapping[str, Tensor], function: Function) -> dict[str, Tensor]:
+        """Return function(G) v with this approximation of G, of the parameters that have factors.
+
+        Args:
+            directions: name -> (Q, *shape), of all parameters with factors.
+            function: of the eigenvalues, entry by entry.
+        """
+        return {k: v for layer in self.layers.values() for k, v in layer.apply(directions, function).items()}
 
     def to(self, device: torch.device | str) -> EKFACFactors:
         """Return the same factors on a device."""
@@ -360,6 +377,54 @@ def ekfac_factors(
             return EKFACFactors.load(finished).to(next(iter(gradients.parameters.values())).device)
         except CorruptFileError as error:
             _put_aside(finished, error)
+    fit, left_out = _fit_of(gradients, data, seed, None if finished is None else finished.with_name(UNFINISHED))
+    found = _complete(fit.run(), gradients, left_out, len(data))
+    if finished is not None:
+        found.save(finished)
+        fit.forget()
+    return found
+
+
+def mean_factors(models: Sequence[Callable[[], PerExampleGradients]], data: Batches, *, seed: int = 0) -> EKFACFactors:
+    """Return the factors of the mean Gauss-Newton matrix of several checkpoints of one model.
+
+    A and S are means over the checkpoints, too, and Lambda in their basis; so it is as if each example were seen at
+    every checkpoint (Bae et al., "Training Data Attribution via Approximate Unrolled Differentiation", 2024).
+
+    Args:
+        models: for each checkpoint what makes its gradients; called twice, so that one model is held at a time.
+        data: N examples.
+        seed: of the pseudo-targets; each checkpoint draws its own.
+
+    Raises:
+        InputError: as :func:`ekfac_factors`.
+    """
+    seeds = [seed, *(derived_seed(seed, "checkpoint", place) for place in range(1, len(models)))]
+    sums: Sums = {}
+    for make, own in zip(models, seeds, strict=True):
+        _add(sums, _fit_of(make(), data, own, None)[0].sums(0))
+    bases = _bases(sums)
+    eigenvalues: Sums = {}
+    for make, own in zip(models, seeds, strict=True):
+        gradients = make()
+        fit, left_out = _fit_of(gradients, data, own, None)
+        fit.bases = bases
+        _add(eigenvalues, fit.sums(1))
+    means = {key: total / len(models) for key, total in eigenvalues.items()}
+    return _complete(fit.factors(means), gradients, left_out, len(data))
+
+
+def _add(sums: Sums, more: Sums) -> None:
+    for key, term in more.items():
+        sums[key] = sums[key] + term if key in sums else term
+
+
+def _bases(sums: Sums) -> Sums:
+    return {key: torch.linalg.eigh(total)[1].contiguous() for key, total in sums.items()}
+
+
+def _fit_of(gradients: PerExampleGradients, data: Batches, seed: int, file: Path | None) -> tuple[_Fit, dict[str, str]]:
+    """The fit of a model's factors, and the parameters left out of it."""
     layers, left_out = factored_layers(gradients, data.batch(slice(0, 1)))
     if not layers:
         raise InputError(
@@ -370,16 +435,16 @@ def ekfac_factors(
     own = PerExampleGradients(
         gradients.model, task=gradients.objective.task, parameters=names, memory=gradients.memory, batch=gradients.batch
     )
-    fit = _Fit(own, data, layers, seed, None if finished is None else finished.with_name("unfinished.safetensors"))
-    fitted = fit.run()
-    unseen = {
-        name: "the outputs do not depend on it" for each in layers if each.name not in fitted for name in each.names
-    }
-    found = EKFACFactors(fitted, left_out | unseen, len(data))
-    if finished is not None:
-        found.save(finished)
-        fit.forget()
-    return found
+    return _Fit(own, data, layers, seed, file), left_out
+
+
+def _complete(
+    fitted: dict[str, LayerFactors], gradients: PerExampleGradients, left_out: dict[str, str], examples: int
+) -> EKFACFactors:
+    """The factors, and every parameter asked for that is in none of them with the reason."""
+    covered = {name for each in fitted.values() for name in (each.weight, each.bias)} | left_out.keys()
+    unseen = {name: "the outputs do not depend on it" for name in gradients.parameters if name not in covered}
+    return EKFACFactors(fitted, left_out | unseen, examples)
 
 
 PLACE = ("stage", "examples", "chunk")
@@ -405,12 +470,24 @@ class _Fit:
         self.gradients.check(self.data)
         stage, done, kept = self._kept()
         if stage == 0:
-            sums = self._pass(0, done, kept)
-            self.bases = {key: torch.linalg.eigh(total)[1].contiguous() for key, total in sums.items()}
+            self.bases = _bases(self._pass(0, done, kept))
             done, kept = 0, {}
             self._write(1, 0, kept)
+        self._leave_out_unseen()
+        return self.factors(self._pass(1, done, kept))
+
+    def _leave_out_unseen(self) -> None:
         self.layers = [each for each in self.layers if f"{each.name}/inputs" in self.bases]
-        eigenvalues = self._pass(1, done, kept)
+
+    def sums(self, stage: int) -> Sums:
+        """The sums of one pass, from its beginning."""
+        self.gradients.check(self.data)
+        if stage == 1:
+            self._leave_out_unseen()
+        return self._pass(stage, 0, {})
+
+    def factors(self, eigenvalues: Sums) -> dict[str, LayerFactors]:
+        """The layers' factors, from the sums of the second pass."""
         like = next(iter(self.gradients.parameters.values())).detach()
         return {
             each.name: LayerFactors(
