@@ -4,8 +4,8 @@
 
 Each row is a network and a learning rate, trained for 30 epochs with momentum .9 in batches of 64 (1,400 examples, 200
 queries). The truth is a bank with ``same_seed=True``: one seed, 1 % of the examples absent in each subset, and 10 % in
-further ones. Beside both curvatures stand SOURCE, EK-FAC, Grad-Dot and TRAK on the same run, what ``metasmoothness`` says beforehand,
-and process CPU seconds. The result goes to ``benchmarks/results/unrolled.json``.
+further ones. Beside both curvatures stand SOURCE, EK-FAC, Grad-Dot and TRAK on the same run, what ``metasmoothness``
+says beforehand, and process CPU seconds. The result goes to ``benchmarks/results/unrolled.json``.
 """
 
 from __future__ import annotations
