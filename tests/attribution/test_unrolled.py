@@ -17,15 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import comove
-from comove.attribution import Unrolled, metasmoothness
+from comove.attribution import GradDot, Unrolled, metasmoothness
 from comove.attribution.smoothness import sign_agreement
 from comove.attribution.unrolled import Adjoint, unroll
 from comove.data import ExampleSet, Splits
 from comove.errors import InputError
+from comove.evaluation import RetrainingBank, subsets
 from comove.gradients.batch_products import BatchProducts
 from comove.gradients.scalars import margin
 from comove.store import read_header
-from comove.training import Recipe, Resident, Run, Weights, train
+from comove.training import Recipe, Resident, Run, Training, Weights, train
 from comove.training.loop import EpochBatches, TrainingBatch
 from comove.training.replay import Replay, Step
 from comove.training.run import read_weights, write_weights
@@ -248,6 +249,18 @@ def test_an_augmented_convolutional_run_is_unrolled_through_its_own_augmentation
     assert np.abs(scores.values).max() > 0
 
 
+def test_it_predicts_models_retrained_from_the_same_seed_better_than_gradients_do(
+    small_digits: Splits, smooth_run: Run, tmp_path: Path
+) -> None:
+    how = Training("mlp", SHORT, SMOOTH, seed=1)
+    bank = RetrainingBank.create(
+        tmp_path / "bank", small_digits, how, subsets=subsets.random(0.97, 16), same_seed=True
+    ).run(executor="serial")
+    exact, first_order = (bank.lds(method.fit(smooth_run).attribute()).mean for method in (Unrolled(), GradDot()))
+    assert exact > 0.95
+    assert exact > first_order + 0.1
+
+
 # --- the replay ---------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +293,14 @@ def test_runs_trained_in_another_way_are_refused_and_told_why(small_digits: Spli
     run = train(small_digits, "mlp", recipe, 0, tmp_path / "run", model_options=SMOOTH)
     with pytest.raises(InputError, match=told):
         Unrolled().fit(run)
+
+
+def test_a_run_that_ended_early_is_replayed_to_where_it_ended(small_digits: Splits, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=12, batch_size=32, lr=0.8, early_stop_patience=1)
+    run = train(small_digits, "mlp", recipe, 0, tmp_path / "run", model_options=SMOOTH)
+    epochs = run.result["epochs_trained"]
+    assert epochs < 12
+    assert Replay(run, Resident(small_digits.train, CPU)).steps == 7 * epochs
 
 
 def dropping(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:

@@ -161,3 +161,24 @@ def test_kept_weights_are_those_of_the_run(bank: RetrainingBank, small_digits: S
     kept, expected = bank.weights(0, 0), run.load_model().state_dict()
     assert kept.keys() == expected.keys()
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def test_with_batch_norm_an_absent_examples_label_has_no_influence_and_its_inputs_have_some(
+    small_digits: Splits, tmp_path: Path
+) -> None:
+    gone = small_digits.train.ids[[3, 50]]
+    training = Training("cnn-small", Recipe(epochs=1, batch_size=50, lr=0.05), {"width": 0.25})
+    plan = {"subsets": subsets.without([gone]), "seeds": 1, "training": training}
+    one = create(tmp_path / "one", small_digits, **plan).run(executor="serial").logits()
+    labels = small_digits.train.labels.copy()
+    labels[[3, 50]] = (labels[[3, 50]] + 1) % 10
+    held = small_digits.train.held
+    assert held is not None
+    normalization = small_digits.train.normalization
+    relabelled = ExampleSet.from_arrays(
+        held, labels, ids=small_digits.train.ids, classes=small_digits.classes, normalization=normalization
+    )
+    other = Splits(relabelled, small_digits.validation, small_digits.query)
+    np.testing.assert_array_equal(create(tmp_path / "label", other, **plan).run(executor="serial").logits(), one)
+    repaint = repainted(small_digits, gone)
+    assert not np.array_equal(create(tmp_path / "pixels", repaint, **plan).run(executor="serial").logits(), one)
