@@ -25,6 +25,7 @@ from comove.gradients.ekfac import ekfac_factors, mean_factors
 from comove.gradients.per_example import PerExampleGradients
 from comove.tasks import Task, targets_of
 from comove.training import Checkpoint, Recipe, Resident, Run, Weights, adopt, train
+from comove.training.randomness import derived_seed
 
 N, QUERIES, FEATURES, RATE = 30, 4, 5, 0.07
 Array = npt.NDArray[np.float64]
@@ -190,7 +191,8 @@ def gradients_at(run: Run, checkpoint: Checkpoint) -> PerExampleGradients:
 def test_factors_of_several_checkpoints_have_the_mean_trace_and_of_one_are_its_own(smooth_run: Run) -> None:
     data = Resident(smooth_run.data().train, torch.device("cpu"))
     makers = [partial(gradients_at, smooth_run, checkpoint) for checkpoint in smooth_run.checkpoints[3:6]]
-    alone = [ekfac_factors(make(), data, seed=2) for make in makers]
+    seeds = [2, derived_seed(2, "checkpoint", 1), derived_seed(2, "checkpoint", 2)]
+    alone = [ekfac_factors(make(), data, seed=seed) for make, seed in zip(makers, seeds, strict=True)]
     both, one = mean_factors(makers, data, seed=2), mean_factors(makers[:1], data, seed=2)
     assert both.mean_eigenvalue == pytest.approx(np.mean([each.mean_eigenvalue for each in alone]), rel=1e-5)
     direction = {name: torch.ones(1, *p.shape) for name, p in makers[0]().parameters.items()}

@@ -35,6 +35,7 @@ from comove.gradients.ekfac import EKFACFactors, mean_factors
 from comove.gradients.per_example import Batches, Part, PerExampleGradients
 from comove.training import Checkpoint, Resident, Run, resolve_device
 from comove.training.loop import batch_bounds
+from comove.training.randomness import derived_seed
 from comove.training.sources import Source as RunSource
 
 __all__ = ["Segment", "Source", "decay", "response", "segment_times", "source_scores"]
@@ -210,7 +211,8 @@ class Source(Attributor):
                 partial(run_gradients, run, one, train.device, parameters=self.parameters, check_on=held)
                 for one in here
             ]
-            factors = mean_factors(models, held, seed=self.seed)
+            seed = derived_seed(self.seed, "source", run.manifest["fingerprint"], here[-1].epoch)
+            factors = mean_factors(models, held, seed=seed)
             own: Models = tuple(
                 partial(run_gradients, run, one, train.device, parameters=factors.parameters, check_on=train)
                 for one in here
