@@ -123,9 +123,17 @@ def closed(quadratic: Quadratic, places: Sequence[int], segments: int, wd: float
 
 @pytest.mark.parametrize("segments", [1, 2, 3])
 @pytest.mark.parametrize("wd", [0.0, 0.3])
-def test_segments_on_a_quadratic_are_the_closed_form(quadratic: Quadratic, segments: int, wd: float) -> None:
+@pytest.mark.parametrize("curvature", ["exact", "ekfac"])
+def test_segments_on_a_quadratic_are_the_closed_form(
+    quadratic: Quadratic, segments: int, wd: float, curvature: Any
+) -> None:
     places = [4, 9, 15, 30, 44]
-    found = Source(segments=segments, weight_decay=wd).fit(adopted(quadratic, places)).attribute().values
+    found = (
+        Source(segments=segments, weight_decay=wd, curvature=curvature)
+        .fit(adopted(quadratic, places))
+        .attribute()
+        .values
+    )
     np.testing.assert_allclose(found, closed(quadratic, places, segments, wd), rtol=1e-5, atol=1e-6)
 
 
@@ -178,10 +186,12 @@ def test_times_are_the_sums_of_the_recipes_rates(smooth_run: Run) -> None:
 
 def test_it_comes_close_to_the_exact_derivative_where_training_is_smooth(smooth_run: Run) -> None:
     exact = Unrolled().fit(smooth_run).attribute().values
-    near = Source(checkpoints="all", segments=6).fit(smooth_run).attribute().values
-    correlations = [spearmanr(one, other).statistic for one, other in zip(exact.T, near.T, strict=True)]
-    assert np.mean(correlations) > 0.9
-    assert 0.7 < np.linalg.norm(near) / np.linalg.norm(exact) < 1.4
+    for curvature, least in (("ekfac", 0.9), ("exact", 0.98)):
+        scores = Source(checkpoints="all", segments=6, curvature=curvature).fit(smooth_run).attribute()
+        pairs = zip(exact.T, scores.values.T, strict=True)
+        assert np.mean([spearmanr(one, other).statistic for one, other in pairs]) > least
+        assert 0.7 < np.linalg.norm(scores.values) / np.linalg.norm(exact) < 1.4
+        assert scores.info["eigenvectors"] == curvature
 
 
 def gradients_at(run: Run, checkpoint: Checkpoint) -> PerExampleGradients:
@@ -229,7 +239,15 @@ def test_a_run_trained_by_adamw_is_refused(small_digits: Splits, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "options", [{"segments": 0}, {"checkpoints": 0}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"seed": -1}]
+    "options",
+    [
+        {"segments": 0},
+        {"curvature": "fisher"},
+        {"checkpoints": 0},
+        {"momentum": 1.0},
+        {"weight_decay": -1.0},
+        {"seed": -1},
+    ],
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="source"):

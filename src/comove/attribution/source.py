@@ -29,17 +29,21 @@ from comove.attribution.base import Attributor, Queries, said_once
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.attribution.tracin import QUERY_BYTES, run_gradients, spread
 from comove.checks import check_number
-from comove.discovery import check_seed
+from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
 from comove.gradients.ekfac import EKFACFactors, mean_factors
+from comove.gradients.gauss_newton import JacobianRows
+from comove.gradients.inner_products import flat_rows
 from comove.gradients.per_example import Batches, Part, PerExampleGradients
 from comove.training import Checkpoint, Resident, Run, resolve_device
 from comove.training.loop import batch_bounds
 from comove.training.randomness import derived_seed
 from comove.training.sources import Source as RunSource
 
-__all__ = ["Segment", "Source", "decay", "response", "segment_times", "source_scores"]
+__all__ = ["Segment", "Source", "Spectrum", "decay", "response", "segment_times", "source_scores"]
 
+EXACT = 3_000
+"""Parameter entries up to which the whole Gauss-Newton matrix is decomposed: some ten seconds a segment."""
 Models: TypeAlias = tuple[Callable[[], PerExampleGradients], ...]
 """What makes the loss gradients at each checkpoint of a segment."""
 
@@ -57,6 +61,43 @@ def response(eigenvalues: Tensor, time: float) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """A symmetric positive semi-definite matrix over a model's parameters, by its eigenvectors.
+
+    Attributes:
+        values: (P,) eigenvalues.
+        vectors: (P, P), in columns.
+        shapes: of the parameters, by name, in the order of the entries.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    shapes: Mapping[str, torch.Size]
+
+    left_out: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def of(cls, matrix_PP: Tensor, shapes: Mapping[str, torch.Size]) -> Spectrum:
+        """Decompose a matrix, in float64; what rounding has made negative is 0."""
+        values, vectors = torch.linalg.eigh(matrix_PP.double())
+        return cls(values.clamp_(min=0), vectors, shapes)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+        return tuple(self.shapes)
+
+    def apply(self, directions: Mapping[str, Tensor], function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return function(matrix) v, name -> (Q, *shape), as the directions came."""
+        flat_QP = torch.cat([flat_rows(directions[name]) for name in self.shapes], 1)
+        made_QP = (flat_QP.double() @ self.vectors * function(self.values)) @ self.vectors.mT
+        pieces = torch.split(made_QP.to(flat_QP), [shape.numel() for shape in self.shapes.values()], dim=1)
+        return {
+            name: piece.reshape(-1, *shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
+
+
+@dataclass(frozen=True)
 class Segment:
     """A part of training.
 
@@ -67,7 +108,7 @@ class Segment:
     """
 
     time: float
-    factors: EKFACFactors
+    factors: EKFACFactors | Spectrum
     models: Models
 
 
@@ -139,12 +180,15 @@ class Source(Attributor):
 
     For runs trained by SGD, ours or adopted. Where :class:`comove.attribution.Unrolled` follows one run step by step,
     this takes a few checkpoints, holds for what was trained elsewhere, and its smoothing makes it forgiving where
-    training is rough. Linear layers, convolutions (without groups) and transformers' ``Conv1D`` have factors; what else
-    a model holds is left out of the sum, as ``info["left_out"]`` says. Scores of several runs are averaged.
+    training is rough. Scores of several runs are averaged.
 
     Args:
         segments: L, at most the number of checkpoints used.
         checkpoints: ``"all"`` after the first step, or a number of them evenly spread, shared out to the segments.
+        curvature: ``"exact"``, eigenvectors of the whole Gauss-Newton matrix, for small models; ``"ekfac"``, as in the
+            paper, of its Kronecker factors: linear layers, convolutions (without groups) and transformers' ``Conv1D``
+            have these, and what else a model holds is left out of the sum, as ``info["left_out"]`` says; ``"auto"``,
+            exact up to 3,000 parameter entries.
         momentum: of SGD; ``None`` for the recipe's, of a run trained elsewhere 0.
         weight_decay: of SGD, likewise.
         factor_examples: ``"all"`` training examples, or a number of them drawn by the seed, that factors are fitted on.
@@ -167,6 +211,7 @@ class Source(Attributor):
 
     segments: int = 3
     checkpoints: Literal["all"] | int = 6
+    curvature: Literal["auto", "exact", "ekfac"] = "auto"
     momentum: float | None = None
     weight_decay: float | None = None
     factor_examples: Literal["all"] | int = "all"
@@ -176,6 +221,7 @@ class Source(Attributor):
     def __post_init__(self) -> None:
         check_seed(self.seed, self.name)
         self._check_parameters()
+        check_choice(self.curvature, ("auto", "exact", "ekfac"), "curvature", self.name)
         self._check_whole("segments")
         for option in ("checkpoints", "factor_examples"):
             if getattr(self, option) != "all":
@@ -207,18 +253,29 @@ class Source(Attributor):
         made = []
         for places in np.array_split(np.arange(len(chosen)), self.segments):
             here = [chosen[place] for place in places]
-            models = [
-                partial(run_gradients, run, one, train.device, parameters=self.parameters, check_on=held)
-                for one in here
-            ]
-            seed = derived_seed(self.seed, "source", run.manifest["fingerprint"], here[-1].epoch)
-            factors = mean_factors(models, held, seed=seed)
+            factors = self._factors(run, here, held)
             own: Models = tuple(
                 partial(run_gradients, run, one, train.device, parameters=factors.parameters, check_on=train)
                 for one in here
             )
             made.append(Segment(math.fsum(times[place] for place in places), factors, own))
         return tuple(made)
+
+    def _factors(self, run: Run, checkpoints: Sequence[Checkpoint], held: Resident) -> EKFACFactors | Spectrum:
+        """Of the mean Gauss-Newton matrix over a segment's checkpoints."""
+        make = partial(run_gradients, run, device=held.device, parameters=self.parameters, check_on=held)
+        seed = derived_seed(self.seed, "source", run.manifest["fingerprint"], checkpoints[-1].epoch)
+        gradients = make(checkpoints[0])
+        if self.curvature == "ekfac" or (self.curvature == "auto" and gradients.size > EXACT):
+            return mean_factors([partial(make, one) for one in checkpoints], held, seed=seed)
+        total_PP: Tensor | None = None
+        for one in checkpoints:
+            model = run.load_model(one, held.device)
+            rows = JacobianRows(model, run.task, held, parameters=self.parameters, seed=seed)
+            matrix_PP = rows.matrix(held).div_(len(checkpoints))
+            total_PP = matrix_PP if total_PP is None else total_PP.add_(matrix_PP)
+        assert total_PP is not None
+        return Spectrum.of(total_PP, {name: p.shape for name, p in gradients.parameters.items()})
 
     def _decay(self, run: Run) -> float:
         if self.weight_decay is not None:
@@ -237,7 +294,8 @@ class Source(Attributor):
             total_NQ = total_NQ + torch.cat(columns, 1)
             times.append([round(segment.time, 6) for segment in segments])
             left_out = "; ".join(f"{name} ({why})" for name, why in segments[-1].factors.left_out.items())
-            notes.append({"left_out": left_out})
+            exact = isinstance(segments[-1].factors, Spectrum)
+            notes.append({"left_out": left_out, "eigenvectors": "exact" if exact else "ekfac"})
         values: npt.NDArray[np.float32] = (total_NQ / len(state)).to(torch.float32).numpy()
         return values, {**said_once(notes), "times": times}
 
