@@ -292,7 +292,7 @@ def test_scores_save_and_load_whole(scores: Scores, tmp_path: Path) -> None:
 def test_options_are_json_and_stand_in_the_scores(
     method: type[Attributor], runs: tuple[Run, ...], scores: Scores
 ) -> None:
-    made, info = method(), scores.info
+    made, info = quick(method), scores.info
     assert json.loads(json.dumps(made.options)) == made.options
     assert json.loads(json.dumps(dict(info))) == dict(info)
     assert {name: info[name] for name in made.options} == made.options

@@ -184,9 +184,9 @@ class Representer(Attributor):
         check_number(self.regularization, f"{self.name}: regularization")
 
     def _fit(self, sources: tuple[Source, ...]) -> list[tuple[Source, Tensor, Tensor, Tensor]]:
-        return [(source, *self._fitted(source)) for source in sources]
+        return [(source, *self._last_layer(source)) for source in sources]
 
-    def _fitted(self, source: Source) -> tuple[Tensor, Tensor, Tensor]:
+    def _last_layer(self, source: Source) -> tuple[Tensor, Tensor, Tensor]:
         """The fitted layer (K, F), the training features (N, F) and slopes (N, K)."""
         run = run_of(source)
         train = training_resident(source, resolve_device())
