@@ -379,7 +379,7 @@ def test_a_matrix_too_large_is_refused_before_any_work(logistic_run: Run, monkey
 
 def test_a_loss_that_is_not_convex_is_refused_by_name() -> None:
     examples = ExampleSet.from_arrays(draw(8, 2).float(), whole(2, 8).numpy())
-    task = PerExample(lambda outputs, batch: outputs.cos().sum(1), name="waves-1")
+    task = PerExample(lambda o, batch: o.cos().sum(1), lambda o, batch: o.sum(1), name="waves-1")
     model = nn.Linear(2, 2)
     run = adopt(model, weights=[model.state_dict()], train=examples, queries=examples, task=task)
     with pytest.raises(InputError, match=r"waves-1.*convex"):
