@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import comove
 from comove import cli
-from comove.attribution import attributors
+from comove.attribution import CLD, BayesianInfluence, RandomControl, SameClassControl, TracIn, attributors
 from comove.attribution.queries import choose_queries
 from comove.coreset import Coreset, selectors
 from comove.data import Splits, split
@@ -684,6 +684,20 @@ def test_an_unknown_command_or_option_ends_with_2() -> None:
         assert comove_(*words).code == 2
 
 
+SMALL_DEMO: dict[str, Any] = {
+    "runs": 1,
+    "subset_count": 4,
+    "retrain_seeds": 1,
+    "methods": [
+        CLD(),
+        BayesianInfluence(chains=2, steps=40),
+        TracIn(checkpoints=1),
+        SameClassControl(),
+        RandomControl(),
+    ],
+}
+
+
 # --- the demo ----------------------------------------------------------------------------------------------------
 
 
@@ -691,7 +705,7 @@ def test_an_unknown_command_or_option_ends_with_2() -> None:
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo's folder."""
     folder = tmp_path_factory.mktemp("demo")
-    run_demo(folder, runs=1, subset_count=4, retrain_seeds=1)
+    run_demo(folder, **SMALL_DEMO)
     return folder
 
 
@@ -707,7 +721,7 @@ def test_the_demo_writes_the_report_and_figures_beside_it(demo_folder: Path) -> 
     shown = [content["train"]["ids"][member] for member in kept["members"]]
     assert set(shown) <= set(Coreset.load(demo_folder / "coreset.csv").ids.tolist())
     assert len(content["query"]["ids"]) == 20
-    names = {"influence", "trajectories", "lds", "curve", "coreset"}
+    names = {"influence", "trajectories", "lds", "brittleness", "curve"}
     assert {path.stem for path in (demo_folder / "figures").iterdir()} == names
     for name in names:
         assert not_blank(demo_folder / "figures" / f"{name}.png"), name
@@ -726,17 +740,19 @@ def test_the_demo_command_prints_what_it_found_and_trains_nothing_a_second_time(
     demo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def small(out: Path, **options: Any) -> Any:
-        return run_demo(out, **{**options, "runs": 1, "subset_count": 4, "retrain_seeds": 1})
+        return run_demo(out, **{**options, **SMALL_DEMO})
 
     monkeypatch.setattr("comove.demo.run_demo", small)
     monkeypatch.setattr(loop, "_epochs", _never)
     scores = comove.Scores.load(demo_folder / "scores.safetensors").values
     result = comove_("demo", "--out", demo_folder, "--quiet")
     assert result.code == 0, result.err
-    for text in ("help query", "hurt query", "random-control", "full data", "accuracy"):
+    for text in ("help query", "hurt query", "random-control", "full data", "accuracy", "aum", "random removal"):
         assert text in result.out
     assert "-0.000" not in result.out
-    assert re.findall(r"^\d/4", result.err, re.MULTILINE) == ["1/4", "2/4", "3/4", "4/4"]
+    assert re.findall(r"^\d/5", result.err, re.MULTILINE) == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    for sentence in ("predicts retraining best", "lowers a query's margin", "coreset by CLD gives"):
+        assert sentence in result.err
     assert f"Open {demo_folder}/index.html" in result.err
     np.testing.assert_array_equal(comove.Scores.load(demo_folder / "scores.safetensors").values, scores)
 

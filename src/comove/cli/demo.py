@@ -33,13 +33,13 @@ def demo(
     print_ranking(made.scores, query, 5)
     table(
         "\nLinear datamodeling score (margin), against real retraining",
-        ["method", "LDS", "95% interval", "undefined"],
+        ["method", "LDS", "95% interval", "of the ceiling"],
         [
             [
                 str(one.method),
                 plain(one.mean),
                 " to ".join(map(plain, one.interval)) if one.interval else "-",
-                f"{one.undefined:,}",
+                "-" if one.share_of_ceiling is None else f"{one.share_of_ceiling:.0%}",
             ]
             for one in made.benchmark.results
         ],
@@ -48,8 +48,20 @@ def demo(
     if ceiling is not None:
         say(f"Noise ceiling {ceiling:.3f}")
     table(
+        "\nRemoving the 50 examples that help 8 queries most, and training again",
+        ["removed by", "predictions flipped", "margin falls by"],
+        [[row["method"], f"{row['flipped']:.0%}", f"{row['margin_drop']:+.2f}"] for row in made.removals.rows()],
+    )
+    table(
+        f"\nFinding {made.cleaning.wrong} wrong labels among {made.cleaning.n:,}",
+        ["method", "average precision"],
+        [[name, plain(made.cleaning.average_precision(name).value)] for name in made.cleaning.methods],
+    )
+    table(
         "\nAccuracy of models trained on coresets",
         ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
         made.curve.cells(),
     )
+    for sentence in made.conclusions():
+        say(f"\n{sentence}")
     say(f"\nDone in {made.seconds:.0f} s. Open {made.page} for the report; everything is in {out}/.")
