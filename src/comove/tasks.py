@@ -39,6 +39,7 @@ __all__ = [
     "Segmentation",
     "SequenceClassification",
     "Task",
+    "TaskForward",
     "call_arguments",
     "check_task",
     "classifies",
@@ -125,6 +126,18 @@ class Task(ABC):
         """The task and its options, as they enter fingerprints."""
         options = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))  # type: ignore[arg-type]
         return f"{type(self).__name__}({options})"
+
+
+class TaskForward(nn.Module):
+    """A task's forward pass as a module of the batch alone, whose parameters ``functional_call`` replaces."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> Any:
+        """The task's outputs of the batch."""
+        return self.task.outputs(self.model, batch)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-r"""score(m, q) = -Cov_w[l(z_m, w), f(z_q, w)], w drawn around the trained weights.   (Kreer et al., 2025, eq. 6)
+r"""score(m, q) = -Cov_w[l(z_m, w), f(z_q, w)], w drawn around the trained weights.   (Kreer et al., 2025)
 
 CLD's covariance on another trajectory: not on the way to the trained weights, but around them. Where the loss is
 quadratic the draws' covariance is (n_beta H + gamma I)^-1, and the scores are those of Gauss-Newton influence with

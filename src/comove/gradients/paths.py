@@ -29,6 +29,7 @@ from comove.gradients.forward_checks import Uses, expandable
 from comove.gradients.per_sample_rules import BATCH_NORMS, rules_of
 from comove.gradients.scalars import Objective, Values, flat_outputs, stack_flat
 from comove.models import without_fast_path
+from comove.tasks import TaskForward
 
 __all__ = ["PerSampleRules", "RefusedPathError", "by_vmap", "one_at_a_time"]
 
@@ -373,17 +374,6 @@ def _check_batch_of_one(output: Any, objective: Objective) -> None:
         )
 
 
-class _Forward(nn.Module):
-    """A task's forward pass as a module, whose parameters ``functional_call`` replaces."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model, self._objective = model, objective
-
-    def forward(self, batch: Batch) -> Any:
-        return self._objective.outputs(self.model, batch)
-
-
 def by_vmap(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Batch, objective: Objective, values: Values
 ) -> dict[str, Tensor]:
@@ -392,7 +382,7 @@ def by_vmap(
     Raises:
         RefusedPathError: it cannot follow the model.
     """
-    call = _Forward(model, objective)
+    call = TaskForward(model, objective.task)
     fixed = {name: value.detach() for name, value in (*call.named_parameters(), *call.named_buffers())}
 
     def single(chosen: dict[str, Tensor], row: tuple[Tensor, ...]) -> Tensor:

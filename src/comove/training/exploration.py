@@ -34,7 +34,7 @@ from comove.jobs.progress import progress_bar
 from comove.models import without_fast_path
 from comove.store import MANIFEST, digest, new_folder, read_arrays, read_header, write_arrays, write_manifest
 from comove.store.lock import driver_lock
-from comove.tasks import Task
+from comove.tasks import Task, TaskForward
 from comove.trace.trace import FORMAT_VERSION, Row, Trace, read_trace_manifest, row_file, write_examples, write_row
 from comove.training.loop import Resident, one_thread, resolve_device
 from comove.training.randomness import generator_for
@@ -151,23 +151,12 @@ def explore(
     return trace
 
 
-class _Forward(nn.Module):
-    """A task's forward pass as a module, whose parameters ``functional_call`` replaces."""
-
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, batch: Batch) -> Any:
-        return self.task.outputs(self.model, batch)
-
-
 class _Chains:
     """The weights (G, ...) of all chains, moved and evaluated together, or one after another where vmap cannot."""
 
     def __init__(self, model: nn.Module, task: Task, how: Exploration, device: torch.device) -> None:
         self.how, self.task, self.device = how, task, device
-        self.call = _Forward(model.eval(), task)
+        self.call = TaskForward(model.eval(), task)
         trained = {name: p.detach() for name, p in self.call.named_parameters() if p.requires_grad}
         self.centre = {name: value.clone() for name, value in trained.items()}
         self.weights = {name: value.expand(how.chains, *value.shape).clone() for name, value in trained.items()}
