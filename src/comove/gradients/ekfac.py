@@ -35,6 +35,7 @@ from comove.training.randomness import derived_seed, generator_for
 
 __all__ = [
     "EKFACFactors",
+    "Layer",
     "LayerFactors",
     "eigenvalue_sums",
     "ekfac_factors",
@@ -261,7 +262,16 @@ ARRAYS = ("inputs", "outputs", "eigenvalues")
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
+    """A linear layer or a convolution of a model, and the names of its parameters.
+
+    Attributes:
+        name: the layer's name in the model.
+        module: the layer.
+        weight: its weight's name.
+        bias: its bias's, where that is asked for.
+    """
+
     name: str
     module: nn.Module
     weight: str
@@ -269,10 +279,18 @@ class _Layer:
 
     @property
     def names(self) -> list[str]:
+        """Names of its parameters."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Its outputs, and its inputs with the 1 appended where it has a bias."""
+        outputs, inputs = _sides(self.module)
+        return outputs, inputs + (self.bias is not None)
+
+    @property
     def layout(self) -> Layout:
+        """How it holds its weight."""
         if isinstance(self.module, CONVOLUTIONS):
             return "convolution"
         return "transposed" if is_transposed_linear(self.module) else "linear"
@@ -299,12 +317,15 @@ def _sides(module: Any) -> tuple[int, int]:
     return (columns, rows) if is_transposed_linear(module) else (rows, columns)
 
 
-def factored_layers(gradients: PerExampleGradients, batch: Batch) -> tuple[list[_Layer], dict[str, str]]:
+def factored_layers(
+    gradients: PerExampleGradients, batch: Batch, largest: float = LARGEST_SIDE
+) -> tuple[list[Layer], dict[str, str]]:
     """Return the layers that have factors, and the parameters left out with the reason.
 
     Args:
         gradients: over the parameters that are asked for.
         batch: a few examples, to see which layers are called.
+        largest: how many inputs or outputs a layer may have.
     """
     model, uses = gradients.model, parameter_uses(gradients.model, gradients.parameters)
     called: set[nn.Module] = set()
@@ -315,13 +336,13 @@ def factored_layers(gradients: PerExampleGradients, batch: Batch) -> tuple[list[
         for handle in handles:
             handle.remove()
     names = {id(parameter): name for name, parameter in gradients.parameters.items()}
-    left_out = {name: why for name in uses if (why := _obstacle(name, uses, called))}
+    left_out = {name: why for name in uses if (why := _obstacle(name, uses, called, largest))}
     layers = []
     for path, module in model.named_modules():
         own = {kind: names.get(id(each)) for kind, each in module.named_parameters(recurse=False)}
         weight, bias = own.get("weight"), own.get("bias")
         if weight is not None and weight not in left_out and _is_factored(module):
-            layers.append(_Layer(path, module, weight, None if bias in left_out else bias))
+            layers.append(Layer(path, module, weight, None if bias in left_out else bias))
     covered = {name for each in layers for name in each.names}
     left_out |= {name: "its layer's weight is left out" for name in uses if name not in covered | left_out.keys()}
     return layers, {name: left_out[name] for name in uses if name in left_out}
@@ -331,7 +352,7 @@ def _is_factored(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, *CONVOLUTIONS) or is_transposed_linear(module)
 
 
-def _obstacle(name: str, uses: Uses, called: set[nn.Module]) -> str:
+def _obstacle(name: str, uses: Uses, called: set[nn.Module], largest: float) -> str:
     """Why a parameter has no factors, or nothing."""
     if len(uses[name]) > 1:
         return "shared by several layers"
@@ -343,8 +364,8 @@ def _obstacle(name: str, uses: Uses, called: set[nn.Module]) -> str:
         return "a convolution of groups"
     if module not in called:
         return f"its {kind} is not called"
-    if (side := max(_sides(module))) > LARGEST_SIDE:
-        return f"a {kind} with a side of {side}, above {LARGEST_SIDE}"
+    if (side := max(_sides(module))) > largest:
+        return f"a {kind} with a side of {side}, above {largest:g}"
     return ""
 
 
@@ -461,7 +482,7 @@ class _Fit:
 
     gradients: PerExampleGradients
     data: Batches
-    layers: list[_Layer]
+    layers: list[Layer]
     seed: int
     file: Path | None
     bases: Sums = field(default_factory=dict)
@@ -532,7 +553,7 @@ class _Fit:
         return values
 
     def _terms(
-        self, stage: int, layer: _Layer, calls: list[tuple[Tensor, Tensor]], size: int, mask: Tensor | None
+        self, stage: int, layer: Layer, calls: list[tuple[Tensor, Tensor]], size: int, mask: Tensor | None
     ) -> Iterator[tuple[str, Tensor]]:
         """What a chunk adds to a layer's sums, some examples after another as memory has it."""
         if not calls:
