@@ -10,9 +10,6 @@ Shape legend: N train, Q queries, K projected dimensions, B examples of a chunk.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor
 
 from comove.attribution.base import Attributor, Queries, said_once
+from comove.attribution.kept_blocks import CacheFolder
 from comove.attribution.replay import query_resident, run_of, training_resident
 from comove.attribution.tracin import spread
 from comove.attribution.trak_features import BATCH, BLOCK, Differentiation, Featuriser, feature_blocks, read_features
@@ -31,7 +29,6 @@ from comove.checks import check_number
 from comove.discovery import check_choice, check_seed
 from comove.errors import InputError
 from comove.gradients.projections import KINDS, Kind, Projection
-from comove.store import new_folder
 from comove.training import Checkpoint, Resident, resolve_device
 from comove.training.sources import Source
 
@@ -91,15 +88,6 @@ def trak_scores(train_NK: Tensor, query_QK: Tensor, one_minus_p_N: Tensor, ridge
 # --- the method ----------------------------------------------------------------------------------------------------
 
 
-class _Folder:
-    """Where features lie; a temporary one is deleted with this object."""
-
-    def __init__(self, cache: str | None) -> None:
-        self.path = new_folder(tempfile.mkdtemp(prefix="comove-trak-") if cache is None else cache)
-        if cache is None:
-            weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
 @dataclass(frozen=True)
 class _Model:
     """One checkpoint: where the training examples' features lie, and what solves for queries."""
@@ -133,7 +121,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _State:
-    folder: _Folder
+    folder: CacheFolder
     models: tuple[_Model, ...]
 
     def mean_one_minus_p(self) -> Float64:
@@ -206,7 +194,7 @@ class TRAK(Attributor):
             object.__setattr__(self, "cache", str(self.cache))
 
     def _fit(self, sources: tuple[Source, ...]) -> _State:
-        folder, device, models = _Folder(self.cache), resolve_device(), []
+        folder, device, models = CacheFolder(self.cache, "trak"), resolve_device(), []
         for source in sources:
             data, run = training_resident(source, device), run_of(source)
             for checkpoint in spread(run.checkpoints, 1 if self.checkpoints == "last" else self.checkpoints):

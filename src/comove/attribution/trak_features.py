@@ -23,12 +23,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from comove.attribution.kept_blocks import KeptBlocks
 from comove.attribution.replay import weights_digest
-from comove.errors import CorruptFileError, NonFiniteError, some
+from comove.errors import NonFiniteError, some
 from comove.gradients.per_example import Part, PerExampleGradients
 from comove.gradients.projections import Layers, Projection, Projector
 from comove.models import logits_of, put_channels_last
-from comove.store import claim_cache, digest, new_folder, read_arrays, read_header, set_aside, versions, write_arrays
+from comove.store import claim_cache, digest, new_folder, versions
 from comove.training import Checkpoint, Resident, Run
 
 __all__ = ["BATCH", "BLOCK", "Featuriser", "feature_blocks", "read_features"]
@@ -38,6 +39,7 @@ BLOCK = 512
 """Training examples a file of features: what a killed process computes again at most."""
 BATCH = 64
 """Examples whose gradients are held at once; more of them leave the caches."""
+NAMES = ("phi", "one_minus_p")
 LIBRARIES = ("comove", "torch", "traker")
 
 Float32: TypeAlias = npt.NDArray[np.float32]
@@ -229,21 +231,11 @@ def feature_blocks(
     folder = new_folder(cache / digest(content))
     claim_cache(folder, "trak-features", FORMAT, content)
 
-    def blocks() -> Iterator[tuple[Float32, Float32]]:
-        for start in range(0, len(data), BLOCK):
-            file, found = _file(folder, start), None
-            if file.exists():
-                try:
-                    found = _read_block(file, ("phi", "one_minus_p"))
-                except CorruptFileError as error:
-                    warnings.warn(f"{error} It is set aside as {set_aside(file)}, and computed again.", stacklevel=2)
-            if found is None:
-                phi_BK, rest_B = featuriser.block(data, start)
-                write_arrays(file, {"phi": phi_BK, "one_minus_p": rest_B}, {"features": folder.name, "start": start})
-                found = _read_block(file, ("phi", "one_minus_p"))
-            yield found["phi"], found["one_minus_p"]
+    def computed(part: slice) -> dict[str, Float32]:
+        return dict(zip(NAMES, featuriser.block(data, part.start), strict=True))
 
-    return folder, blocks()
+    made = _blocks(folder, len(data)).made(computed)
+    return folder, ((found["phi"], found["one_minus_p"]) for _, found in made)
 
 
 def read_features(folder: Path, examples: int) -> Iterator[tuple[slice, Float32]]:
@@ -252,18 +244,10 @@ def read_features(folder: Path, examples: int) -> Iterator[tuple[slice, Float32]
     Raises:
         CorruptFileError: a file is gone or unreadable.
     """
-    for start in range(0, examples, BLOCK):
-        phi_BK = _read_block(_file(folder, start), ["phi"])["phi"]
-        yield slice(start, start + len(phi_BK)), phi_BK
+    blocks = _blocks(folder, examples)
+    for part in blocks.parts:
+        yield part, blocks.read(part, ["phi"])["phi"]
 
 
-def _read_block(file: Path, names: Sequence[str]) -> dict[str, Float32]:
-    _, header = read_header(file)
-    place = {"features": file.parent.name, "start": int(file.stem)}
-    if {name: header.get(name) for name in place} != place:
-        raise CorruptFileError(f"{file} holds features of other examples or of another model.")
-    return read_arrays(file, names)
-
-
-def _file(folder: Path, start: int) -> Path:
-    return folder / f"{start:010d}.safetensors"
+def _blocks(folder: Path, examples: int) -> KeptBlocks:
+    return KeptBlocks(folder, folder.name, examples, BLOCK, NAMES)

@@ -59,7 +59,7 @@ def project_layer(layer: Any, x: Tensor, g: Tensor, inputs_KI: Tensor, outputs_K
     x, g = x.to(inputs_KI), g.to(outputs_KO)
     if isinstance(layer, CONVOLUTIONS):
         filters, shift = _split(inputs_KI, layer.weight[0].numel())
-        seen: Tensor = layer._conv_forward(x, filters.reshape(-1, *layer.weight.shape[1:]), shift)  # type: ignore[operator]
+        seen: Tensor = layer._conv_forward(x, filters.reshape(-1, *layer.weight.shape[1:]), shift)
         return seen.flatten(2).mT, (outputs_KO @ g.flatten(2)).mT
     rows, shift = _split(inputs_KI, x.shape[-1])
     size = len(x)
@@ -116,6 +116,7 @@ class ProjectedGradients:
         inputs: K_in, the dimensions kept of each layer's inputs.
         outputs: K_out, of its outputs.
         generator: of the projections.
+        batch: examples of a chunk; by default those of ``gradients``.
 
     Attributes:
         gradients: over the parameters that are projected.
@@ -127,12 +128,19 @@ class ProjectedGradients:
     """
 
     def __init__(
-        self, gradients: PerExampleGradients, data: Batches, inputs: int, outputs: int, generator: torch.Generator
+        self,
+        gradients: PerExampleGradients,
+        data: Batches,
+        inputs: int,
+        outputs: int,
+        generator: torch.Generator,
+        *,
+        batch: int | None = None,
     ) -> None:
         layers, self.left_out = factored_layers(gradients, data.batch(slice(0, 1)), float("inf"))
         if not layers:
             raise InputError(
-                "Two-sided projections are of linear layers and convolutions, of which the chosen parameters have none: "
+                "Two-sided projections need linear layers or convolutions, of which the chosen parameters have none: "
                 + "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
             )
         self.gradients = PerExampleGradients(
@@ -140,7 +148,7 @@ class ProjectedGradients:
             task=gradients.objective.task,
             parameters=[name for each in layers for name in each.names],
             memory=gradients.memory,
-            batch=gradients.batch,
+            batch=gradients.batch if batch is None else batch,
         )
         self.gradients.check(data)
         like = next(iter(self.gradients.parameters.values())).detach()

@@ -43,6 +43,7 @@ CHECKED_FROM = {
     "partial scores": 2,
     "trak-features": 2,
     "ekfac-factors": 2,
+    "gradient-index": 1,
     "coreset": 2,
     "coresets": 2,
     "curve": 2,
