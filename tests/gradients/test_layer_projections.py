@@ -162,7 +162,7 @@ def test_chosen_parameters_alone_are_projected() -> None:
     torch.testing.assert_close(features(found, data), brute(found, model, data, Classification()))
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The entries of the largest tensor that any operation makes."""
 
     entries = 0
@@ -179,7 +179,7 @@ def test_no_gradient_of_a_weight_is_formed(convolution: bool) -> None:
     model = nn.Sequential(nn.Conv2d(100, 100, 1), nn.Flatten()) if convolution else nn.Linear(100, 100)
     data = labelled(torch.randn(200, 100, *((1, 1) if convolution else ()), generator=draw(0)), 10)
     found = projected(model.eval(), data, (4, 4), batch=200)
-    with Largest() as largest:
+    with Largest() as largest:  # type: ignore[no-untyped-call]
         phi_BK = features(found, data)
     assert phi_BK.shape == (200, 16)
     assert 0 < largest.entries < 200 * 10_000 / 10
@@ -189,6 +189,6 @@ def test_patches_of_a_convolution_are_not_written_out() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 9), nn.Flatten()).eval()
     data = labelled(torch.randn(20, 1, 38, 38, generator=draw(0)), 10)
     found = projected(model, data, (3, 2))
-    with Largest() as largest:
+    with Largest() as largest:  # type: ignore[no-untyped-call]
         features(found, data)
     assert largest.entries <= 3 * 20 * 38 * 38  # patches: 20 x 900 x 81

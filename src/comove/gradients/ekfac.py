@@ -318,16 +318,17 @@ def _sides(module: Any) -> tuple[int, int]:
 
 
 def factored_layers(
-    gradients: PerExampleGradients, batch: Batch, largest: float = LARGEST_SIDE
+    gradients: PerExampleGradients, batch: Batch, largest: float | None = None
 ) -> tuple[list[Layer], dict[str, str]]:
     """Return the layers that have factors, and the parameters left out with the reason.
 
     Args:
         gradients: over the parameters that are asked for.
         batch: a few examples, to see which layers are called.
-        largest: how many inputs or outputs a layer may have.
+        largest: how many inputs or outputs a layer may have; by default 16,384.
     """
     model, uses = gradients.model, parameter_uses(gradients.model, gradients.parameters)
+    largest = LARGEST_SIDE if largest is None else largest
     called: set[nn.Module] = set()
     handles = [each.register_forward_hook(lambda module, *_: called.add(module)) for each in model.modules()]
     try:
