@@ -18,6 +18,7 @@ from comove.attribution import gradient_index as module
 from comove.attribution.gradient_index import GradientIndex, index_scores, index_top, rows_of_block
 from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError, NonFiniteError, StorageError
 from comove.jobs import Local
+from comove.store import write_manifest
 
 N, Q = 137, 9
 SECTIONS = {"first": 5, "blocks.0/second": 7}
@@ -217,6 +218,24 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, phi: Float32) -> 
         build(tmp_path, phi)
     with pytest.raises(CorruptFileError):
         GradientIndex.load(tmp_path)
+
+
+def test_another_artefact_of_ours_is_refused_and_left_alone(tmp_path: Path, phi: Float32) -> None:
+    write_manifest(tmp_path, "run", 1, {})
+    with pytest.raises(CorruptFileError, match="not a comove gradient-index"):
+        build(tmp_path, phi)
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_damaged_manifest_is_refused_but_in_a_cache(tmp_path: Path, phi: Float32) -> None:
+    folder, calls = tmp_path / "index", list[int]()
+    build(folder, phi)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(CorruptFileError, match="manifest"):
+        build(folder, phi, calls)
+    with pytest.warns(UserWarning, match="set aside"):
+        build(folder, phi, calls, cached=True)
+    assert calls == list(range(0, N, 20))
 
 
 def test_too_little_room_is_said_before_anything_is_computed(

@@ -36,6 +36,7 @@ from comove.errors import CorruptFileError, InputError, NonFiniteError, StorageE
 from comove.jobs import Executor, run_jobs
 from comove.store import (
     claim_cache,
+    claim_folder,
     digest,
     entries,
     new_folder,
@@ -101,6 +102,8 @@ class GradientIndex:
         sections: Mapping[str, int],
         features: Callable[[slice], Float32],
         made_from: Mapping[str, Any] | None = None,
+        *,
+        cached: bool = False,
     ) -> Self:
         """Make an index, or finish one that was begun; of a finished one every file is read and checked.
 
@@ -110,16 +113,18 @@ class GradientIndex:
             sections: entries of each section, which add up to K.
             features: gives (B, K) float32 of the examples at a slice of positions; called for what is not on disk.
             made_from: JSON values that say what the features depend on.
+            cached: whether the folder is a cache's own, which is set aside where its manifest is damaged.
 
         Raises:
             FingerprintError: the folder holds another index.
-            InputError: it holds something else; features of another shape.
+            CorruptFileError: it holds something else of ours, or its manifest is damaged.
+            InputError: it holds something foreign; features of another shape.
             NonFiniteError: features that are NaN or infinite.
             StorageError: the disk has too little room (nothing is computed), or fills up.
         """
         place, ids = new_folder(folder), as_ids(ids, "ids")
         content = _content(ids, sections, made_from or {})
-        claim_cache(place, KIND, FORMAT, content)
+        (claim_cache if cached else claim_folder)(place, KIND, FORMAT, content)
         found = cls._opened(place, ids, content)
         _check_room(place, 4 * found.dimension * sum(part.stop - part.start for part in found._blocks.missing))
         _write_ids(place / IDS, ids)

@@ -226,7 +226,8 @@ class IndexedGradients(Attributor):
             return _features(projected, Part(train, part.start, part.stop), run.task.loss)
 
         ids = source.trace.train_ids
-        return GradientIndex.build(folder / digest(made_from, ids), ids, projected.sections, features, made_from)
+        place = folder / digest(made_from, ids)
+        return GradientIndex.build(place, ids, projected.sections, features, made_from, cached=True)
 
     def _vectors(self, state: _State, queries: Queries) -> tuple[list[Float32], dict[str, Any]]:
         """For each index what it is asked with, (Q, K), and what to say of it."""
