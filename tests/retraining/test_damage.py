@@ -334,10 +334,10 @@ def test_a_compact_bank_reads_like_the_folder(bank: RetrainingBank, tmp_path: Pa
     assert (compact.pending, compact.manifest) == ([(1, 1)], bank.manifest)
     np.testing.assert_array_equal(compact.at(0.5).part([2]).logits(), bank.logits()[2:3])
     assert (compact.status().done, compact.status().total) == (7, 8)
-    with pytest.raises(InputError, match="compact bank, to be read only; train in the folder"):
+    with pytest.raises(InputError, match="imported or compact bank, to be read only; train in the folder"):
         compact.run()
     for ours, theirs in ((compact, bank), (bank, compact)):
-        with pytest.raises(InputError, match="compact bank, to be read only"):
+        with pytest.raises(InputError, match="imported or compact bank, to be read only"):
             ours.merge(theirs)
     with pytest.raises(InputError, match="no weights of subset 0"):
         compact.weights(0, 0)

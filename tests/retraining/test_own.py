@@ -298,7 +298,7 @@ def test_a_compact_file_keeps_every_bit_and_a_bank_grows(bank: RetrainingBank, t
     assert compact.output_names == bank.output_names
     half = RetrainingBank.load(bank.compact(tmp_path / "half.safetensors", "float16"))
     np.testing.assert_array_equal(half.outputs("loss"), bank.outputs("loss").astype(np.float16))
-    with pytest.raises(InputError, match="compact bank, to be read only"):
+    with pytest.raises(InputError, match="imported or compact bank, to be read only"):
         compact.pending_jobs()
     made(tmp_path / "grows", seeds=1).run(executor="serial")
     more = made(tmp_path / "grows", subsets=subsets.random(0.5, C + 2))

@@ -65,6 +65,7 @@ from comove.retraining.files import (
     read_examples,
     read_plan,
 )
+from comove.retraining.imported import DEFAULT_NAME, imported
 from comove.retraining.measured import all_logits, all_outputs
 from comove.retraining.merge import merge_folders
 from comove.retraining.model_index import Rows
@@ -271,6 +272,50 @@ class RetrainingBank:
         rows, results = Rows.of(plans, examples["train_ids"]), ResultFiles.of(folder, identity)
         _warn_of_lost_plans(rows, results)
         return cls(folder, identity, examples, rows, results, splits, model, material)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        masks: object,
+        outputs: object,
+        *,
+        train_ids: object = None,
+        query_ids: object = None,
+        train_labels: object = None,
+        query_labels: object = None,
+        higher: Mapping[str, bool] | None = None,
+        name: str = DEFAULT_NAME,
+    ) -> RetrainingBank:
+        """Take ground truth that was made elsewhere as a bank in memory, to be read only; :meth:`compact` writes it.
+
+        >>> bank = RetrainingBank.from_arrays([[1, 0, 1], [0, 1, 1]], {"loss": [[0.5], [0.25]]}, query_ids=[7])
+        >>> bank.outputs("loss").shape, bank.higher_is_better("loss")
+        ((2, 1, 1), False)
+
+        Args:
+            masks: (C, N) 0 and 1, or booleans: which training examples each model, or the R models of a row, saw. Rows
+                that are equal are models of one subset.
+            outputs: by name, (C, Q), or (C, R, Q) of R models a row; a single array is called ``"measure"``.
+            train_ids: (N,) unique ids; by default 0 ... N-1.
+            query_ids: (Q,) unique ids; by default 0 ... Q-1.
+            train_labels: (N,) classes, where there are any.
+            query_labels: (Q,) likewise.
+            higher: by output, whether more of it is better; what is not named is so, but for ``"loss"``.
+            name: what the models' training is called in the manifest.
+
+        Raises:
+            InputError: shapes that do not fit, masks of other numbers than 0 and 1, repeated ids, an unknown output in
+                ``higher``.
+            InputTypeError: other than numbers.
+            NonFiniteError: an output that is NaN or infinite.
+        """
+        examples = {
+            "train_ids": train_ids,
+            "train_labels": train_labels,
+            "query_ids": query_ids,
+            "query_labels": query_labels,
+        }
+        return cls(Path(name), *imported(masks, outputs, examples, higher or {}, name))
 
     # --- what it is about ---
 
@@ -505,7 +550,9 @@ class RetrainingBank:
 
     def _writable(self) -> ResultFiles:
         if not isinstance(self._results, ResultFiles):
-            raise InputError(f"{self.path} is a compact bank, to be read only; train in the folder it was made from.")
+            raise InputError(
+                f"{self.path} is an imported or compact bank, to be read only; train in the folder it was made from."
+            )
         return self._results
 
     def merge(self, other: str | os.PathLike[str] | RetrainingBank) -> int:

@@ -5,7 +5,7 @@ Shape legend: C subsets, R seeds, N train, Q queries, K classes, M trained model
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,28 +19,28 @@ from comove.retraining.files import EXAMPLE_ARRAYS, Key, Results, checked_identi
 from comove.retraining.model_index import PlanNotes, Rows
 from comove.store import check_kind, entries, new_folder, read_checked, read_header, understanding, write_checked
 
-__all__ = ["Compact", "CompactResults", "read_compact", "write_compact"]
+__all__ = ["Compact", "StackedResults", "narrowed", "read_compact", "write_compact"]
 
 COMPACT_FORMAT = 1
 OUTPUT = "output."
 """Begins the names of the arrays of outputs that the user's own training function gave."""
 
 
-class CompactResults:
-    """The results in a compact file; read whole when first asked for.
+class StackedResults:
+    """The results of all models in a few arrays: of a compact file, read whole when first asked for, or in memory.
 
     Args:
-        file: the file.
-        place: where each model's result stands in the file's arrays.
-        names: of the arrays in the file, by those that they have in a result.
+        place: where each model's result stands in the arrays.
+        names: of the arrays in a result.
+        load: reads them, (M, ...) each, by these names.
     """
 
-    def __init__(self, file: Path, place: Mapping[Key, int], names: Mapping[str, str]) -> None:
-        self.file, self._place, self._names = file, place, names
-        self._held: dict[str, npt.NDArray[Any]] | None = None
+    def __init__(self, place: Mapping[Key, int], names: Collection[str], load: Callable[[], Arrays]) -> None:
+        self._place, self._names, self._load = place, names, load
+        self._held: Arrays | None = None
 
     def done(self) -> set[Key]:
-        """The models in the file."""
+        """The models whose results are here."""
         return set(self._place)
 
     def damaged(self) -> list[str]:
@@ -56,8 +56,8 @@ class CompactResults:
         if key not in self._place:
             return None
         if self._held is None:
-            self._held = read_checked(self.file, self._names.values())[0]
-        one = {name: self._held[stored][self._place[key]] for name, stored in self._names.items()}
+            self._held = self._load()
+        one = {name: array[self._place[key]] for name, array in self._held.items()}
         return {name: array.astype(np.promote_types(array.dtype, np.float32)) for name, array in one.items()}
 
     def names(self) -> tuple[str, ...] | None:
@@ -70,12 +70,12 @@ class CompactResults:
 
 
 class Compact(NamedTuple):
-    """What a compact file holds."""
+    """What a compact file holds, or a bank in memory."""
 
     identity: dict[str, Any]
     examples: dict[str, npt.NDArray[Any]]
     rows: Rows
-    results: CompactResults
+    results: StackedResults
 
 
 def write_compact(
@@ -119,18 +119,23 @@ def _stacked(found: Sequence[Arrays], contents: Contents, dtype: str) -> dict[st
     if isinstance(contents, LogitsOf):
         logits_MQK = np.empty((len(found), *contents.shape), dtype)
         for place, one in enumerate(found):
-            logits_MQK[place] = _narrowed(one["logits"], dtype, "logit")
+            logits_MQK[place] = narrowed(one["logits"], dtype, "logit")
         return {"logits": logits_MQK}
     stacked = {name: np.stack([one[name] for one in found]) for name in sorted(found[0])} if found else {}
     if dtype == "float16":
-        stacked = {name: _narrowed(array, dtype, f"number of {name!r}") for name, array in stacked.items()}
+        stacked = {name: narrowed(array, dtype, f"number of {name!r}") for name, array in stacked.items()}
     return {OUTPUT + name: array for name, array in stacked.items()}
 
 
-def _narrowed(array: npt.NDArray[Any], dtype: str, what: str) -> npt.NDArray[Any]:
+def narrowed(array: npt.NDArray[Any], dtype: str, what: str) -> npt.NDArray[Any]:
+    """The array as float16 or float32; ``what`` one of its numbers is called.
+
+    Raises:
+        InputError: numbers too large for it.
+    """
     largest = float(np.abs(array).max(initial=0.0))
     if largest > float(np.finfo(dtype).max):
-        raise InputError(f"The largest {what} is {largest:.3g}, too large for float16; use dtype='float32'.")
+        raise InputError(f"The largest {what} is {largest:.3g}, too large for {dtype}; use dtype='float32'.")
     return array.astype(dtype)
 
 
@@ -162,4 +167,9 @@ def _compact(
     rows = Rows(masks_CN, arrays["seeds"], arrays["plan_of"], summary, examples["train_ids"])
     place_CR = arrays["place"]
     place = {key: int(place_CR[model]) for model, key in rows.keys().items() if place_CR[model] >= 0}
-    return Compact(identity, examples, rows, CompactResults(file, place, names))
+
+    def load() -> Arrays:
+        held = read_checked(file, names.values())[0]
+        return {name: held[stored] for name, stored in names.items()}
+
+    return Compact(identity, examples, rows, StackedResults(place, names, load))

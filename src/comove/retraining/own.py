@@ -27,7 +27,7 @@ from comove.errors import ComoveError, FingerprintError, InputError, InputTypeEr
 from comove.retraining.contents import OWN, Arrays, is_own
 from comove.tasks import Classification, Task, check_values
 
-__all__ = ["OwnTraining", "checked_outputs", "differing", "measured_outputs", "trained_outputs"]
+__all__ = ["OwnTraining", "checked_outputs", "differing", "lower_names", "measured_outputs", "trained_outputs"]
 
 Trained = nn.Module | Mapping[str, Any]
 BATCH = 256
@@ -94,7 +94,7 @@ class OwnTraining:
     @property
     def lower(self) -> tuple[str, ...]:
         """The outputs of which less is better, sorted."""
-        return tuple(sorted(name for name, higher in {"loss": False, **self.higher}.items() if not higher))
+        return lower_names(self.higher)
 
     def to_json(self) -> dict[str, Any]:
         """What manifests say of it: nothing of the function but its name."""
@@ -134,6 +134,11 @@ class OwnTraining:
                 f"The models of {where} are trained by another function of your own: {'; '.join(changed)}. Pass the "
                 "OwnTraining that the bank was made with, or make a bank in a new folder."
             )
+
+
+def lower_names(higher: Mapping[str, bool]) -> tuple[str, ...]:
+    """The outputs of which less is better, sorted: those said to be so, and ``"loss"`` unless said otherwise."""
+    return tuple(sorted(name for name, more in {"loss": False, **higher}.items() if not more))
 
 
 # --- what models say ------------------------------------------------------------------------------------------------
