@@ -112,6 +112,8 @@ COMMANDS: dict[str, tuple[bool, list[object]]] = {
     "bank status of a file": (False, ["bank", "status", "bank.safetensors"]),
     "bank merge": (False, ["bank", "merge", "merged", "bank"]),
     "bank compact": (False, ["bank", "compact", "bank"]),
+    "bank export": (False, ["bank", "export", "bank", "--layout", "trak"]),
+    "bank import": (False, ["bank", "import", "bank"]),
     "lds": (True, ["lds", "--limit", "60", "--held-out", "20", "--methods", "cld", "--bank", "bank"]),
     "lds of a file": (
         True,
@@ -126,7 +128,9 @@ def test_no_command_imports_what_a_manifest_names(planted: Planted, tmp_path: Pa
     named = {"run", "bank", "open", "merged", "bank.safetensors"}
     verb = 2 if words[0] == "bank" else 1
     full = [planted.root / str(word) if word in named and i >= verb else word for i, word in enumerate(words)]
-    out = {"report": ["--out", tmp_path / "r.html"], "bank compact": ["--out", tmp_path / "b.safetensors"]}
+    file = ["--out", tmp_path / "b.safetensors"]
+    out = {"report": ["--out", tmp_path / "r.html"], "bank compact": file, "bank import": file}
+    out["bank export"] = ["--out", tmp_path / "exported"]
     if words[0] != "bank" or command in out:
         full += out.get(command, ["--out", tmp_path / "out"])
     result = call(planted, *full)

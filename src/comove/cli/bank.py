@@ -1,4 +1,4 @@
-"""``comove bank``: how far a bank is, training it, joining shards, one file to publish."""
+"""``comove bank``: how far a bank is, training it, joining shards, one file to publish, the layouts of others."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from comove.cli.app import app, command_of, facts, say, table
+from comove.cli.app import ListCommand, app, command_of, facts, guarded, say, table
 from comove.cli.options import ComputeOptions, Device, Quiet, check_bank
 from comove.cli.own import OwnFunction, TaskName, importable, own_training
 
-__all__ = ["bank", "compact", "merge", "status", "work"]
+__all__ = ["bank", "compact", "export", "import_", "merge", "status", "work"]
 
 bank = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Look at a retraining bank, train it, join shards of it, publish it.\n\n"
+        "Look at a retraining bank, train it, join shards of it, publish it; read and write those of others.\n\n"
         "Banks are planned by [bold]comove lds[/bold], [bold]comove brittleness[/bold] and [bold]comove curve[/bold] "
         "(their OUT/bank), or in Python by RetrainingBank.create."
     ),
@@ -118,3 +118,55 @@ def compact(
     models, pending = len(found.jobs), len(found.pending)
     missing = f", {pending:,} of them still pending" if pending else ""
     say(f"Written to {out}: {models:,} models{missing}, {out.stat().st_size / 1e6:,.1f} MB")
+
+
+Layout = Annotated[
+    str | None,
+    typer.Option(help="trak, datamodels, dattri, kronfluence, npz or parquet; of what is read, told by its files."),
+]
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(help="Folder (or .npz file) of masks and outputs.")],
+    out: Annotated[Path, typer.Option(help="The file to write, ending in .safetensors.")],
+    layout: Layout = None,
+    lower: Annotated[
+        list[str] | None, typer.Option(help="Outputs of which less is better, besides loss, as error perplexity.")
+    ] = None,
+    first: Annotated[int | None, typer.Option(min=1, help="Read so many models only, from the first on.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Keep outputs as float16: half the size.")] = False,
+) -> None:
+    """Read published ground truth (masks and outputs of retrained models) as a bank in one file.
+
+    Example: comove bank import trak-cifar10/ --layout trak --out trak-cifar10.safetensors
+    """
+    from comove.evaluation import import_bank
+
+    found = import_bank(path, layout, first=first, higher=dict.fromkeys(lower or (), False))
+    found.compact(out, "float16" if half else "float32")
+    counts = f"{len(found.jobs):,} models of {len(found.masks):,} subsets of {found.train_ids.size:,} training examples"
+    say(f"Read {counts}, {found.query_ids.size:,} queries: {', '.join(found.output_names)}")
+    say(f"Written to {out}: {out.stat().st_size / 1e6:,.1f} MB")
+
+
+bank.command("import", cls=ListCommand)(guarded(import_))
+
+
+@command
+def export(
+    path: Annotated[Path, typer.Argument(help="Folder of the bank, or its compact file.")],
+    out: Annotated[Path, typer.Option(help="A new folder (of npz, a file) to write.")],
+    layout: Annotated[str, typer.Option(help="trak, datamodels, dattri, kronfluence, npz or parquet.")],
+    output: Annotated[list[str] | None, typer.Option(help="Outputs to write, as margin loss.")] = None,
+) -> None:
+    """Write a bank's masks and outputs in a layout that other libraries read.
+
+    Example: comove bank export lds/bank --layout dattri --output loss --out dattri/
+    """
+    from comove.evaluation import RetrainingBank, export_bank
+
+    check_bank(path)
+    found = RetrainingBank.load(path)
+    export_bank(found, out, layout, outputs=output)
+    written = sorted(out.iterdir()) if out.is_dir() else [out]
+    say(f"Written {len(found.jobs):,} models: {', '.join(map(str, written))}")

@@ -63,6 +63,31 @@ class TruthOptions:
     ] = None
 
 
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Scores of other libraries, held to a bank as they are."""
+
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files (.npy, .npz, .pt, .safetensors), or a folder, of scores that are there, for --bank."),
+    ] = None
+    scores_name: Annotated[list[str] | None, typer.Option(help="What these are called; by default the files.")] = None
+    orientation: Annotated[
+        str, typer.Option(help="Their axes: train,query or query,train, or captum, dattri, kronfluence, quanda, trak.")
+    ] = "train,query"
+    positive: Annotated[str, typer.Option(help="What a positive one says: that the example helps, or hurts.")] = "helps"
+    train_ids: Annotated[
+        Path | None, typer.Option(help="A file of their training ids; by default the bank's, in its order.")
+    ] = None
+    query_ids: Annotated[Path | None, typer.Option(help="A file of their query ids, likewise.")] = None
+
+    def check_unused(self) -> None:
+        """Refuse what says something of scores where none are given."""
+        values = {"--scores-name": self.scores_name, "--train-ids": self.train_ids, "--query-ids": self.query_ids}
+        if given := [name for name, value in values.items() if value is not None]:
+            raise InputError(f"{' '.join(given)} is about scores that are there: name them, --scores FILE.")
+
+
 @command
 def lds(
     out: Annotated[Path, typer.Option(help="Folder for runs, bank, scores, table and figure.")],
@@ -71,6 +96,7 @@ def lds(
     fitted: AttributionOptions,
     fit: FitOptions,
     held_to: TruthOptions,
+    theirs: ScoreOptions,
     training: OwnFunction = None,
     output: Annotated[
         list[str] | None, typer.Option(help="margin, correct, loss, probability, or several.  [default: margin]")
@@ -83,10 +109,17 @@ def lds(
     Example: comove lds --methods cld trak --alpha 0.3 0.5 0.7 0.9 loo --output margin correct --out lds/
 
     Example: comove lds --dataset digits --training mine:boosting --output loss --out lds/
+
+    Example: comove lds --bank B.safetensors --scores theirs.npy --orientation query,train --out lds/
     """
     from comove.evaluation import FitSubsets, RetrainingBank, Runs, lds_benchmark
-    from comove.plots import save_figure
 
+    if theirs.scores:
+        unused = {"--methods": fitted.methods, "--training": training, "--fit-subsets": fit.fit_subsets}
+        given = [*task.given, *(name for name, value in unused.items() if value is not None)]
+        _report(_held(theirs, held_to, given, output, out), out, "")
+        return
+    theirs.check_unused()
     chosen, splits = parse_methods(fitted.methods, ["cld"], fitted.controls), task.splits()
     if held_to.bank is None:
         truth = _new_truth(task, splits, held_to)
@@ -107,13 +140,48 @@ def lds(
         compute=machines.compute(task),
         **truth,
     )
+    _report(benchmark, out, ", runs, scores" if held_to.bank else ", runs, scores, bank")
+
+
+def _report(benchmark: Benchmark, out: Path, kept: str) -> None:
+    from comove.plots import save_figure
+
     for name in benchmark.outputs:
         _print_table(benchmark, name)
     save_figure(benchmark.plot(), out / "lds.png")
     say("* highest, or not decidedly below the highest: by the paired intervals in differences.csv")
     say(f"Retrained models: {benchmark.retrained:,} trained now, {benchmark.reused:,} reused")
-    kept = "runs, scores" if held_to.bank else "runs, scores, bank"
-    say(f"Written to {out}/: lds.csv, lds.json, differences.csv, lds.png, {kept}")
+    say(f"Written to {out}/: lds.csv, lds.json, differences.csv, lds.png{kept}")
+
+
+def _held(
+    theirs: ScoreOptions, held_to: TruthOptions, given: Sequence[str], output: list[str] | None, out: Path
+) -> Benchmark:
+    """Hold scores that are there to a bank that is there."""
+    from comove.evaluation import RetrainingBank, at_alphas, lds_of_scores, read_scores
+    from comove.evaluation.lds_benchmark.known_scores import score_files
+    from comove.retraining.array_files import read_array
+
+    counts = {"--subsets": held_to.subsets, "--seeds": held_to.seeds, "--same-seed": held_to.same_seed or None}
+    ignored = [*given, *(name for name, value in counts.items() if value is not None)]
+    if ignored:
+        raise InputError(f"With --scores, nothing is trained or computed: leave out {' '.join(ignored)}.")
+    if held_to.bank is None:
+        raise InputError("--scores are held to a bank that is there: name it, --bank BANK.")
+    files = score_files(theirs.scores or [])
+    if theirs.scores_name is not None and len(theirs.scores_name) != len(files):
+        raise InputError(
+            f"--scores-name must name each of {len(files)} files of scores, got {len(theirs.scores_name)}."
+        )
+    check_bank(held_to.bank)
+    bank = RetrainingBank.load(held_to.bank)
+    ids = {"train_ids": theirs.train_ids, "query_ids": theirs.query_ids}
+    options: dict[str, Any] = {name: None if file is None else read_array(file) for name, file in ids.items()}
+    options |= {"axes": theirs.orientation, "positive": theirs.positive}
+    names = theirs.scores_name or [file.stem for file in files]
+    scores = [read_scores(file, bank, method=name, **options) for file, name in zip(files, names, strict=True)]
+    truth = bank if held_to.alpha is None else at_alphas(bank, held_to.alpha)
+    return lds_of_scores(truth, scores, output=output, out=out)
 
 
 def _new_truth(task: TrainingOptions, splits: Splits, held_to: TruthOptions) -> dict[str, Any]:
@@ -158,10 +226,11 @@ def _print_table(benchmark: Benchmark, output: str) -> None:
         rows.append(["undefined queries", *(str(column[0].undefined) for column in columns)])
     sizes = dict.fromkeys((column[0].subsets, column[0].seeds) for column in columns)
     models = " or ".join(f"{counted(subsets, 'subset')} x {counted(seeds, 'seed')}" for subsets, seeds in sizes)
-    queries, runs = counted(first.per_query.size, "query"), counted(len(benchmark.runs), "run")
+    queries = counted(first.per_query.size, "query")
+    runs = f", {counted(len(benchmark.runs), 'run')} a method" if benchmark.runs else ""
     shown = f"{first.confidence:.0%} intervals, share of the ceiling"
     table(
-        f"LDS ({output}) of {queries}, {models}, {runs} a method, {shown}",
+        f"LDS ({output}) of {queries}, {models}{runs}, {shown}",
         ["method", *(f"alpha {alpha_name(alpha)}" for alpha in benchmark.alphas)],
         rows,
     )

@@ -17,6 +17,7 @@ from comove.evaluation.lds_benchmark.benchmark import (
     plans_of,
     score_methods,
 )
+from comove.evaluation.lds_benchmark.known_scores import lds_of_scores, read_scores
 from comove.evaluation.prediction_brittleness.benchmark import brittleness
 from comove.evaluation.prediction_brittleness.counterfactual import counterfactual_sizes
 from comove.evaluation.prediction_brittleness.counterfactual_result import Counterfactual
@@ -29,9 +30,11 @@ from comove.lds.score import LDS, GroundTruth, linear_datamodeling_score, spearm
 from comove.models.measured_outputs import OUTPUTS, output_of
 from comove.retraining import subsets
 from comove.retraining.bank import RetrainingBank
+from comove.retraining.layouts import LAYOUTS, export_bank, import_bank
 from comove.retraining.status import BankStatus
 
 __all__ = [
+    "LAYOUTS",
     "LDS",
     "OUTPUTS",
     "PAPER",
@@ -66,12 +69,16 @@ __all__ = [
     "counterfactual_sizes",
     "detect",
     "diagnose",
+    "export_bank",
+    "import_bank",
     "lds_benchmark",
+    "lds_of_scores",
     "linear_datamodeling_score",
     "output_of",
     "paired_difference",
     "plans_of",
     "rank_labels",
+    "read_scores",
     "score_methods",
     "spearman_columns",
     "storage",

@@ -68,7 +68,7 @@ def _read_npy(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
     except (*_UNREADABLE, AttributeError, TypeError) as error:  # an array is no archive
         raise _unreadable(path, error) from error

@@ -17,6 +17,7 @@ from comove.errors import InputError
 from comove.lds.against_bank import alpha_of
 from comove.models import ModelSpec
 from comove.retraining.bank import RetrainingBank
+from comove.retraining.imported import DEFAULT_NAME as IMPORTED
 from comove.retraining.subsets import RandomSubsets, SubsetPlan, leave_one_out
 from comove.store import check_fingerprint
 from comove.training import Recipe, Training
@@ -118,8 +119,9 @@ def _left_out(bank: RetrainingBank) -> list[RetrainingBank]:
 
 
 def parts_of(bank: RetrainingBank) -> list[RetrainingBank]:
-    """The random subsets of each sampling ratio, and the largest leave-one-out plan."""
-    parts = [*(bank.at(alpha) for alpha in bank.alphas), *_left_out(bank)]
+    """The random subsets of each sampling ratio, the largest leave-one-out plan, and what was imported."""
+    theirs = [bank.plan(IMPORTED)] if IMPORTED in bank.plans else []
+    parts = [*(bank.at(alpha) for alpha in bank.alphas), *_left_out(bank), *theirs]
     if not parts:
         raise InputError(f"The bank {bank.path} has neither random nor leave-one-out subsets: {', '.join(bank.plans)}.")
     return parts
