@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from comove.attribution import Scores
+from comove.attribution import Scores, SubsampledInfluence
 from comove.data import Splits
 from comove.errors import CorruptFileError, InputError, InputTypeError, NonFiniteError
 from comove.evaluation import (
@@ -498,3 +498,13 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-4])
     with pytest.raises(CorruptFileError):
         read_scores(damaged, bank)
+
+
+def test_methods_that_are_computed_from_a_bank_take_it(tmp_path: Path) -> None:
+    masks, losses = np.vstack([MASKS, ~MASKS]), np.vstack([MARGINS, MARGINS[::-1]])
+    bank = RetrainingBank.from_arrays(masks, {"loss": losses}, train_ids=TRAIN)
+    found = SubsampledInfluence(output="loss").fit(RetrainingBank.load(bank.compact(tmp_path / "b.safetensors")))
+    expected = [losses[~saw].mean(0) - losses[saw].mean(0) for saw in masks.T]
+    scores = found.attribute()
+    np.testing.assert_allclose(scores.values, expected, atol=1e-5)
+    assert scores.train_ids.tolist() == TRAIN.tolist()
