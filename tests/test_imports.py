@@ -17,8 +17,8 @@ SOURCE = Path(comove.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 HEAVY = ("torch", "torchvision", "matplotlib", "ray", "sklearn", "scipy", "pandas", "trak", "jinja2", "PIL")
 ORDER = """
-errors checks ties display discovery store jobs correlation plots data models tasks trace training gradients attribution
-coreset lds retraining evaluation report demo cli __main__
+errors checks ties display terminal discovery store jobs correlation plots data models tasks trace training gradients
+attribution coreset lds retraining evaluation report demo cli __main__
 """
 LAYERS = ORDER.split()
 

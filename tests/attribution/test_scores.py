@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from comove.attribution import Scores
+from comove.attribution import Ranking, Rankings, Scores
 from comove.errors import CorruptFileError, InputError, NonFiniteError, StorageError
 from comove.ties import tie_keys, tie_order
 
@@ -56,10 +56,30 @@ def test_top_is_the_highest_and_bottom_the_lowest_with_ties_by_the_hash_of_the_i
     assert len(scores.top(3, query=5)) == 3
 
 
-def test_the_query_may_be_left_out_only_when_there_is_one(scores: Scores) -> None:
+def test_without_a_query_the_rankings_of_all_are_one_table(scores: Scores) -> None:
     assert scores.subset(query_ids=[5]).top(1).ids.tolist() == [30]
-    with pytest.raises(InputError, match="Say which query"):
-        scores.top(1)
+    assert isinstance(scores.subset(query_ids=[5]).top(1), Ranking)
+    for found, one in ((scores.top(3), scores.top), (scores.bottom(3), scores.bottom)):
+        assert isinstance(found, Rankings)
+        assert len(found) == 3 * scores.query_ids.size
+        table = found.to_pandas()
+        assert list(table) == ["query_id", "rank", "train_id", "score", "class"]
+        assert table["query_id"].tolist() == np.repeat(scores.query_ids, 3).tolist()
+        assert table["rank"].tolist() == [1, 2, 3] * scores.query_ids.size
+        for query, rows in table.groupby("query_id"):
+            ranking = one(3, query=int(query))
+            assert list(zip(rows["train_id"], rows["score"], strict=True)) == list(ranking)
+            assert rows["class"].tolist() == ranking.class_names()
+    assert "train_id" not in repr(scores.top(3))
+    assert scores.top(1)._repr_html_().count("<tr>") == 1 + scores.query_ids.size
+
+
+def test_both_ends_are_a_row_for_each_query_side_and_rank(scores: Scores) -> None:
+    table = scores.both_ends(2)
+    assert list(table) == ["query_id", "side", "rank", "train_id", "score", "class"]
+    assert len(table) == 2 * 2 * scores.query_ids.size
+    hurts = table[(table["query_id"] == 5) & (table["side"] == "hurts")]
+    assert hurts["train_id"].tolist() == scores.bottom(2, query=5).ids.tolist()
 
 
 @pytest.mark.parametrize("k", [0, 5, -1])

@@ -124,3 +124,51 @@ def test_the_folder_above_or_beside_names_the_one_that_was_meant(lds_folder: Pat
     assert not (tmp_path / "out").exists()
     assert comove_("attribute", lds / "bank", "--method", "fz", *out).exit_code == 0
     assert np.isfinite(Scores.load(tmp_path / "out/fz.safetensors").values).all()
+
+
+def test_several_methods_are_side_by_side_each_with_its_files(run: Run, tmp_path: Path) -> None:
+    words = ("attribute", run.path, "--queries", 2, "--top", 3)
+    made = comove_(*words, "--methods", "cld", "tracin", "--method", "random-control", "--out", tmp_path / "all")
+    assert made.exit_code == 0, made.stderr
+    names = ("cld", "tracin", "random-control")
+    for name in names:
+        assert comove_(*words, "--method", name, "--out", tmp_path / "one").exit_code == 0
+        for end in (".safetensors", "-top.csv", "-influence.png"):
+            assert (tmp_path / "all" / f"{name}{end}").exists()
+        top = [(tmp_path / folder / f"{name}-top.csv").read_bytes() for folder in ("all", "one")]
+        assert top[0] == top[1]
+    heads = [line.split() for line in made.stdout.splitlines() if "tracin" in line]
+    assert heads == [list(names)] * 2
+    scores = {name: Scores.load(tmp_path / f"all/{name}.safetensors") for name in names}
+    query = int(scores["cld"].query_ids[0])
+    first = next(line for line in made.stdout.splitlines() if line.startswith("1 "))
+    assert [scores[name].top(1, query=query).ids[0] for name in names] == [int(word) for word in first.split()[1::3]]
+
+
+def test_methods_of_banks_and_of_runs_are_two_commands(run: Run, small_bank: RetrainingBank, tmp_path: Path) -> None:
+    result = comove_("attribute", small_bank.path, "--methods", "fz", "cld", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "fz is computed from a bank, cld from runs: give a command to each." in result.stderr
+    both = comove_("attribute", small_bank.path, "--methods", "fz", "datamodels", "--queries", 2, "--out", tmp_path)
+    assert both.exit_code == 0, both.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_goes_to_standard_output_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    words = ("attribute", run.path, "--queries", 3, "--top", 2)
+    assert comove_(*words, "--out", tmp_path / "out").exit_code == 0
+    made = comove_(*words, "--out", "-")
+    assert made.exit_code == 0, made.stderr
+    assert made.stdout == (tmp_path / "out/cld-top.csv").read_text()
+    assert "positive = helps" in made.stderr
+    several = comove_(*words, "--methods", "cld", "random-control", "--out", "-")
+    assert len(several.stdout.splitlines()) == 1 + 2 * 3 * 2 * 2
+    assert comove_(*words, "--out", "-", "--blocks", "serial").exit_code == 2
+
+
+def test_a_device_is_that_of_methods_which_compute_on_one(run: Run, tmp_path: Path) -> None:
+    result = comove_("attribute", run.path, "--method", "tracin", "--device", "gpu", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "Unknown device 'gpu'" in result.stderr
+    words = ("attribute", run.path, "--methods", "tracin", "cld", "--queries", 2, "--device", "cpu")
+    assert comove_(*words, "--out", tmp_path / "out").exit_code == 0

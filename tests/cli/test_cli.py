@@ -41,6 +41,7 @@ COMMANDS = (
     "stability",
     "lds",
     "brittleness",
+    "check",
     "cost",
     "diagnose",
     "clean",
@@ -212,7 +213,7 @@ def test_curve_writes_a_table_and_a_figure(trained: tuple[Path, Path], tmp_path:
 
 
 def test_curve_without_a_run_trains_a_proxy_and_counts_the_wrong_labels_that_coresets_keep(tmp_path: Path) -> None:
-    words = (*SMALL, "--flip-labels", "0.2", "--methods", "cld", "el2n", "--budgets", "0.3", "--seeds", "1", "--quiet")
+    words = (*SMALL, "--flip-labels", "0.2", "--methods", "cld", "el2n", "--budgets", "0.3", "--seeds", "1")
     result = comove_("curve", *words, "--target-model", "mlp", "cnn-small", "--executor", "serial", "--out", tmp_path)
     assert result.code == 0, result.err
     assert Run.load(tmp_path / "proxy").finished
@@ -244,7 +245,7 @@ def test_lds_writes_table_json_and_figure_and_goes_on_where_it_was(
 
 def test_lds_at_several_ratios_and_outputs_has_a_column_each_and_its_bank_serves_again(tmp_path: Path) -> None:
     ratios = ("--alpha", "0.5", "0.3,loo", "--output", "margin", "correct")
-    counts = ("--subsets", 4, "--seeds", 2, "--runs", 1, "--executor", "serial", "--quiet")
+    counts = ("--subsets", 4, "--seeds", 2, "--runs", 1, "--executor", "serial")
     first = comove_("lds", *SMALL, "--methods", "cld", *ratios, *counts, "--out", tmp_path / "a")
     assert first.code == 0, first.err
     heads = [line.split() for line in first.out.splitlines() if line.startswith("method")]
@@ -258,7 +259,7 @@ def test_lds_at_several_ratios_and_outputs_has_a_column_each_and_its_bank_serves
     }
     assert not_blank(tmp_path / "a/lds.png")
     again = comove_(
-        "lds", *SMALL[:-2], "--methods", "cld", *ratios, "--runs", 1, "--bank", tmp_path / "a/bank", "--quiet",
+        "lds", *SMALL[:-2], "--methods", "cld", *ratios, "--runs", 1, "--bank", tmp_path / "a/bank",
         "--out", tmp_path / "b",
     )  # fmt: skip
     assert again.code == 0, again.err
@@ -620,9 +621,17 @@ def test_interrupted_training_ends_with_130_and_the_same_command_finishes_it(war
             np.testing.assert_array_equal(resumed.trace.read(side, field), whole.trace.read(side, field))
 
 
-def test_quiet_prints_no_bar_and_without_it_there_is_one(tmp_path: Path) -> None:
+def test_without_a_terminal_there_is_a_line_an_epoch_and_quiet_has_none(tmp_path: Path) -> None:
     assert comove_("train", *SMALL, "--out", tmp_path / "a", "--quiet").err == ""
-    assert "1600/1600" in comove_("train", *SMALL, "--out", tmp_path / "b").err
+    told = comove_("train", *SMALL, "--out", tmp_path / "b").err
+    lines = re.findall(
+        r"^training mlp: epoch (\d) of 4, mean loss (\S+), of held-out examples (\S+), ", told, re.MULTILINE
+    )
+    assert [line[0] for line in lines] == ["1", "2", "3", "4"]
+    trace = Run.load(tmp_path / "b").trace
+    assert [line[1] for line in lines] == [f"{loss:.4f}" for loss in trace.train_losses[1:].mean(1, dtype=np.float64)]
+    assert [line[2] for line in lines] == [f"{loss:.4f}" for loss in trace.query_losses[1:].mean(1, dtype=np.float64)]
+    assert told.count("\n") == 4
 
 
 # --- help --------------------------------------------------------------------------------------------------------
@@ -745,7 +754,7 @@ def test_the_demo_command_prints_what_it_found_and_trains_nothing_a_second_time(
     monkeypatch.setattr("comove.demo.run_demo", small)
     monkeypatch.setattr(loop, "_epochs", _never)
     scores = comove.Scores.load(demo_folder / "scores.safetensors").values
-    result = comove_("demo", "--out", demo_folder, "--quiet")
+    result = comove_("demo", "--out", demo_folder)
     assert result.code == 0, result.err
     for text in ("help query", "hurt query", "random-control", "full data", "accuracy", "aum", "random removal"):
         assert text in result.out

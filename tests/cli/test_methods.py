@@ -30,7 +30,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def of_width(columns: int) -> None:
         console = Console(force_terminal=True, color_system=None, width=columns)
-        monkeypatch.setattr(importlib.import_module("comove.cli.app"), "out_console", console)
+        monkeypatch.setattr(importlib.import_module("comove.cli.output"), "out_console", console)
 
     return of_width
 

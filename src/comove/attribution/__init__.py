@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from comove.attribution.base import Attributor, Queries
-from comove.attribution.scores import Ranking, Scores
+from comove.attribution.scores import Ranking, Rankings, Scores
 from comove.attribution.smoothness import Metasmoothness, metasmoothness
 from comove.discovery import build, discover
 
@@ -19,6 +19,7 @@ __all__ = [
     "Metasmoothness",
     "Queries",
     "Ranking",
+    "Rankings",
     "Scores",
     "attributor",
     "attributors",

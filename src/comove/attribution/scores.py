@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from comove.trace import Trace
 
-__all__ = ["Ranking", "Scores", "SomeScores", "named_scores"]
+__all__ = ["Ranking", "Rankings", "Scores", "SomeScores", "named_scores"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -67,9 +67,7 @@ class Ranking:
 
     def class_names(self) -> list[str]:
         """The class name of each example (its label where there are no names, empty where there is no label)."""
-        if self.labels is None:
-            return [""] * len(self)
-        return [str(label) if self.classes is None else self.classes[label] for label in self.labels]
+        return _class_names(len(self), self.labels, self.classes)
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with columns id, score and class."""
@@ -84,6 +82,68 @@ class Ranking:
     def __repr__(self) -> str:
         lines = [f"{id_:>8}  {score:+.4f}  {name}" for (id_, score), name in zip(self, self.class_names(), strict=True)]
         return "\n".join([f"Ranking for query {self.query}:", "      id    score  class", *lines])
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """The first K training examples for each of Q queries, in one table of Q x K rows: query by query, best first.
+
+    Attributes:
+        query_ids: (Q * K,) int64.
+        ranks: (Q * K,) int64, from 1.
+        ids: (Q * K,) int64, of training examples.
+        scores: (Q * K,) float32.
+        labels: (Q * K,) class indices of the training examples, where known.
+        classes: class names, where known.
+    """
+
+    query_ids: Ids
+    ranks: Ids
+    ids: Ids
+    scores: Floats
+    labels: Ids | None
+    classes: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, rankings: Sequence[Ranking]) -> Rankings:
+        """Return the table of rankings of several queries, in their order."""
+        labels = [ranking.labels for ranking in rankings if ranking.labels is not None]
+        return cls(
+            np.concatenate([np.full(len(ranking), ranking.query, np.int64) for ranking in rankings]),
+            np.concatenate([np.arange(1, len(ranking) + 1) for ranking in rankings]),
+            np.concatenate([ranking.ids for ranking in rankings]),
+            np.concatenate([ranking.scores for ranking in rankings]),
+            np.concatenate(labels) if labels else None,
+            rankings[0].classes,
+        )
+
+    def __len__(self) -> int:
+        return int(self.ids.size)
+
+    def class_names(self) -> list[str]:
+        """The class name of each row's training example, as :meth:`Ranking.class_names`."""
+        return _class_names(len(self), self.labels, self.classes)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with columns query_id, rank, train_id, score and class."""
+        import pandas as pd
+
+        columns = {"query_id": self.query_ids, "rank": self.ranks, "train_id": self.ids, "score": self.scores}
+        return pd.DataFrame({**columns, "class": self.class_names()})
+
+    def _repr_html_(self) -> str:
+        rows = list(self.to_pandas().astype({"query_id": str, "rank": str, "train_id": str}).itertuples(index=False))
+        return html_table(repr(self), ["query", "rank", "training example", "score", "class"], rows)
+
+    def __repr__(self) -> str:
+        queries = np.unique(self.query_ids).size
+        return f"Rankings({queries:,} queries x {len(self) // max(1, queries):,} training examples; to_pandas())"
+
+
+def _class_names(size: int, labels: Ids | None, classes: tuple[str, ...] | None) -> list[str]:
+    if labels is None:
+        return [""] * size
+    return [str(label) if classes is None else classes[label] for label in labels]
 
 
 _SIGNS = ("helps", "hurts")
@@ -241,24 +301,67 @@ class Scores:
             _check_finite(values_N1, self.train_ids, self.query_ids[place])
         return values_N1[:, 0]
 
-    def top(self, k: int = 10, *, query: int | None = None) -> Ranking:
-        """Return the k training examples that help this query most; ties go by a hash of the id (:mod:`comove.ties`).
+    @overload
+    def top(self, k: int = 10, *, query: int) -> Ranking: ...
+
+    @overload
+    def top(self, k: int = 10, *, query: None = None) -> Ranking | Rankings: ...
+
+    def top(self, k: int = 10, *, query: int | None = None) -> Ranking | Rankings:
+        """Return the k training examples that help a query most; ties go by a hash of the id (:mod:`comove.ties`).
+
+        >>> scores = Scores.from_arrays([[0.1, 2.0], [0.3, -1.0]], query_ids=[7, 8])
+        >>> scores.top(1, query=8).ids.tolist()
+        [0]
+        >>> scores.top(2).to_pandas()[["query_id", "rank", "train_id"]].values.tolist()
+        [[7, 1, 1], [7, 2, 0], [8, 1, 0], [8, 2, 1]]
 
         Args:
             k: how many, at most N.
-            query: the query's id; may be left out when there is only one.
+            query: the query's id; without it, those of all queries: the :class:`Ranking` of the only one, or
+                :class:`Rankings`, a table with a row for each query and rank.
         """
         return self._ranked(k, query, sign=1)
 
-    def bottom(self, k: int = 10, *, query: int | None = None) -> Ranking:
-        """Return the k training examples that hurt this query most, worst first; ties as in :meth:`top`."""
+    @overload
+    def bottom(self, k: int = 10, *, query: int) -> Ranking: ...
+
+    @overload
+    def bottom(self, k: int = 10, *, query: None = None) -> Ranking | Rankings: ...
+
+    def bottom(self, k: int = 10, *, query: int | None = None) -> Ranking | Rankings:
+        """Return the k training examples that hurt a query most, worst first; the rest as in :meth:`top`."""
         return self._ranked(k, query, sign=-1)
 
-    def _ranked(self, k: int, query: int | None, sign: int) -> Ranking:
+    def both_ends(self, k: int = 10) -> pd.DataFrame:
+        """Return the k training examples that help, and the k that hurt each query most, a row each.
+
+        Returns:
+            A data frame with columns query_id, side (``"helps"`` or ``"hurts"``), rank, train_id, score and class.
+        """
+        import pandas as pd
+
+        sides = {"helps": 1, "hurts": -1}
+        parts = [
+            Rankings.of([self._of_query(k, query, sign)]).to_pandas().assign(side=side)
+            for query in self.query_ids.tolist()
+            for side, sign in sides.items()
+        ]
+        return pd.concat(parts, ignore_index=True)[["query_id", "side", "rank", "train_id", "score", "class"]]
+
+    def _ranked(self, k: int, query: int | None, sign: int) -> Ranking | Rankings:
         if query is None:
-            if self.query_ids.size != 1:
-                raise InputError(f"Say which query: query=ID, one of {self.query_ids.size} (scores.query_ids).")
-            query = int(self.query_ids[0])
+            rankings = [self._of_query(k, one, sign) for one in self.query_ids.tolist()]
+            return rankings[0] if len(rankings) == 1 else Rankings.of(rankings)
+        return self._of_query(k, query, sign)
+
+    def _only(self, query: int | None) -> int:
+        """The query, by default the only one."""
+        if query is None and self.query_ids.size != 1:
+            raise InputError(f"Say which query: query=ID, one of {self.query_ids.size} (scores.query_ids).")
+        return int(self.query_ids[0] if query is None else query)
+
+    def _of_query(self, k: int, query: int, sign: int) -> Ranking:
         k = whole_number(k, "k", 1, self.train_ids.size)
         scores = self.column(query)
         chosen = highest(sign * scores, self.train_ids, k)
@@ -338,7 +441,12 @@ class Scores:
         )
 
     def plot(
-        self, query: int | Sequence[int] | None = None, *, k: int | None = None, splits: Splits | None = None
+        self,
+        query: int | Sequence[int] | None = None,
+        *,
+        k: int | None = None,
+        splits: Splits | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> Figure:
         """Draw the k training examples that help a query most and the k that hurt it most: bars, or pictures.
 
@@ -346,6 +454,7 @@ class Scores:
             query: the query's id; may be left out when there is only one. Of pictures also several, a row each.
             k: how many of each; by default 10 bars, 5 pictures.
             splits: the data, if it is images to be shown.
+            names: what queries are called over their pictures, by id; the others ``query ID``.
 
         Raises:
             InputError: an unknown query, or none, k above the number of examples, inputs that are no images.
@@ -354,13 +463,16 @@ class Scores:
         if len(queries) != 1 and splits is None:
             raise InputError(f"Bars are of one query, got {len(queries)}; with splits=, pictures are of several.")
         count = k if k is not None else 10 if splits is None else 5
-        rankings = [(self.top(count, query=one), self.bottom(count, query=one)) for one in queries]
+        chosen = [self._only(one) for one in queries]
+        rankings = [(self.top(count, query=one), self.bottom(count, query=one)) for one in chosen]
         if splits is not None:
-            return self._pictures(rankings, splits)
+            return self._pictures(rankings, splits, names or {})
         helps, hurts = (_bars(ranking) for ranking in rankings[0])
         return ranking_bars(helps, hurts, method=self.method, query=rankings[0][0].query)
 
-    def _pictures(self, rankings: Sequence[tuple[Ranking, Ranking]], splits: Splits) -> Figure:
+    def _pictures(
+        self, rankings: Sequence[tuple[Ranking, Ranking]], splits: Splits, names: Mapping[int, str]
+    ) -> Figure:
         """A row per query: itself, who helps it (blue) and who hurts it (orange)."""
         if not rankings:
             raise InputError("Pictures of influence need at least one query.")
@@ -368,7 +480,8 @@ class Scores:
         for pair in rankings:
             query = pair[0].query
             label = splits.query.labels[splits.query.positions([query])[0]]
-            rows.append([Picture(splits.query.image(query), f"query {query}\n{short(splits.classes[label])}")])
+            called = short(names.get(query, f"query {query}"))
+            rows.append([Picture(splits.query.image(query), f"{called}\n{short(splits.classes[label])}")])
             for ranking, colour in zip(pair, (HELP, HURT), strict=True):
                 for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
                     text = f"{short(name)}\n#{id_}  {scored(score, counts=counts)}"
@@ -386,6 +499,7 @@ class Scores:
         Raises:
             InputError: an unknown query, k above the number of examples.
         """
+        query = self._only(query)
         helps, hurts = self.top(k, query=query), self.bottom(k, query=query)
         columns = [positions_of(ranking.ids, trace.train_ids, "train ids") for ranking in (helps, hurts)]
         own = trace.query_losses[:, positions_of([helps.query], trace.query_ids, "query ids")[0]]

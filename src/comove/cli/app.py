@@ -8,39 +8,59 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TextIO, TypeVar, get_args, get_type_hints
 
 import typer
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperArgument, TyperCommand
 
+from comove.cli.output import (
+    STDOUT,
+    MachineOptions,
+    PrintingOptions,
+    computing,
+    draw,
+    facts,
+    fits,
+    note,
+    one_line,
+    out_console,
+    print_ranking,
+    printing,
+    result,
+    say,
+    show,
+    table,
+    write_table_out,
+    written,
+)
 from comove.errors import ComoveError, InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = [
     "app",
     "command",
     "command_of",
+    "computes_nothing",
     "draw",
     "facts",
     "fits",
+    "note",
     "one_line",
+    "one_table",
     "print_ranking",
+    "result",
     "run",
     "say",
     "show",
     "table",
+    "write_table_out",
+    "written",
 ]
 
 app = typer.Typer(
@@ -55,16 +75,23 @@ app = typer.Typer(
         "curve[/bold] hold methods to real retraining."
     ),
 )
-out_console = Console()
-err_console = Console(stderr=True)
 Command = TypeVar("Command", bound=Callable[..., None])
+_ONE_TABLE: set[str] = set()
+_COMPUTES_NOTHING: set[str] = set()
 _debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
 
 
 def run() -> None:
     """Entry point of the ``comove`` command; ``--debug`` may stand anywhere on the line."""
+    signal.signal(signal.SIGTERM, _interrupt)  # a batch system's word for Ctrl-C
     words = sys.argv[1:]
     app([*(["--debug"] if "--debug" in words else []), *(word for word in words if word != "--debug")])
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End as after Ctrl-C; asked a second time, at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 class ListCommand(TyperCommand):
@@ -203,30 +230,72 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _spread(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each field of its parameters that are dataclasses, such as what to train."""
+    """Give a command the options of every command, and one for each field of its parameters that are dataclasses."""
     hints = get_type_hints(function, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
     for entry in inspect.signature(function).parameters.values():
-        if entry.name not in groups:
+        if entry.name in groups:
+            parameters += _options_of(groups[entry.name])
+        else:
             parameters.append(entry.replace(annotation=hints[entry.name], kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        kinds = get_type_hints(groups[entry.name], include_extras=True)
-        parameters += [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
-            for f in dataclasses.fields(groups[entry.name])
-        ]
+    own = {entry.name for entry in parameters}
+    common = [PrintingOptions, *([] if function.__name__ in _COMPUTES_NOTHING else [MachineOptions])]
+    parameters += [entry for kind in common for entry in _options_of(kind) if entry.name not in own]
 
     @functools.wraps(function)
     def call(**values: Any) -> None:
+        given = [kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in common]
+        machine = next((one for one in given if isinstance(one, MachineOptions)), MachineOptions())
+        values = {name: value for name, value in values.items() if name in own}
+        out = values.get("out")
         for name, kind in groups.items():
             values[name] = kind(**{f.name: values.pop(f.name) for f in dataclasses.fields(kind)})  # type: ignore[operator]
-        function(**values)
+        csv = _to_stdout(function, out)
+        with printing(function.__name__, given[0], csv=csv), computing(machine):
+            function(**values)
 
     del call.__wrapped__  # typer would read the options from it
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {entry.name: entry.annotation for entry in parameters}
     return call
+
+
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    """One parameter for each field of a dataclass."""
+    kinds = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
+        for f in dataclasses.fields(kind)
+    ]
+
+
+def one_table(function: Command) -> Command:
+    """Mark a command that writes one table, which ``--out -`` sends to standard output."""
+    _ONE_TABLE.add(function.__name__)
+    return function
+
+
+def computes_nothing(function: Command) -> Command:
+    """Mark a command that only reads files: it has neither a device nor threads to choose."""
+    _COMPUTES_NOTHING.add(function.__name__)
+    return function
+
+
+def _to_stdout(function: Callable[..., None], out: object) -> bool:
+    """Whether ``--out`` is standard output.
+
+    Raises:
+        InputError: it is, and the command writes more than one table.
+    """
+    if out != STDOUT:
+        return False
+    if function.__name__ not in _ONE_TABLE:
+        raise InputError(
+            f"--out - is for commands that write one table ({', '.join(sorted(_ONE_TABLE))}); give --out a folder, and "
+            "--json for the result on standard output."
+        )
+    return True
 
 
 def _print_warning(
@@ -247,75 +316,6 @@ def _print_warning(
 def _traceback() -> None:
     if _debugging.get():
         say(traceback.format_exc())
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message in one line."""
-    if isinstance(error, OSError) and not isinstance(error, ComoveError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    return " ".join(line.strip() for line in str(error).splitlines())
-
-
-def draw(make: Callable[[], Figure] | None, path: Path) -> Path | None:
-    """Save a figure, or say why it cannot be drawn; then no picture of an earlier call stays in its place.
-
-    Args:
-        make: draws it; ``None`` where there is nothing to draw.
-        path: of the picture.
-    """
-    from comove.plots import save_figure
-
-    try:
-        if make is not None:
-            return save_figure(make(), path)
-    except InputError as error:
-        say(one_line(error), "No figure:", "yellow")
-    path.unlink(missing_ok=True)
-    return None
-
-
-def say(text: str, head: str = "", style: str = "") -> None:
-    """Print ``text`` on the error stream as it is, unfolded and free of markup, after a coloured ``head``."""
-    err_console.print(Text.assemble((head, style), " " if head else "", text), soft_wrap=True)
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], plain: int = 1) -> None:
-    """Print a table; all but the first ``plain`` columns are right-aligned. In a pipe no cell is folded."""
-    table = Table(box=None, pad_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(Text(name), justify="left" if number < plain else "right")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    out_console.print(Text(title), soft_wrap=True)
-    (out_console if out_console.is_terminal else Console(width=1000)).print(table)
-
-
-def fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Tell whether a table can be printed without folding a cell; in a pipe it always can."""
-    if not out_console.is_terminal:
-        return True
-    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
-    return sum(widths) + 2 * len(widths) <= out_console.width
-
-
-def facts(title: str, facts: Mapping[str, object]) -> None:
-    """Print names and values, a line each, unfolded: a path or a name can be copied whole."""
-    width = max(map(len, facts))
-    show("\n".join([title, *(f"{name:<{width}}  {value}" for name, value in facts.items())]))
-
-
-def show(text: str) -> None:
-    """Print ``text`` as it is, unfolded and free of markup."""
-    out_console.print(Text(text), soft_wrap=True)
-
-
-def print_ranking(scores: Any, query: int, k: int) -> None:
-    """Print the training examples that help and hurt a query most."""
-    for title, ranking in (("help", scores.top(k, query=query)), ("hurt", scores.bottom(k, query=query))):
-        rows = [
-            [str(id_), name, f"{score:+.4f}"] for (id_, score), name in zip(ranking, ranking.class_names(), strict=True)
-        ]
-        table(f"\nTraining examples that {title} query {query} most", ["id", "class", scores.method], rows, plain=2)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,120 +2,268 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, draw, print_ranking, say
-from comove.cli.options import Runs, open_banks, open_runs
+from comove.cli.app import command, draw, note, one_table, print_ranking, result, say, table, write_table_out, written
+from comove.cli.options import Runs, open_banks, open_runs, parse_methods
+from comove.cli.output import STDOUT
 from comove.cli.own import OwnOptions
 from comove.display import counted
 from comove.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from comove.attribution import Attributor, Scores
+    from comove.attribution.pictures import Pictures
+
 __all__ = ["attribute"]
+
+PRINTED = 5
+"""Training examples printed at either end."""
+DRAWN = 8
+"""Queries in a figure."""
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """What is asked about: recorded queries, or pictures."""
+
+    queries: Annotated[int, typer.Option(min=1, help="How many recorded queries, spread over classes.")] = 20
+    query_id: Annotated[
+        list[int] | None,
+        typer.Option(help="A query's id; may be given several times.", show_default="as many as --queries"),
+    ] = None
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture of your own, or a folder of them, instead of recorded queries; several.",
+            show_default="none",
+        ),
+    ] = None
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class of the pictures to be explained: one for all, or one each.",
+            show_default="what the runs predict",
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            InputError: pictures and recorded queries at once; a label without a picture.
+        """
+        if self.image and self.query_id:
+            raise InputError("--image asks about pictures, --query-id about recorded queries: give one of them.")
+        if self.label and not self.image:
+            raise InputError("--label is the class of a picture: give --image; recorded queries have their labels.")
 
 
 @command
+@one_table
 def attribute(
     runs: Runs,
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for METHOD.safetensors, METHOD-top.csv and METHOD-influence.png; other methods' stay."
+            help="Folder for METHOD.safetensors, METHOD-top.csv and METHOD-influence.png (other methods' stay); "
+            "- for the table alone, on standard output."
         ),
     ],
     own: OwnOptions,
-    method: Annotated[str, typer.Option(help="A method, with options as cld:correlation=spearman.")] = "cld",
-    queries: Annotated[int, typer.Option(min=1, help="How many recorded queries, spread over classes.")] = 20,
-    query_id: Annotated[list[int] | None, typer.Option(help="A query's id; may be given several times.")] = None,
+    asked: QueryOptions,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "--methods",
+            help="Methods, as cld trak; options as cld:correlation=spearman.",
+            show_default="cld",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many training examples to list for each query.")] = 10,
     blocks: Annotated[
         str | None,
-        typer.Option(help="For scores larger than memory (cld): compute them block by block, serial, local or ray."),
+        typer.Option(
+            help="For scores larger than memory (cld): compute them block by block, serial, local or ray.",
+            show_default="all at once",
+        ),
     ] = None,
 ) -> None:
     """Score every training example for queries: which help the prediction, which hurt it (positive = helps).
 
     With --blocks the same command goes on after an interruption.
 
-    Example: comove attribute runs/a runs/b --method cld --queries 20 --top 10 --out scores/
+    Example: comove attribute runs/a runs/b --methods cld trak --queries 20 --top 10 --out scores/
+
+    Example: comove attribute runs/a --image cat.png --label cat --out cat/
 
     Example: comove attribute mine:run --method tracin --out scores/
     """
-    from comove.attribution import CLD, attributors
+    asked.check()
+    chosen = parse_methods(method, ["cld"], controls=False)
+    if method == ["all"]:
+        chosen = [one for one in chosen if "bank" not in one.requires]
+    if blocks is not None:
+        _check_blocks(blocks, chosen, asked, out)
+    sources, wanted = _asked(runs, own, asked, chosen)
+    if out != STDOUT:
+        from comove.store import new_folder
+
+        new_folder(out)
+    found, tables, files = [], [], []
+    for one in chosen:
+        found.append(_scores(one, sources, wanted, out, blocks))
+        tables.append(_table(found[-1], top, wanted))
+        if out != STDOUT:
+            files += _write(found[-1], tables[-1], sources, wanted, out)
+    _print(found, tables, wanted, min(top, PRINTED), out)
+    if out != STDOUT:
+        written(out, *files)
+
+
+def _check_blocks(blocks: str, chosen: Sequence[Attributor], asked: QueryOptions, out: Path) -> None:
+    """Refuse an unknown executor and what has no blocks, before anything is written."""
+    from comove.attribution import CLD
+    from comove.jobs import as_executor
+
+    as_executor(blocks)
+    for one in chosen:
+        if not isinstance(one, CLD):
+            raise InputError(f"Only cld computes scores block by block; leave out --blocks for {one.name}.")
+    if asked.image or out == STDOUT:
+        raise InputError("--blocks writes scores of recorded queries to a folder: leave out --image and --out -.")
+
+
+def _asked(
+    paths: Sequence[Path], own: OwnOptions, asked: QueryOptions, chosen: Sequence[Attributor]
+) -> tuple[Any, Pictures | list[int]]:
+    """Open runs or a bank, and what is asked about; unknown queries are refused before anything is written."""
+    from comove.attribution.pictures import check_answers_pictures, open_pictures
     from comove.attribution.queries import choose_queries
     from comove.data import positions_of
-    from comove.discovery import parse_method
-    from comove.evaluation.lds_benchmark.benchmark import file_name
-    from comove.jobs import as_executor
-    from comove.store import new_folder
     from comove.training.sources import as_bank, as_sources
 
-    chosen = parse_method(method, attributors(), "attribution method")
+    banked = [one for one in chosen if "bank" in one.requires]
+    if asked.image:
+        check_answers_pictures(banked, ())
+    if banked and len(banked) < len(chosen):
+        others = next(one for one in chosen if one not in banked)
+        raise InputError(f"{banked[0].name} is computed from a bank, {others.name} from runs: give a command to each.")
+    sources = open_banks(paths, banked[0].name) if banked else open_runs(paths, own)
+    if asked.image:
+        check_answers_pictures(chosen, sources)
+        return sources, open_pictures(sources, asked.image, asked.label or ())
+    first = as_bank(sources, chosen[0].name) if banked else as_sources(sources, frozenset(), chosen[0].name)[0].trace
+    wanted = list(dict.fromkeys(asked.query_id)) if asked.query_id else choose_queries(first, asked.queries)
+    positions_of(wanted, first.query_ids, "query ids")
+    return sources, wanted
+
+
+def _scores(method: Any, sources: Any, wanted: Pictures | list[int], out: Path, blocks: str | None) -> Scores:
+    """Compute the scores of one method, and write them where there is a folder."""
+    from comove.attribution.score_blocks import write_scores_in_blocks
+    from comove.jobs import as_executor
+
+    file = _file(method.label, out)
     if blocks is not None:
-        as_executor(blocks)  # refuses an unknown one before anything is written
-        if not isinstance(chosen, CLD):
-            raise InputError(f"Only cld computes scores block by block; leave out --blocks for {chosen.name}.")
-    banked = "bank" in chosen.requires
-    sources = open_banks(runs, method) if banked else open_runs(runs, own)
-    first = as_bank(sources, method) if banked else as_sources(sources, frozenset(), method)[0].trace
-    wanted = list(dict.fromkeys(query_id)) if query_id else choose_queries(first, queries)
-    positions_of(wanted, first.query_ids, "query ids")  # refuses unknown ones before anything is written
-    new_folder(out)
-    name = file_name(chosen.label)
-    file = out / f"{name}.safetensors"
-    if blocks is None:
-        scores = chosen.fit(sources).attribute(wanted)
-        scores.save(file)
+        assert isinstance(wanted, list)
+        return write_scores_in_blocks(file, method, sources, wanted, executor=as_executor(blocks), progress=True)
+    fitted = method.fit(sources)
+    found: Scores
+    found = fitted.attribute(wanted) if isinstance(wanted, list) else wanted.noted(fitted.attribute(wanted.examples))
+    if out != STDOUT:
+        found.save(file)
+    return found
+
+
+def _file(label: str, out: Path) -> Path:
+    from comove.evaluation.lds_benchmark.benchmark import file_name
+
+    return out / f"{file_name(label)}.safetensors"
+
+
+def _table(scores: Scores, k: int, wanted: Pictures | list[int]) -> pd.DataFrame:
+    """A row for each query, side and rank; of pictures with their names."""
+    table = scores.both_ends(min(k, scores.train_ids.size))
+    if not isinstance(wanted, list):
+        table.insert(1, "picture", table["query_id"].map(wanted.names))
+    return table
+
+
+def _write(scores: Scores, table: pd.DataFrame, sources: Any, wanted: Pictures | list[int], out: Path) -> list[str]:
+    """Write the table and the figure of one method; returns the names of its files."""
+    from comove.store.results import write_table
+
+    file = _file(scores.method, out)
+    write_table(out / f"{file.stem}-top.csv", table)
+    figure = _figure(sources[0], scores, wanted, out / f"{file.stem}-influence.png")
+    about = f"(of each query the {table['rank'].max()} that help and hurt most)"
+    return [file.name, f"{file.stem}-top.csv {about}", *([figure.name] if figure else [])]
+
+
+def _print(
+    found: Sequence[Scores], tables: Sequence[pd.DataFrame], wanted: Pictures | list[int], k: int, out: Path
+) -> None:
+    """Print what helps and hurts the first query most, by every method, and what the scores are."""
+    import pandas as pd
+
+    whole = pd.concat([one.assign(method=scores.method) for one, scores in zip(tables, found, strict=True)])
+    result("top", whole)
+    if not isinstance(wanted, list):
+        result("pictures", wanted.rows())
+    if out == STDOUT:
+        write_table_out((whole if len(found) > 1 else tables[0]).to_csv(index=False))
+    query = int(found[0].query_ids[0])
+    k = min(k, *(scores.train_ids.size for scores in found))
+    names = {} if isinstance(wanted, list) else wanted.names
+    if len(found) == 1:
+        print_ranking(found[0], query, k, names.get(query, ""))
     else:
-        scores = _in_blocks(file, chosen, sources, wanted, blocks)
-    top = min(top, scores.train_ids.size)
-    _write_top(scores, top, out / f"{name}-top.csv")
-    print_ranking(scores, int(scores.query_ids[0]), min(top, 5))
-    figure = _attribution_figure(sources[0], scores, out / f"{name}-influence.png")
+        _side_by_side(found, query, k, names.get(query, f"query {query}"))
     say("")
-    if left_out := scores.info.get("not_scored"):
-        say(f"{left_out:,} training examples have no score: {method} knows nothing of them.", "Note:", "yellow")
-    say(_told(scores))
-    written = [file.name, f"{name}-top.csv (of each query the {top} that help and hurt most)"]
-    say(f"Written to {out}/: {', '.join([*written, *([figure.name] if figure else [])])}")
+    if not isinstance(wanted, list):
+        for line in wanted.lines():
+            say(line)
+    for scores in found:
+        if left_out := scores.info.get("not_scored"):
+            note(f"{left_out:,} training examples have no score: {scores.method} knows nothing of them.")
+        say(_told(scores))
 
 
-def _told(scores: Any) -> str:
+def _side_by_side(found: Sequence[Scores], query: int, k: int, name: str) -> None:
+    """A column a method: the id, class and score of the training examples that help and hurt a query most."""
+    for title, side in (("help", "top"), ("hurt", "bottom")):
+        columns = [getattr(scores, side)(k, query=query) for scores in found]
+        cells = [
+            [f"{id_} {label} {score:+.3g}" for (id_, score), label in zip(column, column.class_names(), strict=True)]
+            for column in columns
+        ]
+        rows = [[str(rank), *row] for rank, row in enumerate(zip(*cells, strict=True), 1)]
+        table(f"\nTraining examples that {title} {name} most", ["", *(one.method for one in found)], rows)
+
+
+def _told(scores: Scores) -> str:
     """What the scores are, in a line; how they were made stands in their file."""
-    size = f"{counted(scores.train_ids.size, 'training example')} x {counted(scores.query_ids.size, 'query')}"
+    what = "query" if "pictures" not in scores.info else "picture"
+    size = f"{counted(scores.train_ids.size, 'training example')} x {counted(scores.query_ids.size, what)}"
     runs = scores.info.get("runs", 1)
     return f"{scores.method}: {size}{f', the mean of {runs} runs' if runs > 1 else ''}; positive = helps."
 
 
-def _in_blocks(file: Path, method: Any, sources: Any, queries: list[int], executor: str) -> Any:
-    from comove.attribution.score_blocks import write_scores_in_blocks
-    from comove.jobs import as_executor
-
-    return write_scores_in_blocks(file, method, sources, queries, executor=as_executor(executor), progress=True)
-
-
-def _write_top(scores: Any, k: int, path: Path) -> None:
-    import pandas as pd
-
-    from comove.store import write_bytes
-
-    parts = []
-    for query in scores.query_ids.tolist():
-        for side, ranking in (("helps", scores.top(k, query=query)), ("hurts", scores.bottom(k, query=query))):
-            part = ranking.to_pandas()
-            part.insert(0, "rank", range(1, len(part) + 1))
-            part.insert(0, "side", side)
-            part.insert(0, "query_id", query)
-            parts.append(part)
-    table = pd.concat(parts).rename(columns={"id": "train_id"})
-    write_bytes(path, table.to_csv(index=False).encode())
-
-
-def _attribution_figure(source: object, scores: Any, path: Path) -> Path | None:
+def _figure(source: object, scores: Scores, wanted: Pictures | list[int], path: Path) -> Path | None:
     from comove.training import Run
 
     if not isinstance(source, Run):
         return draw(None, path)
-    return draw(lambda: scores.plot(scores.query_ids[:8].tolist(), splits=source.data()), path)
+    shown = scores.query_ids[:DRAWN].tolist()
+    if isinstance(wanted, list):
+        return draw(lambda: scores.plot(shown, splits=source.data()), path)
+    return draw(lambda: scores.plot(shown, splits=wanted.splits(source), names=wanted.names), path)

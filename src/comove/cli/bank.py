@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comove.cli.app import ListCommand, app, command_of, facts, guarded, say, table
+from comove.cli.app import ListCommand, app, command_of, computes_nothing, facts, guarded, result, say, table, written
 from comove.cli.options import ComputeOptions, Device, Quiet, check_bank
 from comove.cli.own import OwnFunction, TaskName, importable, own_training
+
+if TYPE_CHECKING:
+    from comove.retraining.status import BankStatus
 
 __all__ = ["bank", "compact", "export", "import_", "merge", "status", "work"]
 
@@ -29,6 +32,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of the bank.")]
 
 
 @command
+@computes_nothing
 def status(path: Annotated[Path, typer.Argument(help="Folder of the bank, or its compact file.")]) -> None:
     """Show how far a bank is, how fast it goes and who works on it; it may be running.
 
@@ -39,7 +43,7 @@ def status(path: Annotated[Path, typer.Argument(help="Folder of the bank, or its
     check_bank(path)
     found = RetrainingBank.load(path).status()
     rows = [[plan.name, f"{plan.subsets:,}", f"{plan.done:,}", f"{plan.total:,}"] for plan in found.plans]
-    table(str(path), ["plan", "subsets", "trained", "models"], rows)
+    table(str(path), ["plan", "subsets", "trained", "models"], rows, name="plans")
     pace = found.models_a_minute
     lines: dict[str, object] = {"trained": f"{found.done:,} of {found.total:,} different models"}
     lines["pace"] = "-" if pace is None else f"{pace:,.1f} models per minute in this run"
@@ -48,7 +52,18 @@ def status(path: Annotated[Path, typer.Argument(help="Folder of the bank, or its
     if found.damaged:
         lines["damaged"] = f"{len(found.damaged)} results; comove bank work sets them aside and trains them again"
     lines["worked on by"] = "no process" if found.owner is None else found.owner
-    facts("", lines)
+    facts("", lines, name="status", values=_numbers(found))
+
+
+def _numbers(found: BankStatus) -> dict[str, object]:
+    """A bank's state, for scripts."""
+    return {
+        "trained": found.done,
+        "models": found.total,
+        "models_a_minute": found.models_a_minute,
+        "damaged": len(found.damaged),
+        "worked_on_by": found.owner,
+    }
 
 
 @command
@@ -73,12 +88,14 @@ def work(
     found = RetrainingBank.load(path, model=importable(model), training=own_training(training, task))
     pending = len(found.pending)
     found.run(executor=machines.executor_of(), device=device, progress=not quiet)
+    result("trained", {"now": pending, "models": len(found.jobs)})
     say(
         f"{pending:,} of {len(found.jobs):,} models were pending; all are trained now." if pending else "Nothing to do."
     )
 
 
 @command
+@computes_nothing
 def merge(
     path: Folder,
     others: Annotated[list[Path], typer.Argument(help="Folders of the same bank, worked on elsewhere.")],
@@ -95,12 +112,16 @@ def merge(
     found = RetrainingBank.load(path)
     for other in others:
         check_bank(other)
-        say(f"{found.merge(other):,} results copied from {other}")
+        copied = found.merge(other)
+        result("merged", [{"from": other, "results": copied}])
+        say(f"{copied:,} results copied from {other}")
     now = RetrainingBank.load(path).status()
+    result("status", _numbers(now))
     say(f"{path}: {now.done:,} of {now.total:,} models trained")
 
 
 @command
+@computes_nothing
 def compact(
     path: Folder,
     out: Annotated[Path, typer.Option(help="The file to write, ending in .safetensors.")],
@@ -117,7 +138,7 @@ def compact(
     found.compact(out, "float16" if half else "float32")
     models, pending = len(found.jobs), len(found.pending)
     missing = f", {pending:,} of them still pending" if pending else ""
-    say(f"Written to {out}: {models:,} models{missing}, {out.stat().st_size / 1e6:,.1f} MB")
+    written(out, about=f": {models:,} models{missing}, {out.stat().st_size / 1e6:,.1f} MB")
 
 
 Layout = Annotated[
@@ -146,13 +167,14 @@ def import_(
     found.compact(out, "float16" if half else "float32")
     counts = f"{len(found.jobs):,} models of {len(found.masks):,} subsets of {found.train_ids.size:,} training examples"
     say(f"Read {counts}, {found.query_ids.size:,} queries: {', '.join(found.output_names)}")
-    say(f"Written to {out}: {out.stat().st_size / 1e6:,.1f} MB")
+    written(out, about=f": {out.stat().st_size / 1e6:,.1f} MB")
 
 
-bank.command("import", cls=ListCommand)(guarded(import_))
+bank.command("import", cls=ListCommand)(guarded(computes_nothing(import_)))
 
 
 @command
+@computes_nothing
 def export(
     path: Annotated[Path, typer.Argument(help="Folder of the bank, or its compact file.")],
     out: Annotated[Path, typer.Option(help="A new folder (of npz, a file) to write.")],
@@ -168,5 +190,5 @@ def export(
     check_bank(path)
     found = RetrainingBank.load(path)
     export_bank(found, out, layout, outputs=output)
-    written = sorted(out.iterdir()) if out.is_dir() else [out]
-    say(f"Written {len(found.jobs):,} models: {', '.join(map(str, written))}")
+    files = sorted(file.name for file in out.iterdir()) if out.is_dir() else []
+    written(out, *files, about=f": {len(found.jobs):,} models" if not files else "")

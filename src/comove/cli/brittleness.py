@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, say, table
+from comove.cli.app import command, say, table, written
 from comove.cli.options import (
     AttributionOptions,
     ComputeOptions,
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from comove.training import Training
 
 __all__ = ["brittleness"]
+
+ENDS = ("csv", "png", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,18 @@ def _show(found: Brittleness, out: Path) -> None:
     blank = [""] * (len(found.ks) - 1)
     flips = [[name, *(_percent(found.rate(name, k)) for k in found.ks)] for name in found.methods]
     if found.flips_are != "none":
-        table(f"Predictions flipped (%), with {level}", columns, [[NOTHING, _percent(found.noise), *blank], *flips])
+        table(
+            f"Predictions flipped (%), with {level}",
+            columns,
+            [[NOTHING, _percent(found.noise), *blank], *flips],
+            name="flipped",
+        )
     drops = [[name, *(_amount(found.margin_drop(name, k)) for k in found.ks)] for name in found.methods]
     lost = f"\n{'Margin of the label' if 'training' not in found.info else 'Output'} lost, with {level}"
-    table(lost, columns, [[NOTHING, _amount(found.noise_margin_drop), *blank], *drops])
+    table(lost, columns, [[NOTHING, _amount(found.noise_margin_drop), *blank], *drops], name="lost")
     save_figure(found.plot(), out / "brittleness.png")
     say("\n".join(found.notes()))
-    say(f"Written to {out}/: brittleness.csv, .png and .safetensors, runs, removal-scores, removal-bank")
+    written(out, *(f"brittleness.{end}" for end in ENDS), "runs", "removal-scores", "removal-bank")
 
 
 def _show_sizes(found: Counterfactual, out: Path) -> None:
@@ -165,10 +172,10 @@ def _show_sizes(found: Counterfactual, out: Path) -> None:
         for name in found.methods
     ]
     columns = ["method", "half flip by k =", f"flipped by {largest:,} (%)", "not flipped"]
-    table(f"\nSmallest removal that flips a query, up to {largest:,}", columns, rows)
+    table(f"\nSmallest removal that flips a query, up to {largest:,}", columns, rows, name="smallest_removals")
     save_figure(found.plot(), out / "counterfactual.png")
     say("\n".join(found.notes()))
-    say(f"Written to {out}/: counterfactual.csv, .png and .safetensors")
+    written(out, *(f"counterfactual.{end}" for end in ENDS))
 
 
 def _amount(found: Estimate) -> str:

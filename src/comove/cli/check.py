@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from comove.cli.app import command, say, table
+from comove.cli.app import command, say, table, written
 from comove.cli.options import TrainingOptions
 
 __all__ = ["check"]
@@ -46,11 +46,18 @@ def check(
         [c.method, c.name, f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]", f"{c.expected:.2f}", _verdict(c.passed)]
         for c, v in ((one, one.value) for one in found.checks)
     ]
-    table("Planted examples", ["method", "check", "found", "limit", "verdict"], rows, plain=2)
+    table(
+        "Planted examples",
+        ["method", "check", "found", "limit", "verdict"],
+        rows,
+        plain=2,
+        name="checks",
+        values=found.rows(),
+    )
     for name, question in dict.fromkeys((c.name, c.question) for c in found.checks):
         say(f"{name}: {question}")
     if out is not None:
-        say(f"Written to {out}/: checks.json, the runs")
+        written(out, "checks.json", about=", the runs")
 
 
 def _verdict(passed: bool) -> str:

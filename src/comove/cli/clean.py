@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, draw, one_line, say, table
+from comove.cli.app import command, draw, note, one_line, say, table, written
 from comove.cli.options import Device, open_runs
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
@@ -59,14 +59,15 @@ def clean(
     found.save(out / "suspicion.safetensors")
     found.to_csv(out / "suspicion.csv", order)
     for method, reason in found.skipped.items():
-        say(f"{method} is left out: {reason}", "Note:", "yellow")
+        note(f"{method} is left out: {reason}")
     _print(found, top, order)
     write_frame(out / "suspects.csv", found.suspects(min(REPORTED, len(found)), wrong))
-    written = ["suspicion.csv", "suspicion.safetensors", "suspects.csv"]
+    files = ["suspicion.csv", "suspicion.safetensors", "suspects.csv"]
     if wrong is not None:
-        written += _hold_to(found, wrong, out)
-    written += _gallery(sources, found, top, order, wrong, out)
-    say(f"\n{found}\nWritten to {out}/: {', '.join(written)}")
+        files += _hold_to(found, wrong, out)
+    files += _gallery(sources, found, top, order, wrong, out)
+    say(f"\n{found}")
+    written(out, *files)
 
 
 def _print(found: Suspicion, top: int, order: str) -> None:
@@ -78,7 +79,7 @@ def _print(found: Suspicion, top: int, order: str) -> None:
     ]
     suspicious = ", ".join(f"{method} ({'low' if method in found.low else 'high'})" for method in found.methods)
     title = f"The {len(shown)} most suspicious of {len(found):,} labels by {order}; suspicious is: {suspicious}"
-    table(title, [*names, *found.methods], rows, plain=len(names))
+    table(title, [*names, *found.methods], rows, plain=len(names), name="suspects", values=shown)
 
 
 def _flips(sources: list[Any]) -> Any:
@@ -88,7 +89,7 @@ def _flips(sources: list[Any]) -> Any:
     try:
         return flips_of(sources)
     except InputError as error:
-        say(one_line(error), "Note:", "yellow")
+        note(one_line(error))
         return None
 
 
@@ -113,7 +114,13 @@ def _print_detection(detection: Detection) -> None:
     ]
     wrong = detection.wrong
     head = ["method", "average precision", "low", "high", f"of the first {wrong} wrong"]
-    table(f"\n{wrong} of {detection.n:,} labels were flipped on purpose; who finds them", head, rows)
+    table(
+        f"\n{wrong} of {detection.n:,} labels were flipped on purpose; who finds them",
+        head,
+        rows,
+        name="detection",
+        values=detection.rows(),
+    )
 
 
 def _gallery(sources: list[Any], found: Suspicion, top: int, order: str, wrong: Any, out: Path) -> list[str]:

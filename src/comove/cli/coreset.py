@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from comove.cli.app import command, say, table
+from comove.cli.app import command, note, one_table, result, table, write_table_out, written
 from comove.cli.options import open_runs, parse_budget
+from comove.cli.output import STDOUT
 from comove.cli.own import OwnOptions
 from comove.errors import InputError, some
 
@@ -19,9 +20,12 @@ ENDINGS = (".csv", ".safetensors")
 
 
 @command
+@one_table
 def coreset(
     run: Annotated[Path, typer.Argument(help="Folder of a recorded run or trace.")],
-    out: Annotated[Path, typer.Option(help="A .csv table, or a .safetensors file.")],
+    out: Annotated[
+        Path, typer.Option(help="A .csv table, or a .safetensors file; - for the table on standard output.")
+    ],
     own: OwnOptions,
     method: Annotated[str, typer.Option(help="A method, with options as random:seed=1.")] = "cld",
     budget: Annotated[
@@ -40,23 +44,30 @@ def coreset(
     from comove.discovery import parse_method
     from comove.store import new_folder
 
+    stdout = out == STDOUT
     if out.suffix not in ("", *ENDINGS):
         raise InputError(f"A coreset is written as {' or '.join(ENDINGS)}, got --out {out}.")
     selector, amount = parse_method(method, selectors(), "coreset method"), parse_budget(budget)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, message=".*keeps none of")  # reported below
         chosen = selector.select(open_runs([run], own), amount)
-    new_folder(out.parent)
-    chosen.save(out)
+    if stdout:
+        write_table_out(chosen.to_csv())
+    else:
+        new_folder(out.parent)
+        chosen.save(out)
+    result("method", chosen.method)
+    result("ids", chosen.ids)
     names = chosen.classes or ()
     rows = [
         [names[label] if names else str(label), str(count), f"{chosen.scores[chosen.labels == label].mean():+.4f}"]
         for label, count in chosen.per_class.items()
     ]
-    table(str(chosen), ["class", "kept", "mean score"], rows)
+    table(str(chosen), ["class", "kept", "mean score"], rows, name="classes")
     known = {*range(len(names)), *chosen.per_class, *chosen.info.get("classes_left_out", ())}
     if missing := sorted(known - set(chosen.per_class)) if chosen.labels is not None else []:
         summary = f"; for {amount} % give {amount}%" if isinstance(amount, int) and amount < 100 else ""
         which = some(names[label] if names else label for label in missing)
-        say(f"{len(missing)} of {len(known)} classes have no example ({which}){summary}.", "Note:", "yellow")
-    say(f"Written to {out}")
+        note(f"{len(missing)} of {len(known)} classes have no example ({which}){summary}.")
+    if not stdout:
+        written(out)

@@ -56,7 +56,7 @@ def cost(
         terms = " + ".join(f"{value / 1e15:,.3f} {name}" for name, value in found.flops.items())
         rows.append([method, terms, f"{found.total_flops / 1e15:,.3f}", f"{found.total_bytes / 1e9:,.3f}"])
     title = "Appendix E" + (", in one unit" if one_unit else "") + (", with other sizes" if changes else "")
-    table(title, ["method", "terms in PFLOP", "PFLOP", "GB stored"], rows, plain=2)
+    table(title, ["method", "terms in PFLOP", "PFLOP", "GB stored"], rows, plain=2, name="costs")
 
 
 def _measured(path: Path, own: OwnOptions) -> None:
@@ -66,4 +66,4 @@ def _measured(path: Path, own: OwnOptions) -> None:
     (found,) = open_runs([path], own)
     if not isinstance(found, Run):
         raise InputError(f"{path} is a bare trace; only runs made by comove train know what they cost.")
-    facts(f"{found}", measured_cost(found).facts())
+    facts(f"{found}", measured_cost(found).facts(), name="cost")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, say, table
+from comove.cli.app import command, note, result, say, table, written
 from comove.cli.options import (
     BudgetList,
     ComputeOptions,
@@ -92,7 +92,8 @@ def curve(
     _write(found, out)
     _print_balance(found)
     _print_noise(proxy, found)
-    say(f"Written to {out}/: curve.csv, {'curve.png' if len(targets) == 1 else 'a curve.png for each target'}")
+    folders = [out] if len(targets) == 1 else [out / str(target).replace(":", "-") for target in targets]
+    written(out, "curve.csv", *((folder / "curve.png").relative_to(out).as_posix() for folder in folders))
 
 
 def _proxy(run: Path | None, task: TrainingOptions, out: Path) -> Run:
@@ -127,11 +128,14 @@ def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
         f"\nAccuracy of {target} on {curve.n_query:,} held-out queries",
         ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
         curve.cells(),
+        name="curve",
+        values=curve.to_pandas().assign(target=target),
     )
     for method, reason in curve.skipped.items():
-        say(f"{method} is left out: {reason}", "Note:", "yellow")
+        note(f"{method} is left out: {reason}")
     enough = {method: curve.smallest_budget(method, tolerance) for method in curve.methods}
     summary = ", ".join(f"{method} {share:.1%}" for method, share in enough.items() if share is not None)
+    result("smallest_shares", [{"target": target, "method": name, "share": share} for name, share in enough.items()])
     say(f"Smallest share within {tolerance:g} of the full data: {summary or 'none of those tried'}")
 
 
@@ -157,7 +161,9 @@ def _print_balance(found: dict[str, Curve]) -> None:
     shares = sorted({share for row in rows.values() for share in row})
     head = ["method", *(f"{share:.1%}" for share in shares)]
     title = "\nSmallest class, as a multiple of an even share (0: a class is missing)"
-    table(title, head, [[name, *(row.get(share, "") for share in shares)] for name, row in rows.items()])
+    table(
+        title, head, [[name, *(row.get(share, "") for share in shares)] for name, row in rows.items()], name="balance"
+    )
 
 
 def _print_noise(proxy: Run, found: dict[str, Curve]) -> None:
@@ -174,4 +180,4 @@ def _print_noise(proxy: Run, found: dict[str, Curve]) -> None:
             kept: Any = noise_kept(choice.coreset, flipped)
             rows.append([choice.method, f"{choice.budget:.1%}", f"{kept.share:.1%}", f"{kept.ratio:.2f}"])
     title = f"\nWrong labels kept ({flipped.size:,} of {len(proxy.data().train):,} are wrong)"
-    table(title, ["method", "share", "of them wrong", "against chance"], rows)
+    table(title, ["method", "share", "of them wrong", "against chance"], rows, name="wrong_labels_kept")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from comove.cli.app import command, print_ranking, say, table
+from comove.cli.app import command, print_ranking, result, say, table
 from comove.cli.options import Quiet
 from comove.display import plain
 
@@ -31,6 +31,7 @@ def demo(
     made = run_demo(out, seed=seed, progress=not quiet, say=say)
     query = int(made.scores.query_ids[0])
     print_ranking(made.scores, query, 5)
+    result("top", made.scores.both_ends(5))
     table(
         "\nLinear datamodeling score (margin), against real retraining",
         ["method", "LDS", "95% interval", "of the ceiling"],
@@ -43,6 +44,7 @@ def demo(
             ]
             for one in made.benchmark.results
         ],
+        name="lds",
     )
     ceiling = made.benchmark.results[0].noise_ceiling
     if ceiling is not None:
@@ -61,7 +63,11 @@ def demo(
         "\nAccuracy of models trained on coresets",
         ["method", "share", "examples", "accuracy (%)", "deviation (%)"],
         made.curve.cells(),
+        name="curve",
+        values=made.curve.to_pandas(),
     )
+    result("report", made.page)
+    result("conclusions", list(made.conclusions()))
     for sentence in made.conclusions():
         say(f"\n{sentence}")
     say(f"\nDone in {made.seconds:.0f} s. Open {made.page} for the report; everything is in {out}/.")

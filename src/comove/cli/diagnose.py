@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from comove.cli.app import command, say, table
+from comove.cli.app import command, note, table, written
 from comove.cli.options import CoresetMethodList, Device, Quiet, coreset_methods, open_runs, parse_share
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
@@ -52,7 +52,7 @@ def diagnose(
         progress=not quiet,
     )
     for method, reason in found.skipped.items():
-        say(f"{method} is left out: {reason}", "Note:", "yellow")
+        note(f"{method} is left out: {reason}")
     found.to_pandas().to_csv(out / "diagnosis.csv", index=False)
     save_figure(found.plot(), out / "diagnosis.png")
     rows = [
@@ -60,5 +60,6 @@ def diagnose(
         for r in found.rows
     ]
     title = f"Coresets of {share:.0%} against the validation gradient"
-    table(title, ["method", "trained on", "epoch", "cosine", "own class", "distance"], rows, plain=2)
-    say(f"Written to {out}/: diagnosis.csv, diagnosis.json, diagnosis.png, the runs on the coresets")
+    head = ["method", "trained on", "epoch", "cosine", "own class", "distance"]
+    table(title, head, rows, plain=2, name="alignment", values=found.to_pandas())
+    written(out, *(f"diagnosis.{end}" for end in ("csv", "json", "png")), about=", the runs on the coresets")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, say, table
+from comove.cli.app import command, result, say, table, written
 from comove.cli.options import (
     AttributionOptions,
     ComputeOptions,
@@ -117,7 +117,7 @@ def lds(
     if theirs.scores:
         unused = {"--methods": fitted.methods, "--training": training, "--fit-subsets": fit.fit_subsets}
         given = [*task.given, *(name for name, value in unused.items() if value is not None)]
-        _report(_held(theirs, held_to, given, output, out), out, "")
+        _report(_held(theirs, held_to, given, output, out), out, ())
         return
     theirs.check_unused()
     chosen, splits = parse_methods(fitted.methods, ["cld"], fitted.controls), task.splits()
@@ -140,18 +140,19 @@ def lds(
         compute=machines.compute(task),
         **truth,
     )
-    _report(benchmark, out, ", runs, scores" if held_to.bank else ", runs, scores, bank")
+    _report(benchmark, out, ["runs", "scores", *([] if held_to.bank else ["bank"])])
 
 
-def _report(benchmark: Benchmark, out: Path, kept: str) -> None:
+def _report(benchmark: Benchmark, out: Path, kept: Sequence[str]) -> None:
     from comove.plots import save_figure
 
     for name in benchmark.outputs:
         _print_table(benchmark, name)
     save_figure(benchmark.plot(), out / "lds.png")
     say("* highest, or not decidedly below the highest: by the paired intervals in differences.csv")
+    result("retrained", {"now": benchmark.retrained, "reused": benchmark.reused})
     say(f"Retrained models: {benchmark.retrained:,} trained now, {benchmark.reused:,} reused")
-    say(f"Written to {out}/: lds.csv, lds.json, differences.csv, lds.png{kept}")
+    written(out, "lds.csv", "lds.json", "differences.csv", "lds.png", *kept)
 
 
 def _held(
@@ -233,6 +234,8 @@ def _print_table(benchmark: Benchmark, output: str) -> None:
         f"LDS ({output}) of {queries}, {models}{runs}, {shown}",
         ["method", *(f"alpha {alpha_name(alpha)}" for alpha in benchmark.alphas)],
         rows,
+        name="lds",
+        values=benchmark.to_pandas().query("output == @output"),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import say
+from comove.cli.output import Device, Quiet
 from comove.cli.own import OwnOptions, TaskName, importable, is_object, open_object, own_splits, own_training
 from comove.errors import InputError, some
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AttributionOptions",
     "ComputeOptions",
+    "Device",
+    "Quiet",
     "TrainingOptions",
     "check_bank",
     "coreset_methods",
@@ -80,11 +83,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the weights, the order and th
 SplitSeed = Annotated[
     int, typer.Option(min=0, help="Of the split (and --limit); runs to be averaged need the same one.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 FlipLabels = Annotated[
     float, typer.Option(min=0, max=0.99, help="Give this share of the training examples a wrong label, on purpose.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Runs = Annotated[
     list[Path],
     typer.Argument(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, say
+from comove.cli.app import command, written
 from comove.cli.options import open_runs
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
@@ -48,6 +48,7 @@ def report(
     curve/ --clean clean/ --out report.html
     """
     import comove.report as html
+    from comove.attribution.pictures import pictures_of
 
     results = [html.read_lds(path) for path in lds or ()]
     results += [one for path in brittleness or () for one in html.read_brittleness(path)]
@@ -55,8 +56,11 @@ def report(
     results += [html.read_suspects(path) for path in clean or ()]
     sources = open_runs(runs, own)
     named, files = _named(scores) if scores else (_cld(sources, queries), {})
+    if (pictures := pictures_of(named, sources)) is not None:
+        sources = [pictures.source(run) for run in sources]
+        title = title or f"{', '.join(pictures.names.values())}: what predictions depend on"
     given = {"scores": scores, "lds": lds, "brittleness": brittleness, "curve": curve, "clean": clean}
-    written = html.write_report(
+    page = html.write_report(
         out,
         sources,
         named,
@@ -69,7 +73,7 @@ def report(
             _command(runs, {**given, "texts": [texts] if texts else None, "out": [out]}, queries, top), files
         ),
     )
-    say(f"Written to {written} ({written.stat().st_size / 1e6:.1f} MB); open it in a browser.")
+    written(page, about=f" ({page.stat().st_size / 1e6:.1f} MB); open it in a browser.")
 
 
 def _cld(sources: Sequence[Any], queries: int) -> list[Scores]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comove.cli.app import command, one_line, say, table
+from comove.cli.app import command, note, one_line, table, written
 from comove.cli.options import BudgetList, CoresetMethodList, coreset_methods, open_runs, parse_shares
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
@@ -52,13 +52,13 @@ def stability(
         except InputError as error:
             if not every:
                 raise
-            say(f"{method} is left out: {one_line(error)}", "Note:", "yellow")
+            note(f"{method} is left out: {one_line(error)}")
     if not runs[1:]:
-        say("One run says nothing about seeds: give runs of several.", "Note:", "yellow")
+        note("One run says nothing about seeds: give runs of several.")
     _print(between, early)
     if out is not None:
         _write(between, early, out)
-        say(f"Written to {out}/")
+        written(out, *(["stability.csv"] if between else []), "early.csv")
 
 
 def _number(value: float | None, digits: str = ".3f") -> str:
@@ -80,6 +80,8 @@ def _print(between: list[Stability], early: list[EarlyRows]) -> None:
                 ]
                 for one in between
             ],
+            name="between_seeds",
+            values=[one.to_json() for one in between],
         )
     rows = [
         [f"{one.budget:.1%}", str(epoch), f"{rank:.3f}", f"{share:.1%}"]
@@ -87,7 +89,7 @@ def _print(between: list[Stability], early: list[EarlyRows]) -> None:
         for epoch, rank, share in one.rows
     ]
     head = ["share", "epochs", "rank correlation", "same examples"]
-    table("\nCLD after its first epochs, against CLD after all of them", head, rows)
+    table("\nCLD after its first epochs, against CLD after all of them", head, rows, name="early_epochs")
 
 
 def _write(between: list[Stability], early: list[EarlyRows], out: Path) -> None:

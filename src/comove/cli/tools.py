@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from comove.cli.app import command, facts, fits, say, show, table
+from comove.cli.app import command, computes_nothing, facts, fits, say, show, table
 from comove.cli.options import DataDir
 from comove.discovery import lookup
 
@@ -16,6 +16,7 @@ __all__ = ["doctor", "methods"]
 
 
 @command
+@computes_nothing
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, to tell everything of it.")] = None,
 ) -> None:
@@ -43,9 +44,9 @@ def methods(
         [name, f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.schedule}"]
         for name, recipe in RECIPES.items()
     ]
-    table("\nRecipes", ["name", "training"], recipes, plain=2)
+    table("\nRecipes", ["name", "training"], recipes, plain=2, name="recipes")
     data = f"{', '.join(dataset_names())}, or a folder of images"
-    facts("", {"Models": ", ".join(model_names()), "Data sets": data})
+    facts("", {"Models": ", ".join(model_names()), "Data sets": data}, name="known")
     if not whole:
         say("\ncomove methods NAME tells what a method costs, and its options; comove methods | less -S those of all.")
 
@@ -55,10 +56,10 @@ def _list(title: str, found: Mapping[str, Any], what: str) -> bool:
     head = ["name", "needs", what, "what it costs", "options"]
     rows = [[m.name, ", ".join(sorted(m.requires)), m.summary, m.cost, _options(m)] for m in found.values()]
     if whole := fits(head, rows):
-        table(f"\n{title}", head, rows, plain=5)
+        table(f"\n{title}", head, rows, plain=5, name=title.lower().replace(" ", "_"))
     else:
         short = [[m.name, ", ".join(sorted(m.requires - {"trace"})) or "trace", m.summary] for m in found.values()]
-        table(f"\n{title}", head[:3], short, plain=3)
+        table(f"\n{title}", head[:3], short, plain=3, name=title.lower().replace(" ", "_"))
     return whole
 
 
@@ -82,11 +83,12 @@ def _tell(name: str, known: Mapping[str, Mapping[str, Any]]) -> None:
                 "options": _options(method),
                 "in Python": f"{method.__module__.rpartition('.')[0]}.{method.__name__}",
             }
-            facts(f"\n{name}, {'an' if kind == 'attribution' else 'a'} {kind} method", summary)
+            facts(f"\n{name}, {'an' if kind == 'attribution' else 'a'} {kind} method", summary, name=f"{kind}_method")
             show(f"\n{inspect.getdoc(method)}")
 
 
 @command
+@computes_nothing
 def doctor(data_dir: DataDir = None) -> None:
     """Show versions, device, threads and where data was found.
 
@@ -109,4 +111,4 @@ def doctor(data_dir: DataDir = None) -> None:
         "cifar10": f"{found[0]} in {found[1]}" if found else f"not found in {looked}; name its folder with --data-dir",
         "free disk here": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB",
     }
-    facts("comove doctor", found_here)
+    facts("comove doctor", found_here, name="doctor")

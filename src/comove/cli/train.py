@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, facts, say
+from comove.cli.app import command, facts, note
 from comove.cli.options import TrainingOptions, is_whole
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def _print_run(finished: Run) -> None:
     shown: dict[str, object] = {"trace": finished.trace, "checkpoints": len(finished.checkpoints)}
     for name, value in result.items():
         shown[name.removesuffix("_bytes").replace("_", " ")] = _shown(name, value)
-    facts(str(finished), shown)
+    summary = {"path": finished.path, "seed": finished.seed, "rows": len(finished.trace.rows), **result}
+    facts(str(finished), shown, name="run", values=summary)
 
 
 def _note_last_batch(finished: Run, n_train: int) -> None:
@@ -86,7 +87,7 @@ def _note_last_batch(finished: Run, n_train: int) -> None:
         return
     if any(name.endswith("running_var") for name in finished.load_model().state_dict()):
         few = f"An epoch's last batch has {stop - start} examples, which batch norm learns badly from"
-        say(f"{few}; another --limit or --batch-size gives better models.", "Note:", "yellow")
+        note(f"{few}; another --limit or --batch-size gives better models.")
 
 
 def _shown(name: str, value: object) -> object:

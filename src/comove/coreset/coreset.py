@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -117,6 +119,14 @@ class Coreset:
         arrays = {name: getattr(self, name) for name in ("ids", "scores", "weights", "labels")}
         origin = {} if made_from is None else {"made_from": made_from}
         save_result(target, "coreset", arrays, {name: getattr(self, name) for name in (*HEADER, "classes")} | origin)
+
+    def to_csv(self) -> str:
+        """Return the table that :meth:`save` writes, without the column that tells whether a file is whole."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*TABLE, "class"])
+        writer.writerows(self._rows())
+        return text.getvalue()
 
     def _rows(self) -> Iterator[list[object]]:
         for position, id_ in enumerate(self.ids.tolist()):

@@ -326,6 +326,8 @@ def open_image(path: Path) -> Iterator[Any]:
 
 
 def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "UnidentifiedImageError":  # it names the open file
+        return "no image of a known format"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text.replace("\n", " ")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -39,6 +40,7 @@ __all__ = [
     "StopEarly",
     "TrainingBatch",
     "batch_bounds",
+    "computing_on",
     "epoch_plan",
     "epochs_without_gain",
     "evaluate",
@@ -51,16 +53,33 @@ __all__ = [
 
 SMALL_WORK = 10_000_000
 """Multiply-adds a step (batch size times parameters) below which a fully connected network trains on one thread."""
+_auto: ContextVar[torch.device | None] = ContextVar("_auto", default=None)
 PREPARED_BYTES = 1 << 30
 """Inputs are normalised once and kept on the device when they take no more than this as float32."""
 
 
+@contextmanager
+def computing_on(device: str | torch.device) -> Iterator[None]:
+    """Let ``"auto"`` be this device within the block, for all that chooses one by itself, as attribution methods do.
+
+    Raises:
+        InputError: as of :func:`resolve_device`.
+    """
+    token = _auto.set(resolve_device(device))
+    try:
+        yield
+    finally:
+        _auto.reset(token)
+
+
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Return the device to compute on: ``"auto"`` is the first CUDA device, else the CPU.
+    """Return the device to compute on: ``"auto"`` is that of :func:`computing_on`, else the first GPU or the CPU.
 
     Raises:
         InputError: an unknown device, or CUDA where there is none.
     """
+    if device == "auto" and (chosen := _auto.get()) is not None:
+        return chosen
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     known = ("auto", "cpu", "cuda")

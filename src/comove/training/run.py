@@ -439,7 +439,7 @@ class Run:
         Raises:
             InputError: a run of an earlier comove, whose own data must be passed to :meth:`load` again.
         """
-        noted = Trace.load(self.path / "trace").manifest.get("preprocessing")
+        noted = self.trace.manifest.get("preprocessing")
         return Preprocessing.of(self.data().train) if noted is None else Preprocessing.from_json(noted)
 
     def prepare(self, examples: Picture | Iterable[Picture], labels: object = None, ids: object = None) -> ExampleSet:
@@ -467,9 +467,9 @@ class Run:
                 predicted, since no checkpoint was kept or the model's factory must be passed to :meth:`load` again.
             InputTypeError: nothing of which examples can be made.
         """
-        to, spec = self.preprocessing, self.model_spec
+        to = self.preprocessing
         raw = prepared(examples, to)
-        names = Trace.load(self.path / "trace").manifest.get("classes") or list(map(str, range(spec.num_classes)))
+        names = self.trace.manifest.get("classes") or self._class_names()
 
         def made(found: object, name: str) -> ExampleSet:
             return ExampleSet.from_arrays(raw, found, ids=ids, classes=names, normalization=to.normalization, name=name)
@@ -477,8 +477,15 @@ class Run:
         if labels is not None:
             return made(labels, "new examples")
         unlabelled = made(np.zeros(len(raw), np.int64), "new examples")
-        predicted = predict(self.load_model(), unlabelled).argmax(1).numpy()
-        return made(predicted, "new examples, labelled by the model's own predictions")
+        logits = self.class_logits(unlabelled)
+        if logits is None:
+            raise InputError(f"Give labels: the task of {self.path}, {self.task.name}, predicts no class.")
+        return made(logits.argmax(1).numpy(), "new examples, labelled by the model's own predictions")
+
+    def _class_names(self) -> list[str]:
+        if self.adopted is not None:
+            return list(self.data().classes)
+        return list(map(str, range(self.model_spec.num_classes)))
 
     def _repr_html_(self) -> str:
         summary = {"data": self.manifest["dataset"]["name"], "model": str(self.model_spec.name), "seed": self.seed}

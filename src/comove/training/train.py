@@ -23,7 +23,7 @@ from comove.data import ExampleSet, MapDataset, Splits
 from comove.data.builtin import as_splits
 from comove.data.preparation import Preprocessing
 from comove.errors import CorruptFileError, InputError, some
-from comove.jobs.progress import Advance, progress_bar
+from comove.jobs.progress import Advance, log_line, progress_bar
 from comove.models import Factory, ModelSpec, penultimate
 from comove.store import DAMAGED, claim_folder, digest, new_folder, read_arrays, set_aside, write_json
 from comove.store.lock import driver_lock
@@ -299,7 +299,7 @@ class _Session:
             total = (self.recipe.epochs - state.epoch) * (len(self.train) + sweeps)
             text = f"training {self.run.manifest['model']['name']}"
             if not self._ends_here():  # or it was killed between the epoch that ended it and its result
-                with progress_bar(text, total, shown=self.progress) as self.advance:
+                with progress_bar(text, total, shown=self.progress, lines=False) as self.advance:
                     fit(
                         self.model,
                         self.train,
@@ -390,6 +390,17 @@ class _Session:
         self._note_validation_loss(self.recorder.rows[-1])
         self._save_checkpoint(state.epoch, state.step, self.lrs[-1])
         self._save_resume(state)
+        if self.progress:
+            self._log(state.epoch)
+
+    def _log(self, epoch: int) -> None:
+        """Say in a log how far training is, with the mean losses of the epoch's row."""
+        file = row_file(self.run.path / "trace", self.recorder.rows[-1].index)
+        losses = read_arrays(file, ["train.loss", "query.loss"])
+        train, held_out = (float(losses[f"{side}.loss"].mean(dtype=np.float64)) for side in ("train", "query"))
+        text = f"training {self.run.manifest['model']['name']}: epoch {epoch} of {self.recipe.epochs}"
+        seconds = f"{time.monotonic() - self.started:,.1f} s"
+        log_line(f"{text}, mean loss {train:.4f}, of held-out examples {held_out:.4f}, {seconds}", shown=True)
 
     def _note_validation_loss(self, row: Row) -> None:
         """Take in the mean validation loss of a row that ends an epoch, as it was recorded."""
