@@ -71,7 +71,10 @@ def work(
     path: Folder,
     machines: ComputeOptions,
     model: Annotated[
-        str | None, typer.Option(help="Your own package.module:factory, named again where the bank was made with it.")
+        str | None,
+        typer.Option(
+            help="Your own package.module:factory, named again where the bank was made with it.", show_default="none"
+        ),
     ] = None,
     training: OwnFunction = None,
     task: TaskName = None,

@@ -43,7 +43,7 @@ class CounterfactualOptions:
         bool, typer.Option("--counterfactual", help="Also find the smallest removal that flips each query (bisection).")
     ] = False
     max_k: Annotated[
-        int | None, typer.Option(min=1, help="The largest removal of --counterfactual; by default the largest k.")
+        int | None, typer.Option(min=1, help="The largest removal of --counterfactual.", show_default="the largest k")
     ] = None
 
 
@@ -54,7 +54,9 @@ def brittleness(
     machines: ComputeOptions,
     fitted: AttributionOptions,
     search: CounterfactualOptions,
-    k: Annotated[list[int] | None, typer.Option(min=0, help="Examples removed, as 10 50 100.")] = None,
+    k: Annotated[
+        list[int] | None, typer.Option(min=0, help="Examples removed, as 5 20.", show_default="10 50 100")
+    ] = None,
     queries: Annotated[int, typer.Option(min=1, help="How many queries, spread over classes.")] = 40,
     seeds: Annotated[int, typer.Option(min=1, help="R, models trained for each query, method and k.")] = 5,
     base_seeds: Annotated[

@@ -17,7 +17,9 @@ __all__ = ["check"]
 def check(
     methods: Annotated[list[str], typer.Argument(help="Attribution methods, as cld or trak:proj_dim=256.")],
     task: TrainingOptions,
-    out: Annotated[Path | None, typer.Option(help="Folder for the runs and checks.json; else a temporary one.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the runs and checks.json.", show_default="a temporary one")
+    ] = None,
     queries: Annotated[int, typer.Option(min=2, help="Queries of each check.")] = 15,
 ) -> None:
     """Hold methods to planted examples: copies, wrong labels, a shortcut, and a model trained on shuffled labels.

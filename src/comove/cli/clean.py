@@ -31,9 +31,12 @@ def clean(
     own: OwnOptions,
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="Of aum loss trak tracin forgetting cld random, or all; options as trak:proj_dim=256."),
+        typer.Option(
+            help="Of aum loss trak tracin forgetting cld random, or all; options as trak:proj_dim=256.",
+            show_default="all that the runs can feed",
+        ),
     ] = None,
-    by: Annotated[str | None, typer.Option(help="The method that orders the tables; by default the first.")] = None,
+    by: Annotated[str | None, typer.Option(help="The method that orders the tables.", show_default="the first")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many suspicious labels to print and to show.")] = 20,
     device: Device = "auto",
 ) -> None:

@@ -18,15 +18,34 @@ __all__ = ["cost"]
 @command
 def cost(
     own: OwnOptions,
-    run: Annotated[Path | None, typer.Argument(help="Folder of a run of your own, to show what it cost.")] = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="N, training examples.")] = None,
-    q: Annotated[int | None, typer.Option("--q", min=1, help="Q, held-out examples.")] = None,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="k, size of the coreset.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="T, of the large model.")] = None,
-    proxy_epochs: Annotated[int | None, typer.Option(min=1, help="Tp, of the proxy.")] = None,
-    flops: Annotated[float | None, typer.Option(help="f, FLOPs of a forward pass of the proxy.")] = None,
-    large_flops: Annotated[float | None, typer.Option(help="fL, of the large model.")] = None,
-    features: Annotated[int | None, typer.Option(min=1, help="d, numbers of features an example.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of a run of your own, to show what it cost.", show_default="the formulas"),
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="N, training examples.", show_default="the paper's")
+    ] = None,
+    q: Annotated[
+        int | None, typer.Option("--q", min=1, help="Q, held-out examples.", show_default="the paper's")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", min=1, help="k, size of the coreset.", show_default="the paper's")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="T, of the large model.", show_default="the paper's")
+    ] = None,
+    proxy_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Tp, of the proxy.", show_default="the paper's")
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="f, FLOPs of a forward pass of the proxy.", show_default="the paper's")
+    ] = None,
+    large_flops: Annotated[
+        float | None, typer.Option(help="fL, of the large model.", show_default="the paper's")
+    ] = None,
+    features: Annotated[
+        int | None, typer.Option(min=1, help="d, numbers of features an example.", show_default="the paper's")
+    ] = None,
     one_unit: Annotated[bool, typer.Option("--one-unit", help="ResNet-18 and -50 both at 2 FLOPs a MAC.")] = False,
     printed: Annotated[bool, typer.Option("--printed", help="Now python benchmarks/paper/appendix_e.py.")] = False,
 ) -> None:

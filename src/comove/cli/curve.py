@@ -10,10 +10,10 @@ import typer
 
 from comove.cli.app import command, note, result, say, table, written
 from comove.cli.options import (
-    BudgetList,
     ComputeOptions,
-    CoresetMethodList,
     TrainingOptions,
+    budget_list,
+    coreset_method_list,
     coreset_methods,
     open_runs,
     parse_shares,
@@ -34,10 +34,14 @@ class TargetOptions:
     """What is trained on the coresets."""
 
     target_model: Annotated[
-        list[str] | None, typer.Option(help="Train these from scratch on the coresets, instead of the run's model.")
+        list[str] | None, typer.Option(help="Train these from scratch on the coresets.", show_default="the run's model")
     ] = None
-    target_width: Annotated[float | None, typer.Option(help="Width of the target model.")] = None
-    target_recipe: Annotated[str | None, typer.Option(help="Recipe of the target model.")] = None
+    target_width: Annotated[
+        float | None, typer.Option(help="Width of the target model.", show_default="the model's own")
+    ] = None
+    target_recipe: Annotated[
+        str | None, typer.Option(help="Recipe of the target model.", show_default="the model's")
+    ] = None
 
 
 @command
@@ -47,10 +51,11 @@ def curve(
     machines: ComputeOptions,
     wanted: TargetOptions,
     run: Annotated[
-        Path | None, typer.Argument(help="The recorded run to select with; by default one is trained, as comove train.")
+        Path | None,
+        typer.Argument(help="The recorded run to select with.", show_default="one is trained, as comove train"),
     ] = None,
-    methods: CoresetMethodList = None,
-    budgets: BudgetList = None,
+    methods: Annotated[list[str] | None, coreset_method_list("cld random")] = None,
+    budgets: Annotated[list[str] | None, budget_list("0.1 0.3 0.5")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Models trained per point.")] = 3,
     tolerance: Annotated[float, typer.Option(min=0, help="How far below the full data is near enough.")] = 0.01,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from comove.cli.app import command, note, table, written
-from comove.cli.options import CoresetMethodList, Device, Quiet, coreset_methods, open_runs, parse_share
+from comove.cli.options import Device, Quiet, coreset_method_list, coreset_methods, open_runs, parse_share
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
 
@@ -20,7 +20,7 @@ def diagnose(
     run: Annotated[Path, typer.Argument(help="Folder of a recorded run with its checkpoints.")],
     out: Annotated[Path, typer.Option(help="Folder for the runs on the coresets, table and figure.")],
     own: OwnOptions,
-    methods: CoresetMethodList = None,
+    methods: Annotated[list[str] | None, coreset_method_list("cld random el2n")] = None,
     budget: Annotated[
         str, typer.Option(metavar="SHARE", help="Share of the training data kept, as 0.1 or 10%.")
     ] = "0.1",

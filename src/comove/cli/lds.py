@@ -37,10 +37,15 @@ class FitOptions:
     """The subsets that methods computed from a bank are fitted on."""
 
     fit_subsets: Annotated[
-        int | None, typer.Option(min=4, help="Other subsets that fz and datamodels are fitted on (one model each).")
+        int | None,
+        typer.Option(
+            min=4,
+            help="Other subsets that fz and datamodels are fitted on (one model each).",
+            show_default="as many as models at one alpha",
+        ),
     ] = None
     fit_alpha: Annotated[
-        float | None, typer.Option(help="Share of the training data in these; by default the alpha nearest to 0.5.")
+        float | None, typer.Option(help="Share of the training data in these.", show_default="the alpha nearest to 0.5")
     ] = None
 
 
@@ -50,16 +55,16 @@ class TruthOptions:
 
     alpha: Annotated[
         list[str] | None,
-        typer.Option(help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.  [default: 0.5]"),
+        typer.Option(help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.", show_default="0.5"),
     ] = None
-    subsets: Annotated[int | None, typer.Option(min=3, help=f"C, subsets for each alpha.  [default: {SUBSETS}]")] = None
-    seeds: Annotated[int | None, typer.Option(min=1, help=f"R, models trained a subset.  [default: {SEEDS}]")] = None
+    subsets: Annotated[int | None, typer.Option(min=3, help="C, subsets for each alpha.", show_default=str(SUBSETS))] = None
+    seeds: Annotated[int | None, typer.Option(min=1, help="R, models trained a subset.", show_default=str(SEEDS))] = None
     same_seed: Annotated[
         bool,
         typer.Option("--same-seed", help="All subsets share initial weights and batches; what is absent weighs 0."),
     ] = False
     bank: Annotated[
-        Path | None, typer.Option(help="An existing bank of these data (its folder or compact file) as ground truth.")
+        Path | None, typer.Option(help="An existing bank of these data (its folder or compact file) as ground truth.", show_default="one is trained")
     ] = None
 
 
@@ -99,7 +104,7 @@ def lds(
     theirs: ScoreOptions,
     training: OwnFunction = None,
     output: Annotated[
-        list[str] | None, typer.Option(help="margin, correct, loss, probability, or several.  [default: margin]")
+        list[str] | None, typer.Option(help="margin, correct, loss, probability, or several.", show_default="margin")
     ] = None,
 ) -> None:
     """Hold attribution methods to real retraining: the linear datamodeling score, with interval and noise ceiling.

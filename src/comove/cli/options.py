@@ -26,7 +26,9 @@ __all__ = [
     "Device",
     "Quiet",
     "TrainingOptions",
+    "budget_list",
     "check_bank",
+    "coreset_method_list",
     "coreset_methods",
     "is_whole",
     "open_banks",
@@ -44,40 +46,57 @@ Dataset = Annotated[
     str,
     typer.Option(help="digits (embedded), cifar10, a folder with one sub-folder of images a class, or module:object."),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Where cifar10 lies; by default $COMOVE_DATA, then ./data.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where cifar10 lies.", show_default="$COMOVE_DATA, then ./data")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download cifar10 into --data-dir.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="mlp, cnn-small, resnet9, resnet18, ... (comove methods lists them) or package.module:factory."),
+    typer.Option(
+        help="mlp, cnn-small, resnet9, resnet18, ... (comove methods lists them) or package.module:factory.",
+        show_default="what suits the data",
+    ),
 ]
-Width = Annotated[float | None, typer.Option(help="Width of resnet9 and cnn-small; 1 is the full network.")]
+Width = Annotated[
+    float | None,
+    typer.Option(help="Width of resnet9 and cnn-small; 1 is the full network.", show_default="the model's own"),
+]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="A named recipe (comove methods lists them); else the model's default.")
+    str | None, typer.Option("--recipe", help="A named recipe (comove methods lists them).", show_default="the model's")
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data, instead of the recipe's.")]
-BatchSize = Annotated[int | None, typer.Option(min=2, help="Instead of the recipe's.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate, instead of the recipe's.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="the recipe's")]
+BatchSize = Annotated[int | None, typer.Option(min=2, help="Examples a step.", show_default="the recipe's")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="the recipe's")]
 OptimizerName = Annotated[
     str | None,
     typer.Option(
-        "--optimizer", help="sgd or adamw, instead of the recipe's; a change to adamw takes its usual --lr 0.001."
+        "--optimizer", help="sgd or adamw; a change to adamw takes its usual --lr 0.001.", show_default="the recipe's"
     ),
 ]
 ClipNorm = Annotated[
-    float | None, typer.Option(help="Longest gradient, instead of the recipe's (no limit but in adamw: 1).")
+    float | None, typer.Option(help="Longest gradient.", show_default="the recipe's: no limit, in adamw 1")
 ]
 WarmupEpochs = Annotated[
-    float | None, typer.Option(help="Epochs of linear warm-up, instead of the recipe's (0 but in adamw: 2).")
+    float | None, typer.Option(help="Epochs of linear warm-up.", show_default="the recipe's: 0, in adamw 2")
 ]
 Patience = Annotated[
-    int | None, typer.Option(min=1, help="Stop after so many epochs without a lower validation loss; else never early.")
+    int | None,
+    typer.Option(min=1, help="Stop after so many epochs without a lower validation loss.", show_default="never early"),
 ]
 EMADecay = Annotated[
-    float | None, typer.Option("--ema", help="Keep and record a moving average of the weights, as 0.999; else none.")
+    float | None,
+    typer.Option("--ema", help="Keep and record a moving average of the weights, as 0.999.", show_default="none"),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many training examples, classes in proportion.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Use only so many training examples, classes in proportion.", show_default="all"),
+]
 HeldOut = Annotated[
-    int | None, typer.Option("--held-out", min=1, help="How many query examples are held out and recorded.")
+    int | None,
+    typer.Option(
+        "--held-out",
+        min=1,
+        help="How many query examples are held out and recorded.",
+        show_default="the data set's own",
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the weights, the order and the augmentation.")]
 SplitSeed = Annotated[
@@ -92,16 +111,22 @@ Runs = Annotated[
         help="Folders of runs (several are averaged) or traces, or module:object; of a bank for fz, datamodels, ..."
     ),
 ]
-BudgetList = Annotated[
-    list[str] | None, typer.Option("--budgets", metavar="SHARE", help="Shares to keep, as 0.1 0.3 0.5 or 10% 30% 50%.")
-]
 MethodList = Annotated[
-    list[str] | None, typer.Option("--methods", help="As cld trak, or all; options as cld:correlation=spearman.")
-]
-CoresetMethodList = Annotated[
     list[str] | None,
-    typer.Option("--methods", help="Coreset methods, as cld random el2n, or all; options as random:seed=1."),
+    typer.Option("--methods", help="As cld trak, or all; options as cld:correlation=spearman.", show_default="cld"),
 ]
+
+
+def budget_list(default: str) -> Any:
+    """The option for several shares to keep."""
+    shares = "Shares to keep, as 0.1 0.3 0.5 or 10% 30% 50%."
+    return typer.Option("--budgets", metavar="SHARE", help=shares, show_default=default)
+
+
+def coreset_method_list(default: str) -> Any:
+    """The option for several coreset methods."""
+    methods = "Coreset methods, as cld random el2n, or all; options as random:seed=1."
+    return typer.Option("--methods", help=methods, show_default=default)
 
 
 @dataclass(frozen=True)
@@ -216,8 +241,10 @@ class ComputeOptions:
     executor: Annotated[str, typer.Option(help="local (processes here), serial (this process) or ray (a cluster).")] = (
         "local"
     )
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of local; by default one a core.")] = None
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster, such as auto.")] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of local.", show_default="one a core")] = None
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, such as auto.", show_default="a cluster of its own")
+    ] = None
     gpus: Annotated[float, typer.Option(min=0, help="GPUs (or a share of one) for each task on Ray.")] = 0.0
 
     def executor_of(self) -> Executor:
@@ -240,7 +267,10 @@ class AttributionOptions:
     methods: MethodList = None
     runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3
     controls: Annotated[bool, typer.Option(help="Show the random and same-class controls too.")] = True
-    record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None
+    record_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also a row every so many steps.", show_default="rows at the ends of epochs"),
+    ] = None
 
 
 def width_option(width: float | None) -> dict[str, Any]:

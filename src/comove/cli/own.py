@@ -45,12 +45,18 @@ OBJECT = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 OwnFunction = Annotated[
     str | None,
     typer.Option(
-        "--training", help="Your own module:object, an OwnTraining: how models are retrained, instead of by comove."
+        "--training",
+        help="Your own module:object, an OwnTraining: how models are retrained.",
+        show_default="comove's own loop",
     ),
 ]
 TaskName = Annotated[
     str | None,
-    typer.Option("--task", help="Your own module:object, a Task: the loss, and what is explained, of your own model."),
+    typer.Option(
+        "--task",
+        help="Your own module:object, a Task: the loss, and what is explained, of your own model.",
+        show_default="classification",
+    ),
 ]
 
 
@@ -59,12 +65,18 @@ class OwnOptions:
     """Code behind a run that was trained with the user's own, named again."""
 
     model: Annotated[
-        str | None, typer.Option(help="Your own module:factory, named again for a run that was trained with it.")
+        str | None,
+        typer.Option(
+            help="Your own module:factory, named again for a run that was trained with it.", show_default="none"
+        ),
     ] = None
     task: TaskName = None
     dataset: Annotated[
         str | None,
-        typer.Option(help="Your own module:object, Splits or (train, queries), named again where they were your own."),
+        typer.Option(
+            help="Your own module:object, Splits or (train, queries), named again where they were your own.",
+            show_default="as the run names it",
+        ),
     ] = None
 
     def open(self, path: Path) -> Run | Trace:

@@ -27,18 +27,23 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     scores: Annotated[
         list[Path] | None,
-        typer.Option(help="Files of scores, or folders of comove attribute.  [default: CLD of the runs]"),
+        typer.Option(help="Files of scores, or folders of comove attribute.", show_default="CLD of the runs"),
     ] = None,
-    lds: Annotated[list[Path] | None, typer.Option("--lds", help="Folders of comove lds.")] = None,
-    brittleness: Annotated[list[Path] | None, typer.Option(help="Folders of comove brittleness.")] = None,
-    curve: Annotated[list[Path] | None, typer.Option(help="Folders of comove curve.")] = None,
-    clean: Annotated[list[Path] | None, typer.Option(help="Folders of comove clean, or tables of suspects.")] = None,
+    lds: Annotated[list[Path] | None, typer.Option("--lds", help="Folders of comove lds.", show_default="none")] = None,
+    brittleness: Annotated[
+        list[Path] | None, typer.Option(help="Folders of comove brittleness.", show_default="none")
+    ] = None,
+    curve: Annotated[list[Path] | None, typer.Option(help="Folders of comove curve.", show_default="none")] = None,
+    clean: Annotated[
+        list[Path] | None, typer.Option(help="Folders of comove clean, or tables of suspects.", show_default="none")
+    ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="A table with columns id and text, where examples are texts.")
+        Path | None,
+        typer.Option(help="A table with columns id and text, where examples are texts.", show_default="none"),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="At most so many queries, spread over classes.")] = 1000,
     top: Annotated[int, typer.Option(min=1, help="Training examples a method shows at either end.")] = 8,
-    title: Annotated[str, typer.Option(help="By default the name of the data.")] = "",
+    title: Annotated[str, typer.Option(help="Heading of the page.", show_default="the name of the data")] = "",
 ) -> None:
     """Write one HTML file that opens from disk: queries, what helped and hurt each by every method, and measurements.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comove.cli.app import command, note, one_line, table, written
-from comove.cli.options import BudgetList, CoresetMethodList, coreset_methods, open_runs, parse_shares
+from comove.cli.options import budget_list, coreset_method_list, coreset_methods, open_runs, parse_shares
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
 
@@ -22,12 +22,15 @@ __all__ = ["stability"]
 def stability(
     runs: Annotated[list[Path], typer.Argument(help="Runs or traces of the same data, from different seeds.")],
     own: OwnOptions,
-    methods: CoresetMethodList = None,
-    budgets: BudgetList = None,
+    methods: Annotated[list[str] | None, coreset_method_list("cld")] = None,
+    budgets: Annotated[list[str] | None, budget_list("0.1 0.3")] = None,
     epochs: Annotated[
-        list[int] | None, typer.Option(help="After how many epochs to look at CLD's choice; by default a few.")
+        list[int] | None,
+        typer.Option(help="After how many epochs to look at CLD's choice.", show_default="five, evenly spread"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for stability.csv and early.csv.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for stability.csv and early.csv.", show_default="nothing is written")
+    ] = None,
 ) -> None:
     """Say how much a coreset depends on the seed of the run it is read from, and how many epochs CLD needs.
 

@@ -18,7 +18,9 @@ __all__ = ["doctor", "methods"]
 @command
 @computes_nothing
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, to tell everything of it.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method, to tell everything of it.", show_default="lists of all")
+    ] = None,
 ) -> None:
     """List attribution methods, coreset methods, models, recipes and data sets; or tell all of one method.
 

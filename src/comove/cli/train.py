@@ -25,10 +25,16 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     task: TrainingOptions,
     mode: Annotated[str, typer.Option(help="sweep: clean passes; in_pass: from the training pass.")] = "sweep",
-    record_every: Annotated[int | None, typer.Option(min=1, help="Also a row every so many steps.")] = None,
+    record_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also a row every so many steps.", show_default="rows at the ends of epochs"),
+    ] = None,
     anchors: Annotated[
         list[int] | None,
-        typer.Option(help="Epochs after which features are kept, for coreset methods that read them; -1 is the last."),
+        typer.Option(
+            help="Epochs after which features are kept, for coreset methods that read them; -1 is the last.",
+            show_default="-1",
+        ),
     ] = None,
     checkpoints: Annotated[
         str, typer.Option(help="all, last, or a number N: every N epochs. New queries are replayed from them.")
