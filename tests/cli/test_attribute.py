@@ -14,7 +14,7 @@ from comove import cli
 from comove.attribution import Scores
 from comove.data import Splits
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Run, Training
+from comove.training import Run, Training, train
 
 
 def comove_(*words: object) -> Any:
@@ -172,3 +172,22 @@ def test_a_device_is_that_of_methods_which_compute_on_one(run: Run, tmp_path: Pa
     assert "Unknown device 'gpu'" in result.stderr
     words = ("attribute", run.path, "--methods", "tracin", "cld", "--queries", 2, "--device", "cpu")
     assert comove_(*words, "--out", tmp_path / "out").exit_code == 0
+
+
+@pytest.mark.filterwarnings("default:.*differ in more than their seed")
+def test_runs_of_different_models_are_not_averaged_in_silence(run: Run, small_digits: Splits, tmp_path: Path) -> None:
+    recipe = run.recipe.with_changes(epochs=3)
+    train(small_digits, "cnn-small", recipe, 0, tmp_path / "other", model_options={"width": 0.25})
+    result = comove_("attribute", run.path, tmp_path / "other", "--queries", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    told = (
+        "cld averages runs that differ in more than their seed: model mlp, cnn-small; epochs 6, 3; width default, 0.25"
+    )
+    assert result.stderr.count("Warning:") == 1
+    assert told in result.stderr
+
+
+def test_a_trace_counts_as_its_data_set_does(run: Run) -> None:
+    assert "200 train, 197 validation, 40 query, mode sweep" in repr(run.trace)
+    assert "200 train, 197 validation, 40 query" in repr(run.data())
+    assert "<td>197</td>" in run.trace._repr_html_()

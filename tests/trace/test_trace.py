@@ -67,7 +67,7 @@ def test_from_arrays_gives_back_what_it_was_given() -> None:
     assert trace.train_labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert [row.epoch for row in trace.rows] == [0, 1, 2, 3, 4]
     assert (trace.mode, trace.fields, trace.anchors, trace.path) == ("given", ("loss",), (), None)
-    assert repr(trace) == "Trace(5 rows, 7 train, 4 query, mode given, fields loss)"
+    assert repr(trace) == "Trace(5 rows, 7 train, 2 validation, 2 query, mode given, fields loss)"
 
 
 def test_ids_default_to_positions_and_validation_to_all_queries() -> None:

@@ -250,7 +250,7 @@ def test_a_run_stopped_in_the_middle_ends_with_the_bits_of_one_never_stopped(
     a, b = files(resumed.path), files(whole.path)
     assert sorted(a) == sorted(b)
     assert [name for name in a if a[name] != b[name]] == []
-    assert not (resumed.path / "resume.safetensors").exists()
+    assert (resumed.path / "resume.safetensors").exists() == resumed.recipe.extendable
 
 
 @pytest.mark.parametrize("stop_in", ["recorder", "checkpoint", "resume file", "result"])

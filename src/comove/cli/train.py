@@ -10,6 +10,8 @@ import typer
 
 from comove.cli.app import command, facts, note
 from comove.cli.options import TrainingOptions, is_whole
+from comove.cli.own import OwnOptions, is_object
+from comove.errors import InputError
 
 if TYPE_CHECKING:
     from comove.training import Recording, Run
@@ -22,8 +24,14 @@ TOO_FEW = 8
 
 @command
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
     task: TrainingOptions,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A finished run to be trained further, to --epochs in all.", show_default="a new run"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="that of RUN; a new run needs one")
+    ] = None,
     mode: Annotated[str, typer.Option(help="sweep: clean passes; in_pass: from the training pass.")] = "sweep",
     record_every: Annotated[
         int | None,
@@ -44,13 +52,24 @@ def train(
 
     Interrupted, it goes on from the last finished epoch when the same command is run again.
 
+    A finished run is trained further where its schedule does not go by the number of epochs (constant, multistep); it
+    becomes what so many epochs from the start give, to the bit.
+
     Example: comove train --out runs/a
+
+    Example: comove train runs/a --epochs 40
 
     Example: comove train --dataset cifar10 --data-dir DIR --model resnet9 --width 0.125 --limit 2000 --out runs/b
     """
     from comove.training import train as train_run
 
     task.own()
+    if run is not None:
+        longer = _extended(run, task, out)
+        _print_run(longer)
+        return
+    if out is None:
+        raise InputError("--out names the folder of the new run; comove train RUN --epochs N trains one further.")
     splits = task.splits()
     kept: Any = int(checkpoints) if is_whole(checkpoints) else checkpoints
     finished = train_run(
@@ -67,6 +86,21 @@ def train(
     )
     _print_run(finished)
     _note_last_batch(finished, len(splits.train))
+
+
+def _extended(path: Path, task: TrainingOptions, out: Path | None) -> Run:
+    """Train a run further; all but the number of epochs is as it was."""
+    from comove.training import Run, extend
+
+    given = [*([] if out is None else ["--out"]), *(name for name in task.given if name != "--epochs")]
+    if given or task.epochs is None:
+        wrong = f"leave out {' '.join(given)}" if given else "say to how many in all"
+        raise InputError(f"comove train RUN --epochs N trains a run further, and nothing else of it changes: {wrong}.")
+    own = task.model if task.model and ":" in task.model else None
+    found = OwnOptions(own, None, task.dataset if is_object(task.dataset) else None).open(path)
+    if not isinstance(found, Run):
+        raise InputError(f"{path} is a bare trace; only runs made by comove train can be trained further.")
+    return extend(found, task.epochs, device=task.device, progress=not task.quiet)
 
 
 def recording_of(mode: str, every: int | None, anchors: Sequence[int] | None = None) -> Recording:

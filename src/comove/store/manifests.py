@@ -27,6 +27,7 @@ __all__ = [
     "claim_cache",
     "claim_folder",
     "command_line",
+    "continue_folder",
     "digest",
     "open_manifest",
     "versions",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-HEAD = ("kind", "format_version", "versions", "command", "fingerprint")
+HEAD = ("kind", "format_version", "versions", "command", "fingerprint", "continues")
 """Entries of a manifest that its fingerprint does not count."""
 CHECKED_FROM = {
     "run": 2,
@@ -134,6 +135,18 @@ def claim_folder(folder: Path, kind: str, format_version: int, content: Mapping[
             f"{_differences(before, counted)}. Use another folder, or delete this one."
         )
     return found
+
+
+def continue_folder(folder: Path, kind: str, format_version: int, content: Mapping[str, Any]) -> None:
+    """Write the manifest of an artefact that goes on from the one in the folder, whose files stay as they are.
+
+    The fingerprint is that of an artefact made in one go; those of the artefacts that it goes on from are listed in
+    ``continues``, since the files in the folder name them.
+    """
+    before = open_manifest(folder, kind, format_version)
+    counted = _counted(as_read(content))
+    continued = [*before.get("continues", []), before["fingerprint"]]
+    write_manifest(folder, kind, format_version, {**content, "fingerprint": digest(counted), "continues": continued})
 
 
 def claim_cache(folder: Path, kind: str, format_version: int, content: Mapping[str, Any]) -> None:

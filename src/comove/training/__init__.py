@@ -10,7 +10,7 @@ from comove.training.many.engine import Engine, Engines, Trained, train_many
 from comove.training.many.stacked import Member
 from comove.training.recipe import RECIPES, Recipe, as_recipe, default_recipe
 from comove.training.run import Checkpoint, Run
-from comove.training.train import Recording, train
+from comove.training.train import Recording, extend, train
 from comove.training.weights import Weights
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "engines_for",
     "evaluate",
     "explore",
+    "extend",
     "fit",
     "open_adopted",
     "predict",

@@ -13,6 +13,8 @@ from comove.store import digest
 __all__ = ["RECIPES", "Recipe", "as_recipe", "default_recipe"]
 
 SCHEDULES = ("constant", "triangular", "multistep", "cosine")
+LASTING = ("constant", "multistep")
+"""Schedules whose learning rates do not depend on how many epochs there are."""
 ADDED = ("optimizer", "betas", "eps", "clip_norm", "warmup_epochs", "early_stop_patience", "ema")
 """Entries that recipes of earlier versions lack. At their defaults they are left out of JSON, so that manifests and
 fingerprints of runs and banks made before stay as they are."""
@@ -208,6 +210,29 @@ class Recipe:
     def with_changes(self, **changes: Any) -> Recipe:
         """A copy with some entries changed (``None`` leaves an entry as it is)."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def extended(self, epochs: int) -> Recipe:
+        """The same for more epochs, of which the first are trained as before.
+
+        >>> Recipe(epochs=30, lr=0.05).extended(40).epochs
+        40
+
+        Raises:
+            InputError: not more epochs; a schedule whose learning rates depend on how many epochs there are.
+        """
+        if self.schedule not in LASTING:
+            raise InputError(
+                f"A {self.schedule} schedule goes by its {self.epochs} epochs, so more of them are another training; "
+                f"what can be extended has schedule={' or '.join(map(repr, LASTING))}."
+            )
+        if epochs <= self.epochs:
+            raise InputError(f"To be extended, a run must get more than its {self.epochs} epochs; got {epochs}.")
+        return replace(self, epochs=epochs)
+
+    @property
+    def extendable(self) -> bool:
+        """Whether more epochs leave the first ones as they are."""
+        return self.schedule in LASTING
 
     def shortened(self, epochs: int) -> Recipe:
         """The same for a trial of so many epochs, which nothing may end earlier."""

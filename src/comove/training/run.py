@@ -269,7 +269,7 @@ class Run:
             found += trace_damage(trace)
             if trace / MANIFEST not in found:
                 reads(trace / MANIFEST, lambda: self._check_own(read_trace_manifest(trace), trace))
-        if self.resume_file.exists():
+        if self.resume_file.exists() and not self.finished:
             reads(self.resume_file, self.resume_header, partial(check_file, self.resume_file))
         found += self._foreign_checkpoints()
         for epoch, file in self._checkpoint_files():
@@ -278,7 +278,7 @@ class Run:
 
     @property
     def resume_file(self) -> Path:
-        """Where a run under way keeps what it needs to go on."""
+        """Where a run under way, or one that can be extended, keeps what it needs to go on."""
         return self.path / "resume.safetensors"
 
     def resume_header(self) -> dict[str, Any]:
@@ -299,7 +299,8 @@ class Run:
     def _check_own(self, named: Mapping[str, Any], where: Path) -> None:
         """Check that a file, or a trace, which names the run that it is of, is of this one."""
         owner, own = named.get("id"), self.manifest["fingerprint"]
-        if owner != own and (owner is not None or self._counts_places):
+        before = self.manifest.get("continues", [])  # of what it was extended from
+        if owner != own and owner not in before and (owner is not None or self._counts_places):
             raise CorruptFileError(f"{where} belongs to another run ({owner}, not {own}).")
 
     @contextmanager

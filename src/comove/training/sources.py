@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +226,17 @@ def _as_source(given: object) -> Source:
     raise InputTypeError(f"Expected a Run, a Trace or a sequence of them, got {type(given).__name__}.")
 
 
+def _warn_of_mixture(sources: Sequence[Source], who: str) -> None:
+    """Name what differs, but the seed, between the models and recipes of runs whose scores are averaged."""
+    trained = [source.run.manifest for source in sources if source.run is not None and source.run.adopted is None]
+    how = [{"model": one["model"]["name"], **one["model"].get("options", {}), **one["recipe"]} for one in trained]
+    names = dict.fromkeys(name for one in how for name in one)
+    found = {name: list(dict.fromkeys(str(one.get(name, "default")) for one in how)) for name in names}
+    if differs := {name: values for name, values in found.items() if len(values) > 1}:
+        text = "; ".join(f"{name} {', '.join(values)}" for name, values in differs.items())
+        warnings.warn(f"{who} averages runs that differ in more than their seed: {text}.", stacklevel=2)
+
+
 def as_sources(given: SourceLike | Sequence[SourceLike], requires: frozenset[str], who: str) -> tuple[Source, ...]:
     """Return the sources in ``given``, checked: at least one, all with the same training examples.
 
@@ -232,6 +244,9 @@ def as_sources(given: SourceLike | Sequence[SourceLike], requires: frozenset[str
         given: a run or a trace, or several.
         requires: ``"trace"`` and perhaps ``"checkpoints"``.
         who: the method's name, for messages.
+
+    Warns:
+        UserWarning: of runs of different models or recipes, which are named.
 
     Raises:
         InputError: none given, different training examples, no checkpoints where they are needed.
@@ -252,6 +267,7 @@ def as_sources(given: SourceLike | Sequence[SourceLike], requires: frozenset[str
         same_labels = trace.train_labels is None or np.array_equal(trace.train_labels, first.train_labels)  # type: ignore[arg-type]
         if first.train_labels is not None and not same_labels:
             raise InputError(f"{who}: the runs give the same training ids different labels.")
+    _warn_of_mixture(sources, who)
     for source in sources:
         if "checkpoints" in requires and (source.run is None or not source.run.checkpoints):
             raise InputError(

@@ -25,7 +25,7 @@ from comove.data.preparation import Preprocessing
 from comove.errors import CorruptFileError, InputError, some
 from comove.jobs.progress import Advance, log_line, progress_bar
 from comove.models import Factory, ModelSpec, penultimate
-from comove.store import DAMAGED, claim_folder, digest, new_folder, read_arrays, set_aside, write_json
+from comove.store import DAMAGED, claim_folder, continue_folder, digest, new_folder, read_arrays, set_aside, write_json
 from comove.store.lock import driver_lock
 from comove.trace import FIELDS, Recorder
 from comove.trace.trace import Row, row_file
@@ -43,7 +43,7 @@ from comove.training.loop import (
 from comove.training.recipe import Recipe
 from comove.training.run import RUN_FORMAT, Run, read_weights, write_weights
 
-__all__ = ["Recording", "train"]
+__all__ = ["Recording", "extend", "train"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,74 @@ def train(
                 _set_aside_damaged(run)
                 _Session(run, network, recipe, recording, checkpoints, where, progress, head).go()
     return run
+
+
+def extend(run: Run, epochs: int, *, device: str | torch.device = "auto", progress: bool = False) -> Run:
+    """Train a finished run further, in its own folder: to the bits of one trained with so many epochs from the start.
+
+    >>> longer = extend(Run.load("runs/0"), 40)  # doctest: +SKIP
+
+    What is there stays as it is: the rows, and the checkpoints that the longer run keeps too. Features kept after what
+    was the last epoch stay beside those kept after the new one. Interrupted, it goes on when the same call is made
+    again.
+
+    Args:
+        run: with its data and, where it has one, its own model (see :meth:`Run.load`).
+        epochs: in all.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``.
+        progress: show progress.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: a schedule that goes by the number of epochs, or not more of them; a run that is not finished, ended
+            early, or kept nothing to go on from.
+        LockedError: another process trains this run.
+    """
+    recipe, kept = run.recipe, run.manifest["checkpoints"]
+    if epochs != recipe.epochs:
+        recipe = recipe.extended(epochs)
+        with driver_lock(run.path):
+            _check_extendable(run)
+            run = _continued(run, recipe)
+    return train(
+        run.data(),
+        run.factory or run.model_spec.name,
+        recipe,
+        run.seed,
+        run.path,
+        recording=Recording(**run.manifest["recording"]),
+        checkpoints=kept,
+        device=device,
+        model_options=dict(run.model_spec.options),
+        progress=progress,
+    )
+
+
+def _check_extendable(run: Run) -> None:
+    if not run.finished:
+        raise InputError(f"{run.path} has not been trained to its end: run the command that made it first.")
+    trained = run.result.get("epochs_trained", run.recipe.epochs)
+    if trained < run.recipe.epochs:
+        raise InputError(f"{run.path} ended early, after {trained} epochs: more of them would end there too.")
+    if not run.resume_file.exists():
+        raise InputError(
+            f"{run.path} kept no optimizer state to go on from, as runs of earlier versions: train all epochs anew, in "
+            "another folder."
+        )
+
+
+def _continued(run: Run, recipe: Recipe) -> Run:
+    """Make the folder that of an unfinished run with more epochs."""
+    names = ("dataset", "model", "seed", "recording", "checkpoints", "parameters")
+    content = {**{name: run.manifest[name] for name in names if name in run.manifest}, "recipe": recipe.to_json()}
+    (run.path / "result.json").unlink()  # first: whatever comes between, the run is unfinished and goes on
+    continue_folder(run.path, "run", RUN_FORMAT, content)
+    longer = Run.load(run.path, dataset=run.dataset, model=run.factory)
+    for file in longer._foreign_checkpoints():
+        file.unlink()
+    return longer
 
 
 def _set_aside_damaged(run: Run) -> None:
@@ -463,7 +531,8 @@ class _Session:
             result["train_accuracy"] = float(trace.read("train", "correct", rows=last).mean())
             result["query_accuracy"] = float((correct if is_validation is None else correct[~is_validation]).mean())
         write_json(self.run.path / "result.json", result)
-        self.run.resume_file.unlink(missing_ok=True)
+        if not self.recipe.extendable:
+            self.run.resume_file.unlink(missing_ok=True)
 
 
 def _peak_memory(device: torch.device) -> int | None:
