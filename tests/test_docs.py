@@ -46,7 +46,7 @@ FEWER = {"random(0.5, 40)": "random(0.5, 12)", '["cld", "random", "ccs"], [0.1, 
 """The retrainings of the tutorial take half a minute; so many run the same code."""
 
 
-@pytest.mark.parametrize("page", ["tutorial", "own"])
+@pytest.mark.parametrize("page", ["tutorial", "own", "pictures"])
 def test_snippets_run_one_after_another(page: str, warm: Warm, tmp_path: Path) -> None:
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))

@@ -48,6 +48,7 @@ from comove.store.documents import entries, parse_json
 from comove.store.manifests import HEAD, _counted
 from comove.trace import Trace
 from comove.training import Recording, Run, Training
+from comove.training.run import read_weights
 
 RECIPE = {"epochs": 2, "batch_size": 16}
 RECORDING = Recording(anchors=(0, 1, 2))
@@ -107,6 +108,7 @@ def read_run(folder: Path) -> None:
     for checkpoint in run.checkpoints:
         run.load_model(checkpoint)
     run.result, run.recipe.lr_at(0.5), run.data  # properties that read
+    run.resume_header(), read_weights(run.resume_file)
 
 
 def read_scores(file: Path) -> None:
@@ -546,6 +548,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(splits: Splits, made: Pat
         process.wait()
     run = made / "run"
     (run / "result.json").unlink()
+    (run / "resume.safetensors").unlink()  # it would be finished without writing anything
     places = [run, run / "trace", run / "trace/rows", run / "trace/anchors", run / "checkpoints"]
     for folder in places:
         (folder / f".x.{process.pid}-01234567.tmp").write_bytes(b"")

@@ -109,6 +109,19 @@ def test_what_cannot_be_extended_says_which_settings_would(
     assert Run.load(tmp_path / "a").damaged() == ()
 
 
+def test_a_damaged_resume_file_of_a_finished_run_costs_its_extension_only(small_digits: Splits, tmp_path: Path) -> None:
+    short = train(small_digits, "mlp", SHORT, 0, tmp_path)
+    before = (tmp_path / "result.json").read_bytes()
+    short.resume_file.write_bytes(short.resume_file.read_bytes()[:-1])
+    assert short.damaged() == (short.resume_file,)
+    with pytest.warns(UserWarning, match=r"resume.safetensors.damaged is damaged: the run is whole"):
+        train(small_digits, "mlp", SHORT, 0, tmp_path)
+    assert (tmp_path / "result.json").read_bytes() == before
+    assert short.damaged() == ()
+    with pytest.raises(InputError, match="kept no optimizer state"):
+        extend(short, 5)
+
+
 def test_the_command_extends_and_refuses_what_would_change_the_run(small_digits: Splits, tmp_path: Path) -> None:
     def comove_(*words: object) -> Any:
         return CliRunner().invoke(cli.app, [str(word) for word in ("train", *words)])

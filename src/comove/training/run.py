@@ -251,7 +251,8 @@ class Run:
     def damaged(self) -> tuple[Path, ...]:
         """Read every file of the run, and return those that are damaged, missing, or not this run's own.
 
-        The call of :func:`comove.train` that made it sets them aside and trains the run again.
+        The call of :func:`comove.train` that made it sets them aside and trains the run again; but a finished run whose
+        resume file alone is damaged stays as it is, and cannot be extended.
         """
         found: list[Path] = []
 
@@ -269,7 +270,7 @@ class Run:
             found += trace_damage(trace)
             if trace / MANIFEST not in found:
                 reads(trace / MANIFEST, lambda: self._check_own(read_trace_manifest(trace), trace))
-        if self.resume_file.exists() and not self.finished:
+        if self.resume_file.exists():
             reads(self.resume_file, self.resume_header, partial(check_file, self.resume_file))
         found += self._foreign_checkpoints()
         for epoch, file in self._checkpoint_files():

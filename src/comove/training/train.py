@@ -158,7 +158,8 @@ def train(
         with driver_lock(folder):
             if not run.finished or run.damaged():  # another process may have ended it just now
                 _set_aside_damaged(run)
-                _Session(run, network, recipe, recording, checkpoints, where, progress, head).go()
+                if not run.finished:
+                    _Session(run, network, recipe, recording, checkpoints, where, progress, head).go()
     return run
 
 
@@ -234,6 +235,12 @@ def _set_aside_damaged(run: Run) -> None:
     """Rename what is damaged, and remove the rest of the run, so that it starts from the beginning."""
     damaged = run.damaged()
     if not damaged:
+        return
+    if run.finished and damaged == (run.resume_file,):
+        warnings.warn(
+            f"{set_aside(run.resume_file)} is damaged: the run is whole, and can no longer be trained further.",
+            stacklevel=3,
+        )
         return
     names = [file.relative_to(run.path).as_posix() for file in damaged]
     warnings.warn(
