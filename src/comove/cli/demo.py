@@ -53,11 +53,14 @@ def demo(
         "\nRemoving the 50 examples that help 8 queries most, and training again",
         ["removed by", "predictions flipped", "margin falls by"],
         [[row["method"], f"{row['flipped']:.0%}", f"{row['margin_drop']:+.2f}"] for row in made.removals.rows()],
+        name="removals",
+        values=made.removals.rows(),
     )
     table(
         f"\nFinding {made.cleaning.wrong} wrong labels among {made.cleaning.n:,}",
         ["method", "average precision"],
         [[name, plain(made.cleaning.average_precision(name).value)] for name in made.cleaning.methods],
+        name="cleaning",
     )
     table(
         "\nAccuracy of models trained on coresets",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comove.cli.app import command, facts, say
+from comove.cli.app import command, facts, note, written
 from comove.cli.options import Device, Quiet, Runs, open_runs
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
@@ -57,20 +57,22 @@ def explore(
             raise InputError(f"{path} is a bare trace; exploring needs a run with its checkpoints and data.")
         trace = draw(source, explored_folder(source, how, out), how, device=device, progress=not quiet)
         last = trace.train_losses[-how.chains :].mean()
-        trained = source.trace.train_losses[[0, -1]].mean(1)
+        before, after = source.trace.train_losses[[0, -1]].mean(1)
         facts(
             f"{path}: {len(trace.rows)} draws",
             {
                 "mean training loss of the last draws": f"{last:.4g}",
-                "before training": f"{trained[0]:.4g}",
-                "of the trained model": f"{trained[1]:.4g}",
+                "before training": f"{before:.4g}",
+                "of the trained model": f"{after:.4g}",
             },
+            name="explored",
+            values=[
+                {"path": path, "draws": len(trace.rows), "loss_drawn": last, "loss_before": before, "loss_after": after}
+            ],
         )
-        if last > (trained[0] + trained[1]) / 2:
-            say(
+        if last > (before + after) / 2:
+            note(
                 "The draws have left the region of the trained weights: use a greater inverse_temperature and "
-                "localization, or a smaller step_size.",
-                "Note:",
-                "yellow",
+                "localization, or a smaller step_size."
             )
-    say(f"Written to {out}/")
+    written(out)

@@ -55,16 +55,26 @@ class TruthOptions:
 
     alpha: Annotated[
         list[str] | None,
-        typer.Option(help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.", show_default="0.5"),
+        typer.Option(
+            help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.", show_default="0.5"
+        ),
     ] = None
-    subsets: Annotated[int | None, typer.Option(min=3, help="C, subsets for each alpha.", show_default=str(SUBSETS))] = None
-    seeds: Annotated[int | None, typer.Option(min=1, help="R, models trained a subset.", show_default=str(SEEDS))] = None
+    subsets: Annotated[
+        int | None, typer.Option(min=3, help="C, subsets for each alpha.", show_default=str(SUBSETS))
+    ] = None
+    seeds: Annotated[int | None, typer.Option(min=1, help="R, models trained a subset.", show_default=str(SEEDS))] = (
+        None
+    )
     same_seed: Annotated[
         bool,
         typer.Option("--same-seed", help="All subsets share initial weights and batches; what is absent weighs 0."),
     ] = False
     bank: Annotated[
-        Path | None, typer.Option(help="An existing bank of these data (its folder or compact file) as ground truth.", show_default="one is trained")
+        Path | None,
+        typer.Option(
+            help="An existing bank of these data (its folder or compact file) as ground truth.",
+            show_default="one is trained",
+        ),
     ] = None
 
 
