@@ -64,7 +64,7 @@ def test_status_tells_of_damage_and_of_who_works(bank: RetrainingBank) -> None:
 
 
 def test_work_trains_what_is_pending(bank: RetrainingBank) -> None:
-    made = comove("work", bank.path, "--executor", "serial", "--quiet")
+    made = comove("work", bank.path, "--executor", "serial")
     assert made.exit_code == 0
     assert "5 of 8 models were pending; all are trained now." in made.stderr
     assert bank.pending == []

@@ -35,6 +35,7 @@ from comove.training import RECIPES, Run, loop, train
 COMMANDS = (
     "demo",
     "train",
+    "explore",
     "attribute",
     "coreset",
     "curve",

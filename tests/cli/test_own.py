@@ -60,7 +60,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_lds_holds_methods_to_the_users_own_retraining() -> None:
     words = ("--methods", "cld", "fz:output=loss", "--subsets", 16, "--seeds", 2, "--fit-subsets", 30, "--out", "lds")
-    made = comove("lds", *DATA, *words, "--training", "own_logistic:mine", "--quiet")
+    made = comove("lds", *DATA, *words, "--training", "own_logistic:mine")
     assert made.exit_code == 0, made.output
     assert "LDS (loss) of 20 queries, 16 subsets x 2 seeds" in made.output
     bank = RetrainingBank.load("lds/bank")
@@ -103,7 +103,7 @@ def test_bank_work_trains_with_the_function_that_is_named_again() -> None:
     assert "trained by a function of your own, 'logistic-1'" in " ".join(refused.output.split())
     other = comove("bank", "work", "lds/bank", "--executor", "serial", "--training", "own_logistic:numbers")
     assert other.exit_code == 2
-    done = comove("bank", "work", "lds/bank", "--executor", "serial", "--training", "own_logistic:mine", "--quiet")
+    done = comove("bank", "work", "lds/bank", "--executor", "serial", "--training", "own_logistic:mine")
     assert "1 of 4 models were pending; all are trained now." in done.output
     np.testing.assert_array_equal(RetrainingBank.load("lds/bank").outputs("loss"), whole)
 
