@@ -67,7 +67,7 @@ def test_without_a_query_the_rankings_of_all_are_one_table(scores: Scores) -> No
         assert table["query_id"].tolist() == np.repeat(scores.query_ids, 3).tolist()
         assert table["rank"].tolist() == [1, 2, 3] * scores.query_ids.size
         for query, rows in table.groupby("query_id"):
-            ranking = one(3, query=int(query))
+            ranking = one(3, query=int(str(query)))
             assert list(zip(rows["train_id"], rows["score"], strict=True)) == list(ranking)
             assert rows["class"].tolist() == ranking.class_names()
     assert "train_id" not in repr(scores.top(3))

@@ -48,7 +48,7 @@ def datainf_solve(
 ) -> dict[str, Tensor]:
     r"""Return 1/N sum_i (g_i g_i' + lambda I)^-1 v for each parameter by itself.
 
-    (g g' + lambda I)^-1 v = (v - g (g'v) / (lambda + |g|^2)) / lambda.
+    (g g' + lambda I)^-1 v = (v - g (g'v) / (lambda + norm(g)^2)) / lambda.
 
     Args:
         gradients: of the training loss.

@@ -6,11 +6,11 @@ of the outputs, H_i: Hessian of the loss in them), so it has no negative eigenva
 
 *The damping.* By first order, training example i changes its own loss by
 
-    g' (G + lambda I)^-1 g / N  <=  |g|^2 / (N lambda),    g = grad loss_i.
+    g' (G + lambda I)^-1 g / N  <=  norm(g)^2 / (N lambda),    g = grad loss_i.
 
 The answer to "what if i were gone" is first order only while that is small: the rule is
 
-    lambda = max(3 E|g|^2, 0.3 tr G) / N,
+    lambda = max(3 E norm(g)^2, 0.3 tr G) / N,
 
 with which an average example changes its own loss by at most a third (of a nat, for log likelihoods). The second term
 holds where the loss is fitted to nothing, or averages many outputs, whose gradients cancel: 1/N tr G is the curvature
@@ -92,7 +92,7 @@ SAID_SECONDS = 60.0
 
 
 def default_damping(trace: float, squared_norm: float, examples: int) -> float:
-    """Return lambda = max(3 E|grad loss|^2, 0.3 tr G) / N; 1 where both vanish.
+    """Return lambda = max(3 E norm(grad loss)^2, 0.3 tr G) / N; 1 where both vanish.
 
     Args:
         trace: of the Gauss-Newton matrix of the mean loss.

@@ -49,14 +49,14 @@ def representer_scores(
         train_slopes_NK: d loss / d outputs of the last layer of each training example.
         query_QF: likewise for the queries.
         query_slopes_QK: d measured output / d outputs of the last layer of each query.
-        regularization: lambda, of the penalty lambda |W|^2 beside the mean loss.
+        regularization: lambda, of the penalty lambda norm(W)^2 beside the mean loss.
     """
     alpha_NK = train_slopes_NK / (-2 * regularization * len(train_NF))
     return (train_NF @ query_QF.T) * (alpha_NK @ query_slopes_QK.T)
 
 
 def fit_last_layer(start_KF: Tensor, losses: Callable[[Tensor], Tensor], regularization: float) -> Tensor:
-    """Minimise the mean loss of weights plus lambda |W|^2 by L-BFGS from ``start_KF``; returns W (K, F) float64.
+    """Minimise the mean loss of weights plus lambda norm(W)^2 by L-BFGS from ``start_KF``; returns W (K, F) float64.
 
     Args:
         start_KF: where to begin, the trained layer.
@@ -163,8 +163,8 @@ class Representer(Attributor):
     did to them is not seen.
 
     Args:
-        regularization: lambda of the penalty lambda |W|^2, the bias included; the authors use 0.003 and more. A small
-            one leaves the layer nearer to the trained one, and takes longer to fit.
+        regularization: lambda of the penalty lambda norm(W)^2, the bias included; the authors use 0.003 and more. A
+            small one leaves the layer nearer to the trained one, and takes longer to fit.
 
     Raises:
         InputError: in ``fit``, a model whose outputs are not a multiple of its last linear layer's.

@@ -1,4 +1,4 @@
-r"""S = sum_q |d1_q| sign(d1_q) sign(d2_q) / sum_q |d1_q|: whether training answers small changes of weights smoothly.
+r"""S = sum_q abs(d1_q) sign(d1_q) sign(d2_q) / sum_q abs(d1_q): how smooth training is.
 
 (Engstrom, Ilyas, Chen, Feldmann, Moses, Madry, "Optimizing ML Training with Metagradient Descent", arXiv 2503.13751,
 2025: empirical metasmoothness, theirs over the trained weights, here over what is measured.) d1 is the change of what

@@ -88,7 +88,7 @@ class Spectrum:
         return tuple(self.shapes)
 
     def apply(self, directions: Mapping[str, Tensor], function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Return function(matrix) v, name -> (Q, *shape), as the directions came."""
+        """Return function(matrix) v, name -> (Q, parameter shape), as the directions came."""
         flat_QP = torch.cat([flat_rows(directions[name]) for name in self.shapes], 1)
         made_QP = (flat_QP.double() @ self.vectors * function(self.values)) @ self.vectors.mT
         pieces = torch.split(made_QP.to(flat_QP), [shape.numel() for shape in self.shapes.values()], dim=1)
@@ -120,7 +120,7 @@ def source_scores(
     Args:
         segments: in the order of training.
         train: N examples.
-        directions: gradients of what is measured after training, name -> (Q, *shape), of the factored parameters.
+        directions: gradients of what is measured after training, name -> (Q, parameter shape), of those with factors.
         weight_decay: added to the curvature of every parameter.
     """
     total_NQ: Tensor | None = None

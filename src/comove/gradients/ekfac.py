@@ -129,11 +129,11 @@ class LayerFactors:
     eigenvalues: Tensor
 
     def solve(self, directions: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-        """Return U (Lambda + damping)^-1 U' v of the layer's parameters, name -> (Q, *shape)."""
+        """Return U (Lambda + damping)^-1 U' v of the layer's parameters, name -> (Q, parameter shape)."""
         return self.apply(directions, lambda eigenvalues: 1 / (eigenvalues + damping))
 
     def apply(self, directions: Mapping[str, Tensor], function: Function) -> dict[str, Tensor]:
-        """Return U function(Lambda) U' v of the layer's parameters, name -> (Q, *shape)."""
+        """Return U function(Lambda) U' v of the layer's parameters, name -> (Q, parameter shape)."""
         weight = directions[self.weight]
         v_QOI = weight.mT if self.layout == "transposed" else weight.flatten(2)
         if self.bias is not None:
@@ -190,11 +190,11 @@ class EKFACFactors:
         in scale for a preconditioner, no more.
 
         Args:
-            directions: name -> (Q, *shape), of all parameters with factors and perhaps of others.
+            directions: name -> (Q, parameter shape), of all parameters with factors and perhaps of others.
             damping: above 0, of all layers, or by the layer's name.
 
         Returns:
-            name -> (Q, *shape), as they came.
+            name -> (Q, parameter shape), as they came.
 
         Raises:
             InputError: a damping that is not above 0, or a parameter that is missing.
@@ -214,7 +214,7 @@ class EKFACFactors:
         """Return function(G) v with this approximation of G, of the parameters that have factors.
 
         Args:
-            directions: name -> (Q, *shape), of all parameters with factors.
+            directions: name -> (Q, parameter shape), of all parameters with factors.
             function: of the eigenvalues, entry by entry.
         """
         return {k: v for layer in self.layers.values() for k, v in layer.apply(directions, function).items()}

@@ -1,9 +1,9 @@
-r"""w <- w - eps/2 (n_beta grad L_batch(w) + gamma (w - w*)) + Normal(0, eps): weights around those of a trained model.
+r"""w <- w - eps/2 (n_beta grad L_batch(w) + gamma (w - v)) + Normal(0, eps): weights w around the trained v.
 
 Localised stochastic gradient Langevin dynamics (Welling and Teh, ICML 2011; Lau et al., 2023). Several chains start at
-the trained weights w* and are moved by the gradient of the loss on small batches, a pull back to w* and noise; what is
+the trained weights v and are moved by the gradient of the loss on small batches, a pull back to v and noise; what is
 kept are the losses at the draws, as a :class:`comove.Trace` with one row a draw. In the limit of small steps the draws
-follow exp(-n_beta L(w) - gamma/2 |w - w*|^2), and their covariance is (n_beta H + gamma I)^-1 where L is quadratic.
+follow exp(-n_beta L(w) - gamma/2 norm(w - v)^2), and their covariance is (n_beta H + gamma I)^-1 where L is quadratic.
 
 Shape legend: G chains, B examples of a batch, N train, Q queries.
 """
