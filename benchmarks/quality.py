@@ -1,20 +1,21 @@
 """How well attribution methods predict retraining, and what they cost: a table and a picture per data set.
 
-    python benchmarks/quality.py --data digits --folder STATE [--data-dir DIR] [--only METHOD ...] [--counts 1,3]
+    python benchmarks/quality.py --data digits --folder STATE [--data-dir DIR] [--only METHOD ...] [--most RUNS]
     python benchmarks/quality.py --page
 
 Every method, ours and other libraries', is fitted on the same recorded runs and held to the same retrained models: LDS
 with its 95 % interval, share of the noise ceiling, paired difference from TRAK on as many runs; forward-backward epochs
-(``benchmarks/quality_methods.py`` has the formula of each), CPU seconds of one thread and the process's peak memory of
-the first run's fit. Runs, banks, and the scores of each method and run are kept in ``--folder``; what is finished is
-not computed again. Results go to ``benchmarks/results/quality.json``; ``--page`` draws the pictures and writes
-``docs/quality.md`` from it and computes nothing.
+(``benchmarks/quality_methods.py`` has the formula of each), CPU seconds of one thread, of the median run, and the
+process's peak memory in the first. Runs, banks, and the scores of each method and run are kept in ``--folder``; what is
+finished is not computed again. Results go to ``benchmarks/results/quality.json``; ``--page`` draws the pictures and
+writes ``docs/quality.md`` from it and computes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import time
 import warnings
 from collections.abc import Sequence
@@ -84,19 +85,22 @@ class Measured:
         parts = [self.scores(method, number, 1) for number in range(count)]
         return parts[0], np.mean([part.values for part in parts], axis=0)
 
-    def cost(self, method: Method) -> dict[str, float]:
-        """What the first run took."""
-        return read_json(self.path(method) / "0-1" / "cost.json")
+    def cost(self, method: Method) -> dict[str, Any]:
+        """What a run took: the first one's memory, the median of the seconds (the first call of a process is slow)."""
+        files = [self.path(method) / f"{first}-1" / "cost.json" for first in range(10)]
+        costs = [read_json(file) for file in files if file.exists()]
+        known = [cost["seconds"] for cost in costs if cost["seconds"] is not None]
+        return costs[0] | {"seconds": statistics.median(known) if known else None}
 
     def training(self) -> float:
-        """Seconds of one run: as the study measured them, or of a run trained for this."""
+        """Seconds of one run: as the study measured them, or the median of three trained for this."""
         if self.case.name == "cifar10":
             runs = read_json(STUDY / "study.json")["costs"]["runs"]
             return float(runs["seconds"] / runs["count"])
         kept = self.case.folder / "training.json"
         if not kept.exists():
-            seconds, _ = timed(lambda: self.case.run(0))
-            write_json(kept, {"seconds": seconds})
+            seconds = [timed(lambda number=number: self.case.run(number))[0] for number in range(3)]
+            write_json(kept, {"seconds": statistics.median(seconds)})
         return float(read_json(kept)["seconds"])
 
     def sizes(self) -> Sizes:
@@ -130,7 +134,8 @@ def counts_of(case: Case, method: Method, most: int | None) -> list[int]:
     """Numbers of runs a method is measured with."""
     if not method.trains:
         return [1]
-    return [count for count in case.counts if count <= min(method.most, most or method.most)]
+    counts = [*(count for count in case.counts if count <= method.most), *method.further]
+    return [count for count in counts if most is None or count <= most]
 
 
 def compute(measured: Measured, methods: Sequence[Method], most: int | None) -> None:
@@ -148,9 +153,12 @@ def compute(measured: Measured, methods: Sequence[Method], most: int | None) -> 
 def finished(measured: Measured, method: Method) -> list[int]:
     """Numbers of runs whose scores are there."""
     folder = measured.path(method)
-    there = [count for count in range(1, 11) if (folder / f"0-{count}" / "cost.json").exists()]
     if method.joint:
-        return there
+        return [
+            count
+            for count in (*measured.case.counts, *method.further)
+            if (folder / f"0-{count}" / "cost.json").exists()
+        ]
     first = 0
     while (folder / f"{first}-1" / "cost.json").exists():
         first += 1
@@ -177,11 +185,9 @@ def result_of(measured: Measured) -> dict[str, Any]:
                 keys.append((method, 10, True))
                 predictions.append(ranks[f"{labels.index(STUDIED[method.name])}.{plan}"].astype(np.float64))
     found = truth.lds(predictions, [method.name for method, _, _ in keys])
-    reference = {count: lds for (method, count, _), lds in zip(keys, found, strict=True) if method.name == REFERENCE}
+    reference = {key[1]: lds for key, lds in zip(keys, found, strict=True) if key[0].name == REFERENCE}
     rows = [
-        row(
-            measured, key, lds, reference.get(key[1] if key[0].trains else max(reference, default=0)), (sizes, training)
-        )
+        row(measured, key, lds, reference.get(key[1] if key[0].trains else 1), (sizes, training))
         for key, lds in zip(keys, found, strict=True)
     ]
     return {
@@ -219,7 +225,8 @@ def row(
     (method, count, published), (sizes, training) = key, spent
     known = not published or (measured.path(method) / "0-1" / "cost.json").exists()
     cost = measured.cost(method) if known else published_cost(method)
-    runs = count if method.trains else 0
+    runs, noted = count if method.trains else 0, ["published ranks of the study"] if published else []
+    seconds = cost["seconds"]
     found: dict[str, Any] = {
         "method": method.name,
         "kind": method.kind,
@@ -229,9 +236,9 @@ def row(
         "share": lds.share_of_ceiling,
         "epochs": runs * (sizes.epochs + method.epochs(sizes)),
         "formula": method.formula,
-        "seconds": runs * (training + cost["seconds"]) if method.trains else cost["seconds"],
+        "seconds": runs * (training + seconds) if method.trains and seconds is not None else seconds,
         "peak memory": cost["peak_memory"],
-        "note": "; ".join(filter(None, (method.note, "published ranks of the study" if published else ""))),
+        "note": "; ".join(filter(None, (method.note, cost.get("note"), *noted))),
     }
     if reference is not None and method.name != REFERENCE:
         difference = paired_difference(lds, reference)
@@ -259,6 +266,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("COMOVE_DATA", "../shared/data")))
     parser.add_argument("--only", nargs="*", default=[], help="methods to compute, by the beginning of their name")
     parser.add_argument("--most", type=int, help="runs at most")
+    parser.add_argument("--scores-only", action="store_true", help="leave the results as they are")
     parser.add_argument("--page", action="store_true", help="write the page from the results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -274,6 +282,8 @@ def main() -> None:
     measured.training()
     methods = [m for m in methods_of(case) if not given.only or m.name.startswith(tuple(given.only))]
     compute(measured, methods, given.most)
+    if given.scores_only:
+        return
     result = read_json(file) if file.exists() else {"seeds": {"data": 0, "runs": "0 to 9", "bank": 0}, "data": {}}
     result["command"] = "python benchmarks/quality.py --data DATA --folder STATE --data-dir DIR"
     result["data"][case.name] = plain(result_of(measured))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from measuring import RESULTS
 
+from comove.display import counted
 from comove.plots import Chart, Level, Table, draw, save_figure, styled
 
 __all__ = ["write_page"]
@@ -38,31 +40,39 @@ def write_page(result: Mapping[str, Any]) -> None:
 
 def picture(data: Mapping[str, Any]) -> Any:
     """LDS against forward-backward epochs, and against seconds."""
-    rows = [row for row in data["rows"] if row["kind"] in DRAWN]
-    charts = []
-    for column, title in (
-        ("epochs", "forward-backward epochs, training included"),
-        ("seconds", "CPU seconds, training included"),
-    ):
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            lines.setdefault(row["method"], []).append((max(row[column], 1.0), row["lds"]))
-        charts.append(
-            Chart(
-                kind="lines",
-                title="LDS and cost",
-                x=title,
-                y="LDS",
-                series=styled({name: sorted(points) for name, points in lines.items()}),
-                table=Table([], []),
-                levels=[Level("noise ceiling", data["ceiling"])],
-                panel="by passes through the network" if column == "epochs" else "by time",
-                caption=f"{data['title']}: points are 1, 3, 5 and 10 runs, or fewer",
-                log=True,
-                zero=True,
-            )
-        )
-    return draw(*charts)
+    return draw(
+        panel(data, "epochs", "by passes through the network", "forward-backward epochs, training included"),
+        panel(data, "seconds", "by time", "CPU seconds, training included"),
+    )
+
+
+def panel(data: Mapping[str, Any], column: str, name: str, x: str) -> Chart:
+    """One of the two: methods that see losses only are solid, others dashed."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    kinds: dict[str, str] = {}
+    for row in data["rows"]:
+        if row["kind"] in DRAWN and row["runs"] and row[column] is not None:
+            lines.setdefault(row["method"], []).append((row[column], row["lds"]))
+            kinds[row["method"]] = row["kind"]
+    costs = [cost for points in lines.values() for cost, _ in points]
+    decades = range(math.floor(math.log10(min(costs))), math.ceil(math.log10(max(costs))) + 1)
+    return Chart(
+        kind="lines",
+        title="LDS and cost",
+        x=x,
+        y="LDS",
+        series=[
+            replace(one, style=replace(one.style, dash=() if kinds[one.name] == "losses" else (4, 1.5)))
+            for one in styled({method: sorted(points) for method, points in lines.items()})
+        ],
+        table=Table([], []),
+        levels=[Level("noise ceiling", data["ceiling"])],
+        panel=name,
+        caption=f"{data['title']}: a line a method, a point a number of runs; solid: sees losses only",
+        log=True,
+        zero=True,
+        named=[(10.0**power, f"{10**power:,}") for power in decades],
+    )
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -79,8 +89,8 @@ models, its share of the noise ceiling, and its cost. Generated from `benchmarks
   leaves out 0.
 - *Epochs*: forward-backward passes over the training set, by the [formulas](#what-an-epoch-counts) below, the training
   of the runs included. Factorisations and matrix products beside the network are no passes: they show in the seconds.
-- *Seconds* of one thread, the training of the runs included: those of the first run times the number of runs. *Memory*:
-  the process's peak, Python and torch (about 500 MiB) included.
+- *Seconds* of one thread, the training of the runs included: the median run's times the number of runs. *Memory*: the
+  process's peak, Python and torch (about 500 MiB) included.
 - **Nothing was tuned on the banks reported here.** Options are the defaults, which their authors or we chose on other
   banks, as the methods' pages say, or variants that only cost less (`chains=`, `steps=`); where that is not so, the
   notes of the tables say it. TRAK's ridge is its best on another bank of digits too (.03: .422, .1: .461, .3: .476,
@@ -142,7 +152,7 @@ def line(row: Row) -> str:
         f"{row['share']:.0%}",
         difference,
         f"{row['epochs']:,.0f}",
-        f"{row['seconds']:,.1f}" if row["seconds"] < 10 else f"{row['seconds']:,.0f}",
+        "" if row["seconds"] is None else f"{row['seconds']:,.{int(row['seconds'] < 10)}f}",
         "" if memory is None else f"{memory / 2**20:,.0f}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -151,21 +161,26 @@ def line(row: Row) -> str:
 # --- conclusions ----------------------------------------------------------------------------------------------------
 
 
+QUESTIONS = """## What it says
+
+Does a method that sees only losses beat TRAK at equal cost? Which method gives most for its cost? The sentences below
+are filled in from the tables. "At equal cost" compares a row with the best TRAK that costs no more, and says nothing of
+rows that cost half as much again as the most runs TRAK was given."""
+
+
 def conclusions(sets: Mapping[str, Any]) -> str:
     """What the figures say of the two questions, data set by data set."""
-    said = [
-        f"{data['title']}: {losses_against_trak(data['rows'])} {most_for_its_cost(data['rows'])}"
-        for data in sets.values()
-    ]
-    return (
-        "## What it says\n\nDoes a method that sees only losses beat TRAK at equal cost? Which gives most for its cost?\n\n"
-        + "\n\n".join(said)
-    )
+    said = [QUESTIONS]
+    for data in sets.values():
+        rows = [row for row in data["rows"] if row["kind"] != "control" and row["runs"]]
+        lines = [losses_against_trak(rows), *(most_for_its_cost(rows, column) for column in ("epochs", "seconds"))]
+        said.append("\n".join([f"**{data['title']}.**", *(line for line in lines if line)]))
+    return "\n\n".join(said)
 
 
-def affordable(rows: Sequence[Row], most: float, column: str) -> list[Row]:
-    """The rows that cost no more."""
-    return [row for row in rows if row[column] <= most * 1.001]
+def named(row: Row) -> str:
+    """A method, its LDS and runs."""
+    return f"{row['method']} {number(row['lds'])} ({counted(row['runs'], 'run')})"
 
 
 def best_of(rows: Sequence[Row]) -> Row:
@@ -173,52 +188,48 @@ def best_of(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row["lds"])
 
 
-def named(row: Row) -> str:
-    """A method, its runs and LDS."""
-    runs = f", {row['runs']} run{'' if row['runs'] == 1 else 's'}" if row["runs"] else ""
-    return f"{row['method']} ({number(row['lds'])}{runs})"
+def winners(rows: Sequence[Row], column: str) -> list[Row]:
+    """Rows of losses alone above every TRAK that costs no more, as far as TRAK was measured."""
+    trak = [row for row in rows if row["method"] == "trak" and row[column] is not None]
+    most = max((row[column] for row in trak), default=0.0)
+    found = []
+    for row in rows:
+        if row["kind"] == "losses" and row[column] is not None and row[column] <= 1.5 * most:
+            rivals = [other["lds"] for other in trak if other[column] <= row[column]]
+            found += [row] if rivals and row["lds"] > max(rivals) else []
+    return found
 
 
 def losses_against_trak(rows: Sequence[Row]) -> str:
     """The answer to the first question, by epochs and by seconds."""
-    losses, trak = ([row for row in rows if test(row)] for test in (is_losses, lambda row: row["method"] == "trak"))
+    losses, trak = (
+        [row for row in rows if row["kind"] == "losses"],
+        [row for row in rows if row["method"] == "trak"],
+    )
     if not losses or not trak:
         return ""
-    wins = {}
+    best = best_of(losses)
+    text = f"Of losses alone the best is {named(best)}, against {named(best_of(trak))}"
+    if "minus trak" in best:
+        low, high = best["minus trak"]["interval"]
+        text += f"; with as many runs the difference is {number(best['minus trak']['mean'], True)} "
+        text += f"[{number(low, True)}, {number(high, True)}]"
     for column in ("epochs", "seconds"):
-        wins[column] = [
-            row
-            for row in losses
-            if (rivals := affordable(trak, row[column], column)) and row["lds"] > best_of(rivals)["lds"]
-        ]
-    best, most = best_of(losses), best_of(trak)
-    said = {
-        column: f"at equal {column} {'yes, ' + named(best_of(rows)) if rows else 'no'}" for column, rows in wins.items()
-    }
-    text = f"of losses alone the best is {named(best)}, TRAK's best {named(most)}; above the best TRAK that costs no more: {said['epochs']}; {said['seconds']}."
-    difference = best.get("minus trak")
-    if difference:
-        text += f" With as many runs it differs from TRAK by {number(difference['mean'], True)}."
-    return text
+        won = winners(rows, column)
+        answer = f"yes, {named(best_of(won))} at {best_of(won)[column]:,.0f}" if won else "no"
+        text += f". Ahead of TRAK at equal {column}: {answer}"
+    return text + "."
 
 
-def is_losses(row: Row) -> bool:
-    """Whether a method sees losses only."""
-    return bool(row["kind"] == "losses")
-
-
-def most_for_its_cost(rows: Sequence[Row]) -> str:
-    """The rows that nothing cheaper reaches, by epochs and by seconds."""
-    ours = [row for row in rows if row["kind"] != "control" and row["runs"]]
-    said = []
-    for column in ("epochs", "seconds"):
-        front: list[Row] = []
-        for row in sorted(ours, key=lambda row: (row[column], -row["lds"])):
-            if not front or row["lds"] > front[-1]["lds"]:
-                front.append(row)
-        steps = ", ".join(f"{named(row)} at {row[column]:,.0f}" for row in front)
-        said.append(f"by {column}: {steps}")
-    return "What nothing cheaper reaches, " + "; ".join(said) + "."
+def most_for_its_cost(rows: Sequence[Row], column: str) -> str:
+    """The rows that no cheaper one reaches: the cheapest first."""
+    front: list[Row] = []
+    known = [row for row in rows if row[column] is not None]
+    for row in sorted(known, key=lambda row: (row[column], -row["lds"])):
+        if not front or row["lds"] > front[-1]["lds"]:
+            front.append(row)
+    steps = "; ".join(f"{named(row)} at {row[column]:,.0f}" for row in front)
+    return f"By {column}, what nothing cheaper reaches: {steps}."
 
 
 def formulas(result: Mapping[str, Any]) -> str:
@@ -227,8 +238,9 @@ def formulas(result: Mapping[str, Any]) -> str:
     own = dict.fromkeys((row["method"], row["formula"]) for row in rows)
     lines = ["## What an epoch counts", ""]
     lines += [
-        "A forward pass is a third of a forward and backward pass (as in the paper's Appendix E), an example's gradient one of them, a product",
-        "with the Hessian two. N training examples, Q queries, C classes. Per run, beside its training:",
+        "A forward pass is a third of a forward and backward pass (as in the paper's Appendix E), an example's",
+        "gradient one of them, a product with the Hessian two. N training examples, Q queries, C classes. Per run,",
+        "beside its training:",
         "",
         "| method | forward-backward epochs a run |",
         "|---|---|",

@@ -1,0 +1,102 @@
+"""``benchmarks/quality.py``: the page says what the results say, costs follow their formulas, BM25 its definition."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+OWN = ("measuring", "attribution", "ekfac", "peers", "quality_cases", "quality_methods", "quality_page")
+
+
+@pytest.fixture(scope="module")
+def parts() -> Iterator[dict[str, Any]]:
+    """The modules of the benchmark, which lies beside the package."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in OWN}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in set(OWN) - before:
+            sys.modules.pop(name, None)
+
+
+def _row(method: str, kind: str, runs: int, lds: float, cost: float | None) -> dict[str, Any]:
+    return {
+        "method": method,
+        "kind": kind,
+        "runs": runs,
+        "lds": lds,
+        "interval": [lds - 0.02, lds + 0.02],
+        "share": lds / 0.8,
+        "epochs": 10.0 * runs,
+        "formula": "1 + Q/N",
+        "seconds": cost,
+        "peak memory": None,
+        "note": "",
+    }
+
+
+def test_a_losses_only_method_is_ahead_only_of_a_trak_that_costs_no_more(parts: dict[str, Any]) -> None:
+    page = parts["quality_page"]
+    rows = [
+        _row("trak", "gradients", 1, 0.2, 5.0),
+        _row("trak", "gradients", 3, 0.4, 15.0),
+        _row("few", "losses", 1, 0.3, 7.0),
+        _row("many", "losses", 3, 0.35, 20.0),
+        _row("untimed", "losses", 1, 0.5, None),
+    ]
+    assert [row["method"] for row in page.winners(rows, "seconds")] == ["few"]
+    assert [row["method"] for row in page.winners(rows, "epochs")] == ["few", "untimed"]
+    assert "few .300 (1 run) at 7" in page.most_for_its_cost(rows, "seconds")
+    assert "many" not in page.most_for_its_cost(rows, "seconds")
+
+
+def test_a_line_of_the_table_marks_decided_differences_and_leaves_the_unknown_blank(parts: dict[str, Any]) -> None:
+    row = _row("a", "gradients", 3, 0.4, None) | {"minus trak": {"mean": -0.1, "interval": [-0.12, -0.08]}}
+    assert parts["quality_page"].line(row) == (
+        "| a | 3 | .400 [.380, .420] | 50% | **-.100 [-.120, -.080]** | 30 |  |  |"
+    )
+
+
+def test_costs_follow_their_formulas(parts: dict[str, Any]) -> None:
+    methods = parts["quality_methods"]
+    sizes = methods.Sizes(n=1000, q=200, curvature=9, epochs=30, rows=60, augmented=False)
+    case = parts["quality_cases"].CASES["digits"](Path(), Path())
+    epochs = {method.name: method.epochs(sizes) for method in methods.methods_of(case)}
+    assert math.isclose(epochs["trak"], 1.2)
+    assert math.isclose(epochs["cld (paper)"], 31 * 1.2 / 3)
+    assert math.isclose(epochs["bayesian-influence"], 16 * 1500 * 32 / 1000 + 16 * 75 * 1.2 / 3)
+    assert math.isclose(epochs["gauss-newton"], 1 / 3 + 6 + 1.2)
+    assert epochs["random-control"] == 0
+
+
+def test_bm25_is_its_definition_on_three_documents(parts: dict[str, Any]) -> None:
+    documents = [["a", "b", "b"], ["a", "c"], ["c"]]
+    found = parts["quality_methods"].bm25(documents, [["b"], ["a", "z"]])
+    rarity, norm = math.log(1 + 2.5 / 1.5), 1.2 * (0.25 + 0.75 * 3 / 2)
+    np.testing.assert_allclose(found[:, 0], [rarity * 2 * 2.2 / (2 + norm), 0, 0])
+    assert found[1, 1] > found[0, 1] > found[2, 1] == 0  # the shorter document weighs more
+
+
+def test_the_page_is_that_of_the_published_results(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, measuring = parts["quality_page"], parts["measuring"]
+    published = page.PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "quality.md")
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    from comove.store import read_json
+
+    result = read_json(measuring.RESULTS / "quality.json")
+    page.write_page(result)
+    assert (tmp_path / "quality.md").read_text(encoding="utf-8") == published
+    assert {file.name for file in tmp_path.glob("*.png")} == {f"quality-{name}.png" for name in result["data"]}
