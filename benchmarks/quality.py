@@ -225,7 +225,10 @@ def row(
     (method, count, published), (sizes, training) = key, spent
     known = not published or (measured.path(method) / "0-1" / "cost.json").exists()
     cost = measured.cost(method) if known else published_cost(method)
-    runs, noted = count if method.trains else 0, ["published ranks of the study"] if published else []
+    runs, noted = (
+        count if method.trains else 0,
+        [f"{count} runs: the ranks that the study has published"] if published else [],
+    )
     seconds = cost["seconds"]
     found: dict[str, Any] = {
         "method": method.name,
