@@ -156,7 +156,7 @@ def line(row: Row) -> str:
         f"{row['share']:.0%}",
         difference,
         f"{row['epochs']:,.0f}",
-        "" if row["seconds"] is None else f"{row['seconds']:,.{int(row['seconds'] < 10)}f}",
+        "" if row["seconds"] is None else cost_of(row, "seconds").removesuffix(" s"),
         "" if memory is None else f"{memory / 2**20:,.0f}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -169,8 +169,7 @@ QUESTIONS = """## What it says
 
 Does a method that sees only losses beat TRAK at equal cost? Which method gives most for its cost? The sentences below
 are filled in from the tables. At equal cost, a row is compared with TRAK's curve, straight over the logarithm of the
-cost between its numbers of runs; where TRAK's first run already costs more, or its most runs less than two thirds,
-nothing is said."""
+cost between its numbers of runs, as far as these go."""
 
 
 def conclusions(sets: Mapping[str, Any]) -> str:
@@ -193,25 +192,30 @@ def best_of(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row["lds"])
 
 
+def cost_of(row: Row, column: str) -> str:
+    """Epochs, or seconds, to two digits at least."""
+    value = row[column]
+    return f"{value:,.{int(value < 10)}f}{' s' if column == 'seconds' else ''}"
+
+
 def reached(curve: Sequence[Row], column: str, cost: float) -> float:
-    """The LDS of a method at a cost, between its rows straight over the logarithm of the cost; infinite below."""
+    """The LDS of a method at a cost, between its rows straight over the logarithm of the cost."""
     points = sorted((row[column], row["lds"]) for row in curve)
-    if cost < points[0][0]:
-        return math.inf
     costs, values = zip(*points, strict=True)
     return float(np.interp(math.log(cost), np.log(costs), values))
 
 
-def winners(rows: Sequence[Row], column: str) -> list[Row]:
-    """Rows of losses alone above TRAK at their cost, as far as TRAK was measured."""
+def nearest_to_trak(rows: Sequence[Row], column: str) -> tuple[Row, float] | None:
+    """The row of losses alone that does best beside TRAK at its cost, as far as TRAK was measured, and TRAK's LDS."""
     known = [row for row in rows if row[column] is not None]
     trak = [row for row in known if row["method"] == "trak"]
-    most = max((row[column] for row in trak), default=0.0)
-    return [
-        row
+    range_ = [row[column] for row in trak] or [math.inf]
+    pairs = [
+        (row, reached(trak, column, row[column]))
         for row in known
-        if row["kind"] == "losses" and row[column] <= 1.5 * most and row["lds"] > reached(trak, column, row[column])
+        if row["kind"] == "losses" and min(range_) <= row[column] <= 1.05 * max(range_)
     ]
+    return max(pairs, key=lambda pair: pair[0]["lds"] - pair[1], default=None)
 
 
 def losses_against_trak(rows: Sequence[Row]) -> str:
@@ -229,9 +233,11 @@ def losses_against_trak(rows: Sequence[Row]) -> str:
         text += f"; with as many runs the difference is {number(best['minus trak']['mean'], True)} "
         text += f"[{number(low, True)}, {number(high, True)}]"
     for column in ("epochs", "seconds"):
-        won = winners(rows, column)
-        answer = f"yes, {named(best_of(won))} at {best_of(won)[column]:,.0f}" if won else "no"
-        text += f". Ahead of TRAK at equal {column}: {answer}"
+        found = nearest_to_trak(rows, column)
+        if found is not None:
+            row, rival = found
+            text += f". At equal {column} losses alone do best as {named(row)} at {cost_of(row, column)}, "
+            text += f"where TRAK has {number(rival)}: {'ahead' if row['lds'] > rival else 'behind'}"
     return text + "."
 
 
@@ -242,7 +248,7 @@ def most_for_its_cost(rows: Sequence[Row], column: str) -> str:
     for row in sorted(known, key=lambda row: (row[column], -row["lds"])):
         if not front or row["lds"] > front[-1]["lds"]:
             front.append(row)
-    steps = "; ".join(f"{named(row)} at {row[column]:,.0f}" for row in front)
+    steps = "; ".join(f"{named(row)} at {cost_of(row, column)}" for row in front)
     return f"By {column}, what nothing cheaper reaches: {steps}."
 
 

@@ -45,21 +45,21 @@ def _row(method: str, kind: str, runs: int, lds: float, cost: float | None) -> d
     }
 
 
-def test_a_losses_only_method_is_ahead_only_above_the_curve_of_trak(parts: dict[str, Any]) -> None:
+def test_methods_of_losses_are_held_to_the_curve_of_trak_at_their_cost(parts: dict[str, Any]) -> None:
     page = parts["quality_page"]
     rows = [
         _row("trak", "gradients", 1, 0.2, 5.0),
         _row("trak", "gradients", 3, 0.4, 15.0),
         _row("few", "losses", 1, 0.3, 6.0),
         _row("many", "losses", 3, 0.35, 20.0),
-        _row("between", "losses", 1, 0.25, 9.0),
         _row("untimed", "losses", 1, 0.5, None),
     ]
-    assert [row["method"] for row in page.winners(rows, "seconds")] == [
-        "few"
-    ]  # at 9 s TRAK has .307 between its points
-    assert [row["method"] for row in page.winners(rows, "epochs")] == ["few", "between", "untimed"]
-    assert "few .300 (1 run) at 6" in page.most_for_its_cost(rows, "seconds")
+    row, rival = page.nearest_to_trak(rows, "seconds")
+    assert row["method"] == "few"
+    assert math.isclose(rival, 0.2 + 0.2 * math.log(6 / 5) / math.log(3))  # between TRAK's points
+    assert page.nearest_to_trak(rows, "epochs")[0]["method"] == "untimed"
+    assert page.nearest_to_trak(rows[2:], "epochs") is None
+    assert "few .300 (1 run) at 6.0 s" in page.most_for_its_cost(rows, "seconds")
     assert "many" not in page.most_for_its_cost(rows, "seconds")
 
 
