@@ -42,31 +42,32 @@ def write_page(result: Mapping[str, Any]) -> None:
 
 
 def picture(data: Mapping[str, Any]) -> Any:
-    """LDS against forward-backward epochs, and against seconds."""
+    """LDS against seconds, and against epochs, which are known of all: the legend is beside these."""
     return draw(
-        panel(data, "epochs", "by passes through the network", "forward-backward epochs, training included"),
         panel(data, "seconds", "by time", "CPU seconds, training included"),
+        panel(data, "epochs", "by passes through the network", "forward-backward epochs, training included"),
     )
 
 
 def panel(data: Mapping[str, Any], column: str, name: str, x: str) -> Chart:
     """One of the two: methods that see losses only are solid, others dashed."""
     lines: dict[str, list[tuple[float, float]]] = {}
-    kinds: dict[str, str] = {}
+    solid = {row["method"] for row in data["rows"] if row["kind"] == "losses"}
     for row in data["rows"]:
-        if row["kind"] in DRAWN and row["runs"] and row[column] is not None:
-            lines.setdefault(row["method"], []).append((row[column], row["lds"]))
-            kinds[row["method"]] = row["kind"]
+        if row["kind"] in DRAWN and row["runs"]:
+            points = lines.setdefault(row["method"], [])
+            points += [] if row[column] is None else [(row[column], row["lds"])]
     costs = [cost for points in lines.values() for cost, _ in points]
-    decades = range(math.floor(math.log10(min(costs))), math.ceil(math.log10(max(costs))) + 1)
+    marks = [lead * 10**power for power in range(7) for lead in (1, 3)]
     return Chart(
         kind="lines",
         title="LDS and cost",
         x=x,
         y="LDS",
         series=[
-            replace(one, style=replace(one.style, dash=() if kinds[one.name] == "losses" else (4, 1.5)))
+            replace(one, style=replace(one.style, dash=() if one.name in solid else (4, 1.5)))
             for one in styled({method: sorted(points) for method, points in lines.items()})
+            if one.points
         ],
         table=Table([], []),
         levels=[Level("noise ceiling", data["ceiling"])],
@@ -74,7 +75,7 @@ def panel(data: Mapping[str, Any], column: str, name: str, x: str) -> Chart:
         caption=f"{data['title']}: a line a method, a point a number of runs; solid: sees losses only",
         log=True,
         zero=True,
-        named=[(10.0**power, f"{10**power:,}") for power in decades],
+        named=[(float(mark), f"{mark:,}") for mark in marks if min(costs) <= mark <= max(costs)],
     )
 
 
