@@ -158,6 +158,7 @@ def losses_only(case: Case) -> list[Method]:
 
 def own_gradients(case: Case) -> list[Method]:
     """Methods of ours that differentiate."""
+    left = "the word vectors have no factors and are left out" if case.name == "sentences" else ""
     fewer = {"share": 0.8, "solver": "woodbury"} if case.name == "cifar10" else {}
     once = "1 + Q/N"
     return [
@@ -191,12 +192,14 @@ def own_gradients(case: Case) -> list[Method]:
             fitted(lambda case: EKFAC()),
             lambda s: 2 + s.gradients,
             "2 for the factors and their eigenvalues, and 1 + Q/N",
+            note=left,
         ),
         Method(
             "source",
             fitted(lambda case: Source()),
             lambda s: 6 * (2 + s.gradients),
             "6 checkpoints x (3 + Q/N)",
+            note=left,
         ),
         Method("datainf", fitted(lambda case: DataInf()), lambda s: 4 + s.q / s.n, "4 + Q/N: four passes of gradients"),
         Method(
@@ -332,7 +335,7 @@ def other_libraries() -> list[Method]:
             lambda s: 2 + s.gradients,
             "as ekfac",
             "peer",
-            note="damping .1 of the mean eigenvalue, its heuristic",
+            note="damping .1 of the mean eigenvalue, its heuristic; linear layers and convolutions only",
         ),
     ]
 
