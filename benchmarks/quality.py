@@ -87,10 +87,14 @@ class Measured:
 
     def cost(self, method: Method) -> dict[str, Any]:
         """What a run took: the first one's memory, the median of the seconds (the first call of a process is slow)."""
-        files = [self.path(method) / f"{first}-1" / "cost.json" for first in range(10)]
-        costs = [read_json(file) for file in files if file.exists()]
-        known = [cost["seconds"] for cost in costs if cost["seconds"] is not None]
-        return costs[0] | {"seconds": statistics.median(known) if known else None}
+        folder, counts = self.path(method), (*self.case.counts, *method.further)
+        names = (
+            [(f"0-{count}", count) for count in counts] if method.joint else [(f"{first}-1", 1) for first in range(10)]
+        )
+        there = [(folder / name / "cost.json", count) for name, count in names]
+        costs = [(read_json(file), count) for file, count in there if file.exists()]
+        known = [cost["seconds"] / count for cost, count in costs if cost["seconds"] is not None]
+        return costs[0][0] | {"seconds": statistics.median(known) if known else None}
 
     def training(self) -> float:
         """Seconds of one run: as the study measured them, or the median of three trained for this."""

@@ -164,7 +164,7 @@ def own_gradients(case: Case) -> list[Method]:
     return [
         Method(
             "trak",
-            fitted(lambda case: TRAK(cache=str(case.folder / "features"))),
+            fitted(lambda case: TRAK()),
             lambda s: s.gradients,
             once,
             joint=True,
