@@ -98,9 +98,11 @@ models, its share of the noise ceiling, and its cost. Generated from `benchmarks
 - **No option was chosen by the figures of this page.** Options are the defaults, which their authors or we chose on
   other banks, as the methods' pages say, or variants that only cost less (`chains=`, `steps=`); where that is not so,
   the notes of the tables say it. Early trials of Gauss-Newton, Bayesian influence and whitened CLD had been measured on
-  this digits bank before their defaults were chosen elsewhere, so digits may flatter them; CIFAR-10 and sentences had
-  no part in it, but for two settings of Bayesian influence on CIFAR-10, both shown. TRAK's ridge is its best on another bank of digits too (.03: .422, .1: .461, .3: .476,
-  1: .463, 3: .409 with ten runs). Other libraries run with their own defaults.
+  this digits bank before their defaults were chosen elsewhere, and Gauss-Newton's on CIFAR-10 at this ratio too (its
+  damping and EK-FAC's share were chosen at others): these tables may flatter them. Both settings of Bayesian influence
+  that were tried on CIFAR-10 are shown. Sentences had no part in any choice. TRAK's ridge is its best on another bank
+  of digits too (.03: .422, .1: .461, .3: .476, 1: .463, 3: .409 with ten runs). Other libraries run with their own
+  defaults.
 - The Shakespeare characters (`--data characters`) are prepared and not run yet.
 - bergson is not among the other libraries: it indexes transformers models for a GPU, and was not installed here."""
 
@@ -185,8 +187,8 @@ training (digits: thirty times it), EK-FAC and SOURCE give most for a few second
 of the model is word vectors, which have no factors, they fail (.16). Averaging over runs lifts TRAK most, and TracIn,
 Grad-Dot and representer points hardly. Controls and baselines keep one modest: the same-class control (.213 on digits,
 .240 on CIFAR-10), which knows no model, is above Grad-Dot, DataInf and the paper's CLD on both, Arnoldi on digits and
-TracIn on CIFAR-10; BM25 with the sign of the class (.440) is above all on sentences but Gauss-Newton and TRAK. On images nothing
-comes near the noise ceiling.
+TracIn on CIFAR-10; BM25 with the sign of the class (.440) is above all on sentences but Gauss-Newton and TRAK. On
+images nothing comes near the noise ceiling.
 
 The lines below are filled in from the tables. At equal cost, a row is compared with TRAK's curve, straight over the
 logarithm of the cost between its numbers of runs, as far as these go."""
