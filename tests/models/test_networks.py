@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from comove.errors import ComoveError, CorruptFileError, InputError, InputTypeError
-from comove.models import ModelSpec, build_model, model_names, parameter_count, penultimate
+from comove.models import TEXT_MODELS, ModelSpec, build_model, model_names, parameter_count, penultimate
 
+IMAGE_MODELS = tuple(name for name in model_names() if name not in TEXT_MODELS)
 TORCHVISION = ("resnet18", "vgg19_bn", "densenet121")
 SMALLEST = {"cnn-small": 4, "resnet9": 11, "resnet18": 1, "resnet34": 1, "resnet50": 1, "vgg19_bn": 32} | {
     "densenet121": 8
@@ -79,7 +80,7 @@ def test_torchvision_parameter_counts_are_those_of_the_cifar_networks() -> None:
     assert parameter_count(full("vgg19_bn")) == 20_040_522  # the usual CIFAR VGG-19 with one linear layer
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_logits_are_finite_and_one_per_class(name: str) -> None:
     with torch.no_grad():
         logits = full(name)(images(2, 32))
@@ -117,7 +118,7 @@ def test_mlp_without_hidden_layers_is_a_linear_model() -> None:
     torch.testing.assert_close(model(x), x @ weight.T + bias)
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_no_relu_works_in_place(name: str) -> None:
     relus = [module for module in full(name).modules() if isinstance(module, nn.ReLU)]
     assert relus
@@ -272,7 +273,7 @@ def test_unknown_name_suggests_and_lists_the_models() -> None:
     assert all(name in str(caught.value) for name in model_names())
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_unknown_option_names_the_accepted_ones(name: str) -> None:
     options = {"mlp": "hidden", "cnn-small": "width", "resnet9": "width"}
     with pytest.raises(InputError, match=f"'depth'.*Its options are: {options.get(name, 'stem')}"):

@@ -2,6 +2,7 @@
 
 from comove.models.last_layer import Penultimate, last_linear, penultimate
 from comove.models.networks import (
+    TEXT_MODELS,
     Factory,
     ModelSpec,
     build_model,
@@ -12,6 +13,7 @@ from comove.models.networks import (
 from comove.models.outputs import logits_of, without_fast_path
 
 __all__ = [
+    "TEXT_MODELS",
     "Factory",
     "ModelSpec",
     "Penultimate",

@@ -29,8 +29,10 @@ from comove.checks import whole_number
 from comove.errors import CorruptFileError, InputError, InputTypeError, did_you_mean
 from comove.models.last_layer import Penultimate, last_linear, penultimate
 from comove.models.outputs import logits_of, without_fast_path
+from comove.models.texts import embedding_bag, text_transformer
 
 __all__ = [
+    "TEXT_MODELS",
     "Factory",
     "ModelSpec",
     "Penultimate",
@@ -186,7 +188,11 @@ _REGISTRY: dict[str, tuple[Factory, int]] = {
     "resnet50": (partial(_resnet, "resnet50"), 1),
     "vgg19_bn": (_vgg19_bn, 32),
     "densenet121": (_densenet121, 8),
+    "embedding-bag": (embedding_bag, 0),
+    "text-transformer": (text_transformer, 0),
 }
+TEXT_MODELS = ("embedding-bag", "text-transformer")
+"""Models of token ids; they take the size of the vocabulary as an option."""
 
 
 def _whole(value: Any, what: str) -> int:
@@ -209,7 +215,8 @@ def _check_fits(name: str, input_shape: tuple[int, ...], minimum: int) -> None:
         raise InputError(f"{name!r} needs images, input_shape (channels, height, width); got {input_shape}. Use 'mlp'.")
     height, width = input_shape[1:]
     if min(height, width) < minimum:
-        fitting = [other for other, (_, least) in _REGISTRY.items() if min(height, width) >= least and other != name]
+        images = {other: least for other, (_, least) in _REGISTRY.items() if other not in (name, *TEXT_MODELS)}
+        fitting = [other for other, least in images.items() if min(height, width) >= least]
         raise InputError(
             f"{name!r} needs images of at least {minimum} x {minimum}; got {height} x {width}. "
             f"Models that fit: {', '.join(fitting)}."
@@ -248,6 +255,8 @@ def build_model(
     parameters for CIFAR-10. ``resnet18``, ``resnet34``, ``resnet50``, ``vgg19_bn`` and ``densenet121`` (option
     ``stem="auto"``) are torchvision's; ``stem="cifar"``, which
     ``"auto"`` means up to a side of 64, keeps the resolution that the ``"imagenet"`` stem would throw away.
+    ``embedding-bag`` and ``text-transformer`` (options ``vocabulary``, the number of tokens, and ``width=64``; the
+    latter ``layers=2``, ``heads=4``) classify texts of word tokens (L,), where token 0 is padding.
 
     Args:
         name: One of :func:`model_names`, ``"package.module:factory"``, or a factory: a callable that takes
