@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils.data import TensorDataset
 from comove.data import ExampleSet, Splits
 from comove.data.builtin import (
     CIFAR10_CLASSES,
+    _reloaded,
     as_splits,
     data_folders,
     dataset_names,
@@ -25,7 +27,9 @@ from comove.data.builtin import (
     load_dataset,
     reload_splits,
 )
-from comove.errors import FingerprintError, InputError, InputTypeError
+from comove.data.hashed_ids import hashed_ids
+from comove.data.label_noise import known_flips
+from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError
 
 
 def counts(examples: ExampleSet) -> list[int]:
@@ -324,17 +328,53 @@ def flat(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def test_a_flat_image_folder_is_split_and_ids_are_places_in_the_sorted_list(flat: Path) -> None:
+def hue(id_: int, splits: Splits) -> tuple[int, int, int]:
+    """The colour of an example's file, by the name that its set gives it."""
+    part = next(part for part in splits.parts if id_ in part.ids)
+    assert part.sources is not None
+    folder, name = str(part.sources[part.positions([id_])[0]]).split("/")[-2:]
+    return colour(20 * (folder == "dog") + int(name.removesuffix(".png")))
+
+
+def test_a_flat_image_folder_is_split_and_ids_are_those_of_the_paths(flat: Path) -> None:
     splits = load_dataset(str(flat))
     assert splits.validation is not None
     assert (splits.name, splits.classes) == ("pets", ("cat", "dog"))
     assert [counts(part) for part in (splits.train, splits.validation, splits.query)] == [[16, 16], [2, 2], [2, 2]]
-    assert sorted(all_ids(splits)) == list(range(40))
-    for part in (splits.train, splits.query):
+    names = sorted(f"{name}/{index:03d}.png" for name in ("cat", "dog") for index in range(20))
+    assert sorted(all_ids(splits)) == sorted(hashed_ids(names).tolist())
+    for part in splits.parts:
         assert part.input_shape == (3, 8, 8)
-        assert [tuple(p) for p in part.raw(np.arange(len(part)))[:, :, 4, 4].tolist()] == [colour(i) for i in part.ids]
-        assert (part.labels == part.ids // 20).all()
+        pixels = part.raw(np.arange(len(part)))[:, :, 4, 4].tolist()
+        assert [tuple(pixel) for pixel in pixels] == [hue(id_, splits) for id_ in part.ids.tolist()]
+        assert part.sources is not None
+        assert hashed_ids(part.sources.tolist()).tolist() == part.ids.tolist()
+        assert [name.startswith("dog/") for name in part.sources] == (part.labels == 1).tolist()
     assert len(load_dataset(str(flat), limit=8, queries=10).train) == 8
+
+
+def test_ids_of_a_folder_survive_files_that_come_and_go(flat: Path) -> None:
+    def ids() -> dict[str, int]:
+        parts = load_dataset(str(flat)).parts
+        return {str(name): int(id_) for part in parts for name, id_ in zip(part.sources, part.ids, strict=True)}  # type: ignore[arg-type]
+
+    before = ids()
+    (flat / "cat" / "000.png").unlink()
+    Image.new("RGB", (10, 8), (1, 2, 3)).save(flat / "cat" / "0005.png")
+    after = ids()
+    assert set(before) - set(after) == {"cat/000.png"}
+    assert set(after) - set(before) == {"cat/0005.png"}
+    assert all(before[name] == after[name] for name in set(before) & set(after))
+
+
+def test_ids_are_of_53_bits_and_two_names_of_one_id_are_refused() -> None:
+    ids = hashed_ids([f"{number}.png" for number in range(2000)])
+    assert np.unique(ids).size == 2000
+    assert ids.min() >= 0
+    assert 2**52 < ids.max() < 2**53
+    assert hashed_ids(["caf\u00e9.png"]) == hashed_ids(["cafe\u0301.png"])  # as two systems write one name
+    with pytest.raises(InputError, match=r"have one id, \d+; rename one"):
+        hashed_ids([f"{number}.png" for number in range(2000)], 16)
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
@@ -344,10 +384,25 @@ def test_a_nested_image_folder_takes_its_queries_from_the_held_out_part(tmp_path
             fill(tmp_path / part / name, count, shift + count * label)
     splits = load_dataset(str(tmp_path), validation=4)
     assert splits.validation is not None
-    assert splits.query.ids.tolist() == [20, 21, 22, 23, 24, 25]
+    assert splits.query.sources is not None
+    names = [f"{held_out}/{name}/{index:03d}.png" for name in ("cat", "dog") for index in range(3)]
+    assert splits.query.sources.tolist() == names
     assert [tuple(p) for p in splits.query.raw(np.arange(6))[:, :, 0, 0].tolist()] == [colour(50 + i) for i in range(6)]
-    assert sorted(all_ids(splits)) == list(range(26))
+    assert len(set(all_ids(splits))) == 26
     assert counts(splits.validation) == [2, 2]
+
+
+def test_sources_of_earlier_versions_give_places_as_ids(flat: Path) -> None:
+    new = load_dataset(str(flat))
+    old = {name: value for name, value in new.source.items() if name != "ids"}
+    now = _reloaded(old)
+    assert sorted(all_ids(now)) == list(range(40))
+    assert (now.train.labels == now.train.ids // 20).all()
+    assert now.train.sources is not None
+    assert new.train.sources is not None
+    assert now.train.sources.tolist() == new.train.sources.tolist()  # the same split
+    again = reload_splits({**now.describe(), "source": old}, "runs/old")
+    assert again.fingerprint == now.fingerprint != new.fingerprint
 
 
 def test_a_train_folder_alone_is_split_not_taken_for_a_class(tmp_path: Path) -> None:
@@ -403,6 +458,44 @@ def test_data_that_changed_since_is_refused_with_both_fingerprints(flat: Path) -
     now = load_dataset(str(flat)).fingerprint
     with pytest.raises(FingerprintError, match=rf"runs/a .*{described['fingerprint']}.*{now}"):
         reload_splits(described, "runs/a")
+
+
+def test_what_is_dropped_and_relabelled_is_loaded_again(flat: Path) -> None:
+    splits = load_dataset(str(flat), flip_labels=0.25)
+    first, second, third = splits.train.ids[:3].tolist()
+    held_out = int(splits.query.ids[0])
+    changed = splits.without([first]).relabelled({second: 1, third: 0}).changed(drop=[third, held_out])
+    assert changed.source["drop"] == sorted([first, third])
+    assert changed.source["drop_held_out"] == [held_out]
+    assert changed.source["relabel"] == {str(second): 1}
+    described = json.loads(json.dumps(changed.describe()))
+    again = reload_splits(described, "runs/a")
+    assert again.fingerprint == changed.fingerprint
+    assert not np.isin([first, third, held_out], all_ids(again)).any()
+    assert again.train.labels[again.train.positions([second])].tolist() == [1]
+    flips, left = known_flips(splits), known_flips(again)
+    assert flips is not None
+    assert left is not None
+    assert left.tolist() == sorted(set(flips.tolist()) - {first, second, third})
+    with pytest.raises(InputError, match=r"Unknown ids to drop: 5; none"):
+        splits.changed(drop=[5, first])
+
+
+@pytest.mark.parametrize("changes", [{"drop": ["1"]}, {"drop": [True]}, {"relabel": {"x": 1}}, {"relabel": {"1": "a"}}])
+def test_a_damaged_note_of_changes_is_refused(flat: Path, changes: dict[str, Any]) -> None:
+    described = load_dataset(str(flat)).describe()
+    with pytest.raises(CorruptFileError, match="damaged note of what was changed"):
+        reload_splits({**described, "source": {**described["source"], **changes}}, "runs/a")
+
+
+def test_a_folder_that_moved_is_named_anew(flat: Path) -> None:
+    splits = load_dataset(str(flat), limit=20)
+    moved = flat.rename(flat.parent / "animals")
+    with pytest.raises(InputError, match=r"Unknown data set .*The data of runs/a was there.*--dataset NEW"):
+        reload_splits(splits.describe(), "runs/a")
+    again = reload_splits(splits.describe(), "runs/a", name=str(moved))
+    assert again.fingerprint == splits.fingerprint
+    assert again.source["name"] == str(moved)
 
 
 def test_data_from_memory_must_be_passed_again(images: ExampleSet) -> None:

@@ -481,10 +481,16 @@ class Scores:
             query = pair[0].query
             label = splits.query.labels[splits.query.positions([query])[0]]
             called = short(names.get(query, f"query {query}"))
-            rows.append([Picture(splits.query.image(query), f"{called}\n{short(splits.classes[label])}")])
+            rows.append(
+                [
+                    Picture(
+                        splits.query.image(query), f"{called}\n{short(splits.classes[label])}{splits.query.told(query)}"
+                    )
+                ]
+            )
             for ranking, colour in zip(pair, (HELP, HURT), strict=True):
                 for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
-                    text = f"{short(name)}\n#{id_}  {scored(score, counts=counts)}"
+                    text = f"{short(name)}\n#{id_}  {scored(score, counts=counts)}{splits.train.told(id_)}"
                     rows[-1].append(Picture(splits.train.image(id_), text, colour))
         return gallery(rows, f"{self.method}: training examples that help (blue) and hurt (orange) each query")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, draw, note, one_table, print_ranking, result, say, table, write_table_out, written
+from comove.cli.named import Named, named_examples, told_columns
 from comove.cli.options import Runs, open_banks, open_runs, parse_methods
 from comove.cli.output import STDOUT
 from comove.cli.own import OwnOptions
@@ -118,13 +119,14 @@ def attribute(
         from comove.store import new_folder
 
         new_folder(out)
+    named = {} if "bank" in chosen[0].requires else named_examples(sources)
     found, tables, files = [], [], []
     for one in chosen:
         found.append(_scores(one, sources, wanted, out, blocks))
-        tables.append(_table(found[-1], top, wanted))
+        tables.append(_table(found[-1], top, wanted, named))
         if out != STDOUT:
-            files += _write(found[-1], tables[-1], sources, wanted, out)
-    _print(found, tables, wanted, min(top, PRINTED), out)
+            files += _write(found[-1], tables[-1], None if "text" in named else sources[0], wanted, out)
+    _print(found, tables, wanted, min(top, PRINTED), out, named)
     if out != STDOUT:
         written(out, *files)
 
@@ -190,27 +192,35 @@ def _file(label: str, out: Path) -> Path:
     return out / f"{file_name(label)}.safetensors"
 
 
-def _table(scores: Scores, k: int, wanted: Pictures | list[int]) -> pd.DataFrame:
-    """A row for each query, side and rank; of pictures with their names."""
+def _table(scores: Scores, k: int, wanted: Pictures | list[int], named: Named) -> pd.DataFrame:
+    """A row for each query, side and rank; with files, lines and texts where they are known."""
     table = scores.both_ends(min(k, scores.train_ids.size))
+    table = table.assign(**told_columns(named, table["train_id"].tolist()))
+    if "file" in named and isinstance(wanted, list):
+        table["query_file"] = [named["file"].get(int(query), "") for query in table["query_id"]]
     if not isinstance(wanted, list):
         table.insert(1, "picture", table["query_id"].map(wanted.names))
     return table
 
 
-def _write(scores: Scores, table: pd.DataFrame, sources: Any, wanted: Pictures | list[int], out: Path) -> list[str]:
+def _write(scores: Scores, table: pd.DataFrame, source: Any, wanted: Pictures | list[int], out: Path) -> list[str]:
     """Write the table and the figure of one method; returns the names of its files."""
     from comove.store.results import write_table
 
     file = _file(scores.method, out)
     write_table(out / f"{file.stem}-top.csv", table)
-    figure = _figure(sources[0], scores, wanted, out / f"{file.stem}-influence.png")
+    figure = _figure(source, scores, wanted, out / f"{file.stem}-influence.png")
     about = f"(of each query the {table['rank'].max()} that help and hurt most)"
     return [file.name, f"{file.stem}-top.csv {about}", *([figure.name] if figure else [])]
 
 
 def _print(
-    found: Sequence[Scores], tables: Sequence[pd.DataFrame], wanted: Pictures | list[int], k: int, out: Path
+    found: Sequence[Scores],
+    tables: Sequence[pd.DataFrame],
+    wanted: Pictures | list[int],
+    k: int,
+    out: Path,
+    named: Named,
 ) -> None:
     """Print what helps and hurts the first query most, by every method, and what the scores are."""
     import pandas as pd
@@ -225,7 +235,7 @@ def _print(
     k = min(k, *(scores.train_ids.size for scores in found))
     names = {} if isinstance(wanted, list) else wanted.names
     if len(found) == 1:
-        print_ranking(found[0], query, k, names.get(query, ""))
+        print_ranking(found[0], query, k, names.get(query, ""), named)
     else:
         _side_by_side(found, query, k, names.get(query, f"query {query}"))
     say("")

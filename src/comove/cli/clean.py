@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, draw, note, one_line, say, table, written
+from comove.cli.named import Named, named_examples, plain_cells, told_columns
 from comove.cli.options import Device, open_runs
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
@@ -20,8 +21,6 @@ __all__ = ["clean"]
 
 DETECTED = ("detection.csv", "curves.csv", "detection.png")
 GALLERY = "suspicious.png"
-REPORTED = 1000
-"""So many suspects of each method are written for ``comove report``."""
 
 
 @command
@@ -47,6 +46,7 @@ def clean(
     from comove.data.tables import write_frame
     from comove.evaluation.label_errors.ranking import rank_labels
     from comove.store import new_folder
+    from comove.store.results import write_table
     from comove.training import resolve_device
 
     resolve_device(device)  # refuses an unknown one, also where no method computes on it
@@ -60,29 +60,47 @@ def clean(
         for name in DETECTED:
             (out / name).unlink(missing_ok=True)
     found.save(out / "suspicion.safetensors")
-    found.to_csv(out / "suspicion.csv", order)
+    named = named_examples(sources)
+    frame = found.to_pandas(order)
+    write_table(out / "suspicion.csv", frame.assign(**told_columns(named, frame["id"].tolist())))
     for method, reason in found.skipped.items():
         note(f"{method} is left out: {reason}")
-    _print(found, top, order)
-    write_frame(out / "suspects.csv", found.suspects(min(REPORTED, len(found)), wrong))
+    _print(found, top, order, named)
+    suspects = found.suspects(top, wrong)
+    suspects = suspects.sort_values("method", key=lambda name: name != order, kind="stable")  # --drop reads the first
+    if found.suggested is not None:
+        suspects["suggested_class"] = list(map(found.class_name, suspects["suggested"].tolist()))
+    write_frame(out / "suspects.csv", suspects.assign(**told_columns(named, suspects["id"].tolist())))
     files = ["suspicion.csv", "suspicion.safetensors", "suspects.csv"]
     if wrong is not None:
         files += _hold_to(found, wrong, out)
-    files += _gallery(sources, found, top, order, wrong, out)
+    files += _gallery([] if "text" in named else sources, found, top, order, wrong, out)
     say(f"\n{found}")
     written(out, *files)
 
 
-def _print(found: Suspicion, top: int, order: str) -> None:
+def _print(found: Suspicion, top: int, order: str, named: Named) -> None:
     shown = found.to_pandas(order).head(top)
     names = ["id", "class", *(["suggested"] if found.suggested is not None else [])]
     rows = [
-        [*(str(row[name]) for name in names), *(f"{row[method]:.4g}" for method in found.methods)]
+        [
+            *(str(row[name]) for name in names),
+            *(f"{row[method]:.4g}" for method in found.methods),
+            *plain_cells(named, row["id"]),
+        ]
         for row in shown.to_dict("records")
     ]
     suspicious = ", ".join(f"{method} ({'low' if method in found.low else 'high'})" for method in found.methods)
     title = f"The {len(shown)} most suspicious of {len(found):,} labels by {order}; suspicious is: {suspicious}"
-    table(title, [*names, *found.methods], rows, plain=len(names), name="suspects", values=shown)
+    table(
+        title,
+        [*names, *found.methods, *named],
+        rows,
+        plain=len(names),
+        left=tuple(named),
+        name="suspects",
+        values=shown,
+    )
 
 
 def _flips(sources: list[Any]) -> Any:

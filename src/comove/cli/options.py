@@ -16,6 +16,7 @@ from comove.errors import InputError, some
 
 if TYPE_CHECKING:
     from comove.data import Splits
+    from comove.data.texts import Columns
     from comove.jobs import Compute, Executor
     from comove.retraining.own import OwnTraining
     from comove.training import Recipe, Training
@@ -44,7 +45,10 @@ LONGEST_COUNT = 18
 
 Dataset = Annotated[
     str,
-    typer.Option(help="digits (embedded), cifar10, a folder with one sub-folder of images a class, or module:object."),
+    typer.Option(
+        help="digits (embedded), cifar10, a folder with one sub-folder of images a class, a .csv, .tsv or .parquet "
+        "table of texts, or module:object."
+    ),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Where cifar10 lies.", show_default="$COMOVE_DATA, then ./data")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download cifar10 into --data-dir.")]
@@ -105,6 +109,15 @@ SplitSeed = Annotated[
 FlipLabels = Annotated[
     float, typer.Option(min=0, max=0.99, help="Give this share of the training examples a wrong label, on purpose.")
 ]
+Drop = Annotated[
+    Path | None, typer.Option(help="Leave out the examples of this table, with a column id or file (of comove clean).")
+]
+Relabel = Annotated[
+    Path | None, typer.Option(help="Give other labels: a table with a column id or file, and label, the right class.")
+]
+TextColumn = Annotated[str | None, typer.Option(help="Of a table of texts, the column of the texts; else text.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Of a table of texts, the column of the classes; else label.")]
+Encoding = Annotated[str | None, typer.Option(help="Of a .csv or .tsv table, such as latin-1; else utf-8.")]
 Runs = Annotated[
     list[Path],
     typer.Argument(
@@ -155,13 +168,27 @@ class TrainingOptions:
     patience: Patience = None
     ema: EMADecay = None
     own_task: TaskName = None
+    drop: Drop = None
+    relabel: Relabel = None
+    text_column: TextColumn = None
+    label_column: LabelColumn = None
+    encoding: Encoding = None
 
     def splits(self) -> Splits:
-        """The data, split.
+        """The data, split, without what is to be dropped, and with the labels of what is to be relabelled.
 
         Raises:
-            InputError: unknown data; data of the user's own, and an option that is for others.
+            InputError: unknown data; data of the user's own, and an option that is for others; unknown ids or files.
         """
+        from comove.data.changes import changed_splits
+
+        splits = self._loaded()
+        changed = changed_splits(splits, self.drop, self.relabel)
+        if changed is not splits:
+            say(_told_changes(splits, changed), "Note:", "yellow")
+        return changed
+
+    def _loaded(self) -> Splits:
         from comove.data.builtin import load_dataset
 
         if is_object(self.dataset):
@@ -177,7 +204,16 @@ class TrainingOptions:
             queries=self.held_out,
             download=self.download,
             flip_labels=self.flip_labels,
+            columns=self._columns(),
         )
+
+    def _columns(self) -> Columns | None:
+        """Where a table of texts has what, where that was said."""
+        from comove.data.texts import Columns
+
+        given = {"text": self.text_column, "label": self.label_column, "encoding": self.encoding}
+        named = {name: value for name, value in given.items() if value is not None}
+        return Columns(**named) if named else None
 
     def model_for(self, splits: Splits) -> str:
         """The model's name; by default the one that suits the data."""
@@ -271,6 +307,16 @@ class AttributionOptions:
         int | None,
         typer.Option(min=1, help="Also a row every so many steps.", show_default="rows at the ends of epochs"),
     ] = None
+
+
+def _told_changes(before: Splits, after: Splits) -> str:
+    """What was dropped and relabelled, in a line."""
+    pairs = list(zip(before.parts, after.parts, strict=True))
+    dropped = [len(old) - len(new) for old, new in pairs]
+    changed = [int((old.subset(new.ids).labels != new.labels).sum()) for old, new in pairs]
+    told = f"{sum(dropped):,} examples are dropped, {sum(changed):,} have another label than before"
+    held_out = sum(dropped[1:]) + sum(changed[1:])
+    return f"{told}{f'; {held_out:,} of them were held out, so accuracies are of other examples' if held_out else ''}."
 
 
 def width_option(width: float | None) -> dict[str, Any]:

@@ -202,6 +202,7 @@ def table(
     rows: Sequence[Sequence[str]],
     plain: int = 1,
     *,
+    left: Sequence[str] = (),
     name: str = "",
     values: object = None,
 ) -> None:
@@ -212,6 +213,7 @@ def table(
         columns: their names.
         rows: cells, as they are printed.
         plain: how many columns are left-aligned.
+        left: names of further left-aligned columns.
         name: of the entry in the JSON document; ``""`` where another entry says the same.
         values: the entry, see :func:`result`; by default the rows, with numbers where a cell is one.
     """
@@ -222,7 +224,7 @@ def table(
         return
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if number < plain else "right")
+        table.add_column(Text(column), justify="left" if number < plain or column in left else "right")
     for row in rows:
         table.add_row(*map(Text, row))
     out_console.print(Text(title), soft_wrap=True)
@@ -269,21 +271,30 @@ def show(text: str) -> None:
         out_console.print(Text(text), soft_wrap=True)
 
 
-def print_ranking(scores: Any, query: int, k: int, name: str = "") -> None:
+def print_ranking(
+    scores: Any, query: int, k: int, name: str = "", named: Mapping[str, Mapping[int, str]] | None = None
+) -> None:
     """Print the training examples that help and hurt a query most.
 
     Args:
         scores: of one method.
         query: its id.
         k: how many at either end.
-        name: what the query is called; by default its id.
+        name: what the query is called; by default its id, with its file or text where that is known.
+        named: files and texts by id, where they are known (:mod:`comove.cli.named`).
     """
+    from comove.cli.named import plain_cells
+
+    told = named or {}
+    own = " ".join(f"({cell})" for cell in plain_cells(told, query) if cell)
+    called = name or f"query {query}{f' {own}' if own else ''}"
     for title, ranking in (("help", scores.top(k, query=query)), ("hurt", scores.bottom(k, query=query))):
         rows = [
-            [str(id_), name, f"{score:+.4f}"] for (id_, score), name in zip(ranking, ranking.class_names(), strict=True)
+            [str(id_), label, f"{score:+.4f}", *plain_cells(told, id_)]
+            for (id_, score), label in zip(ranking, ranking.class_names(), strict=True)
         ]
-        heading = f"\nTraining examples that {title} {name or f'query {query}'} most"
-        table(heading, ["id", "class", scores.method], rows, plain=2)
+        heading = f"\nTraining examples that {title} {called} most"
+        table(heading, ["id", "class", scores.method, *told], rows, plain=2, left=tuple(told))
 
 
 # --- remarks: on standard error ----------------------------------------------------------------------------------

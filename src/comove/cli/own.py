@@ -74,7 +74,8 @@ class OwnOptions:
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Your own module:object, Splits or (train, queries), named again where they were your own.",
+            help="Where the data is now, if it has moved; or your own module:object, Splits or (train, queries), named "
+            "again where they were your own.",
             show_default="as the run names it",
         ),
     ] = None
@@ -97,7 +98,7 @@ class OwnOptions:
         if self.task is not None:
             _refuse_other_tasks(own_task(self.task))
         own = ":" in source.model_spec.name and self.model is not None
-        data = None if self.dataset is None else own_splits(self.dataset)
+        data = self.dataset if self.dataset is None or not is_object(self.dataset) else own_splits(self.dataset)
         return Run.load(path, dataset=data, model=importable(self.model) if own else None)
 
     def _adopted(self, path: Path) -> Run | Trace:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,21 +101,30 @@ class Coreset:
         columns = {"id": self.ids, "score": self.scores, "weight": self.weights}
         return pd.DataFrame({**columns, **({} if self.labels is None else {"label": self.labels})})
 
-    def save(self, path: str | os.PathLike[str], *, made_from: str | None = None) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        made_from: str | None = None,
+        told: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Write the coreset atomically: a table when the name ends in ``.csv``, else one safetensors file.
 
         Args:
             path: the file.
             made_from: a fingerprint of what it was chosen from and how, kept in the header of a safetensors file for
                 those who read it again.
+            told: of a table, more columns to be read by people, such as the file of each example.
 
         Raises:
             StorageError: it cannot be written.
         """
-        target = Path(path)
+        target, more = Path(path), dict(told or {})
         if target.suffix == ".csv":
             new_folder(target.parent)
-            write_rows(target, [*TABLE, "class"], self._rows())
+            cells = zip(*more.values(), strict=True) if more else itertools.repeat(())
+            rows = ([*row, *added] for row, added in zip(self._rows(), cells, strict=bool(more)))
+            write_rows(target, [*TABLE, "class", *more], rows)
             return
         arrays = {name: getattr(self, name) for name in ("ids", "scores", "weights", "labels")}
         origin = {} if made_from is None else {"made_from": made_from}
@@ -178,8 +188,13 @@ class Coreset:
         for label in np.unique(labels)[:MOST_CLASSES]:
             first, name = np.flatnonzero(labels == label)[:per_class], short(examples.classes[label])
             scores = [scored(float(self.scores[place]), plus=False, counts=counts) for place in first]
-            images = [examples.image(int(self.ids[place])) for place in first]
-            rows.append([Picture(image, f"{name}\nscore {score}") for image, score in zip(images, scores, strict=True)])
+            ids = self.ids[first].tolist()
+            rows.append(
+                [
+                    Picture(examples.image(id_), f"{name}\nscore {score}{examples.told(id_)}")
+                    for id_, score in zip(ids, scores, strict=True)
+                ]
+            )
         return gallery(rows, f"{self.method}: first kept of each class", columns=per_class)
 
     def _repr_html_(self) -> str:

@@ -17,8 +17,20 @@ import numpy.typing as npt
 import torch
 
 from comove.checks import whole_number
-from comove.data.examples import ExampleSet, Ids, MapDataset, Normalization, Splits, as_amount, split, stratified_sample
+from comove.data.examples import (
+    CHANGES,
+    ExampleSet,
+    Ids,
+    MapDataset,
+    Normalization,
+    Splits,
+    as_amount,
+    split,
+    stratified_sample,
+)
+from comove.data.hashed_ids import hashed_ids
 from comove.data.label_noise import flip_labels as with_flipped_labels
+from comove.data.texts import ENDINGS, Columns, text_splits
 from comove.errors import CorruptFileError, InputError, InputTypeError, did_you_mean, some
 from comove.store import check_fingerprint
 
@@ -57,11 +69,13 @@ def load_dataset(
     queries: int | None = None,
     download: bool = False,
     flip_labels: float = 0.0,
+    columns: Columns | None = None,
 ) -> Splits:
-    """Load a built-in data set, or a folder of images with one sub-folder a class.
+    """Load a built-in data set, a folder of images with one sub-folder a class, or a table of texts.
 
     Args:
-        name: ``"digits"`` (scikit-learn's 1,797 handwritten digits, embedded), ``"cifar10"``, or a folder.
+        name: ``"digits"`` (scikit-learn's 1,797 handwritten digits, embedded), ``"cifar10"``, a folder, or a CSV, TSV
+            or Parquet file of texts.
         data_dir: where CIFAR-10 lies; by default ``$COMOVE_DATA``, then ``./data``.
         seed: of the stratified splits.
         limit: use only so many training examples, classes in proportion.
@@ -71,6 +85,7 @@ def load_dataset(
         download: let torchvision download CIFAR-10 into ``data_dir`` when it is missing.
         flip_labels: give this share of the training examples a wrong label (see :mod:`comove.data.label_noise`, which
             tells which ones), by ``seed``.
+        columns: of a table of texts; by default ``text`` and ``label``.
 
     Returns:
         The three splits.
@@ -84,17 +99,35 @@ def load_dataset(
     source = {"name": name, "seed": seed, "limit": limit, "validation": validation, "queries": queries}
     if data_dir is not None:
         source["data_dir"] = str(Path(data_dir).resolve())
-    if name in _LOADERS:
-        splits = _LOADERS[name](data_dir, seed, limit, validation, queries, download, source)
-    elif name and Path(name).is_dir():
-        source["name"] = str(Path(name).resolve())
-        splits = _image_folder(Path(name), seed, limit, validation, queries, source)
-    else:
-        raise InputError(
-            f"Unknown data set {name!r}: it is neither one of {', '.join(_LOADERS)} nor a folder."
-            + did_you_mean(name, _LOADERS)
-        )
+    if name not in _LOADERS and Path(name).is_dir():
+        source["ids"] = "path"
+    if is_table(name):
+        wanted = columns or Columns()
+        source |= {"text_column": wanted.text, "label_column": wanted.label, "encoding": wanted.encoding}
+    elif columns is not None:
+        raise InputError(f"Columns are those of a table of texts ({', '.join(ENDINGS)}); {name!r} is none.")
+    splits = _load(source, download)
     return with_flipped_labels(splits, flip_labels, seed)[0] if flip_labels else splits
+
+
+def is_table(name: str) -> bool:
+    """Tell whether a data set's name is the path of a table of texts."""
+    return Path(name).suffix.lower() in ENDINGS and not Path(name).is_dir()
+
+
+def _load(source: Mapping[str, Any], download: bool = False) -> Splits:
+    """The splits that a source tells of, before any label is flipped."""
+    name, data_dir = source["name"], source.get("data_dir")
+    wanted: list[Any] = [source.get(key) for key in ("seed", "limit", "validation", "queries")]
+    if name in _LOADERS:
+        return _LOADERS[name](data_dir, *wanted, download, source)
+    if name and (Path(name).is_dir() or (is_table(name) and Path(name).exists())):
+        read: Callable[..., Splits] = _image_folder if Path(name).is_dir() else text_splits
+        return read(Path(name), *wanted, source={**source, "name": str(Path(name).resolve())})
+    raise InputError(
+        f"Unknown data set {name!r}: it is neither one of {', '.join(_LOADERS)} nor a folder"
+        f"{', nor a file that is there' if is_table(name) else ''}.{did_you_mean(name, _LOADERS)}"
+    )
 
 
 def _limited(train: ExampleSet, limit: int | None, seed: int) -> ExampleSet:
@@ -215,8 +248,9 @@ def _from_two(
 
     both = read("train", choose_train)
     query = read("test", choose_queries)
-    held_out = both.subset(parts["validation"]) if parts["validation"].size else None
-    return Splits(both.subset(parts["train"]), held_out, query, name, source)
+    rows = np.sort(np.concatenate(list(parts.values())))  # what was read, in this order
+    train, held_out = (both.ids[np.searchsorted(rows, parts[part])] for part in ("train", "validation"))
+    return Splits(both.subset(train), both.subset(held_out) if held_out.size else None, query, name, source)
 
 
 TEST_ID_OFFSET = 50_000
@@ -386,8 +420,9 @@ def _image_folder(
     """``folder/<class>/*``, or ``folder/train/<class>/*`` with ``folder/test`` or ``folder/val`` for the queries.
 
     With neither of the two, the queries come from ``folder/train`` as they would from a flat folder.
-    Ids are positions in the sorted list of files (training files first); images get the side of the first one, at
-    most 224.
+    Ids are hashes of the files' paths in the folder, so those of the others stay when files are added or deleted; in
+    sources of earlier versions, positions in the sorted list of files (training files first). Images get the side of
+    the first one, at most 224.
     """
     test = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
     train = folder / "train" if _class_names(folder / "train") else folder
@@ -398,7 +433,8 @@ def _image_folder(
         side = min(224, *image.size)
     sets, offset = [], 0
     for files, labels in listed:
-        ids = offset + np.arange(len(files))
+        names = [path.relative_to(folder).as_posix() for path in files]
+        ids = hashed_ids(names) if source.get("ids") == "path" else offset + np.arange(len(files))
         sets.append(
             ExampleSet(
                 _ImageFiles(files, side),
@@ -407,7 +443,7 @@ def _image_folder(
                 classes=classes,
                 normalization=IMAGENET_NORMALIZATION,
                 name=folder.name,
-            )
+            ).with_sources(names)
         )
         offset += len(files)
     if len(sets) == 1:
@@ -465,6 +501,15 @@ SOURCE: Mapping[str, tuple[type, ...]] = {
     "queries": (int, NoneType),
     "data_dir": (str,),
     "flip_labels": (float, int),
+    "ids": (str,),
+    "text_column": (str,),
+    "label_column": (str,),
+    "encoding": (str,),
+    "vocabulary": (str,),
+    "length": (int,),
+    "drop": (list,),
+    "drop_held_out": (list,),
+    "relabel": (dict,),
 }
 """What a manifest says of where data was found; ``download`` is for the user to say."""
 
@@ -479,15 +524,22 @@ def _checked_source(source: Any, where: object) -> dict[str, Any]:
         raise CorruptFileError(f"{where} has a damaged note of where its data was found ({summary}): restore it.")
     if not 0 <= found.get("seed", 0) < 2**63:
         raise CorruptFileError(f"{where} has a damaged note of where its data was found (seed = {found['seed']}).")
+    numbers = [*found.get("drop", ()), *found.get("drop_held_out", ()), *found.get("relabel", {}).values()]
+    whole = all(type(number) is int for number in numbers) and all(
+        map(str.isdecimal, map(str, found.get("relabel", ())))
+    )
+    if not whole or found.get("ids", "path") != "path" or found.get("length", 1) < 1:
+        raise CorruptFileError(f"{where} has a damaged note of what was changed in its data: restore it.")
     return found
 
 
-def reload_splits(described: Mapping[str, Any], where: object) -> Splits:
+def reload_splits(described: Mapping[str, Any], where: object, *, name: str | None = None) -> Splits:
     """Load again the splits that a manifest describes (see :meth:`Splits.describe`), and check that they are the same.
 
     Args:
         described: name, source and fingerprint.
         where: the artefact, for messages.
+        name: where the data is now, a folder or a file that has moved.
 
     Raises:
         InputError: the data was passed in from memory and must be passed again; it is not where it was, or cannot be
@@ -497,13 +549,41 @@ def reload_splits(described: Mapping[str, Any], where: object) -> Splits:
     source = _checked_source(described["source"], where)
     if not source:
         raise InputError(f"{where} was made with data of your own ({described['name']}): pass it again as dataset=.")
-    name = source.pop("name")
+    moved = source if name is None else {**source, "name": name}
     try:
-        splits = load_dataset(name, **source)
+        splits = _reloaded(moved)
     except OSError as error:
         raise InputError(
-            f"The data of {where} cannot be read where they were found, {name[:200]!r} ({error.strerror or error}): "
-            "pass them again as dataset=."
+            f"The data of {where} cannot be read where they were found, {moved['name'][:200]!r} "
+            f"({error.strerror or error}): pass them again as dataset=."
         ) from error
+    except CorruptFileError:
+        raise
+    except InputError as error:
+        unless = not is_at(moved["name"]) and name is None
+        raise InputError(f"{error}{MOVED.format(where=where) if unless else ''}") from error
     check_fingerprint("data set", found=described["fingerprint"], expected=splits.fingerprint, where=where)
     return splits
+
+
+MOVED = " The data of {where} was there; where it has moved, say where it is now: --dataset NEW (in Python, dataset=)."
+
+
+def is_at(name: str) -> bool:
+    """Tell whether a data set of this name can be looked for: a built-in one, or a path that is there."""
+    return name in _LOADERS or Path(name).exists()
+
+
+def _reloaded(source: Mapping[str, Any]) -> Splits:
+    """The splits that a source tells of, with its flipped, dropped and changed labels.
+
+    Raises:
+        InputError: what was dropped or relabelled is not there.
+    """
+    kept = {name: value for name, value in source.items() if name not in (*CHANGES, "flip_labels")}
+    splits = _load({"seed": 0, **kept})
+    if share := source.get("flip_labels"):
+        splits = with_flipped_labels(splits, share, kept.get("seed", 0))[0]
+    gone = [*source.get("drop", ()), *source.get("drop_held_out", ())]
+    labels = {int(id_): label for id_, label in source.get("relabel", {}).items()}
+    return splits.changed(gone, labels) if gone or labels else splits

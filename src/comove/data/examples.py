@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 Ids = npt.NDArray[np.int64]
+CAPTION = 22
+"""Letters of a file's name under a picture."""
 HOLD_BYTES = 2 << 30
 """Inputs up to this size are held whole in memory; larger sets are read example by example."""
 
@@ -278,6 +280,8 @@ class ExampleSet:
         self.classes = tuple(classes) if classes is not None else tuple(map(str, range(most)))
         if self.ids.size != size:
             raise InputError(f"{name!r} has {size} examples but {self.ids.size} ids.")
+        self.sources: npt.NDArray[np.object_] | None = None
+        self.texts: npt.NDArray[np.object_] | None = None
         self._source = source
         self._held = held
         self._places = np.arange(size, dtype=np.int64)
@@ -357,6 +361,8 @@ class ExampleSet:
         made = ExampleSet.__new__(ExampleSet)
         made.name, made.classes, made.normalization = self.name, self.classes, self.normalization
         made.ids, made._labels = self.ids[places], None if self._labels is None else self._labels[places]
+        made.sources = None if self.sources is None else self.sources[places]
+        made.texts = None if self.texts is None else self.texts[places]
         made._source, made._held, made._places = self._source, self._held, self._places[places]
         return made
 
@@ -377,6 +383,29 @@ class ExampleSet:
         made._labels = as_labels(labels, f"Labels of {self.name!r}", len(self), below=len(made.classes) or None)
         if not made.classes:
             made.classes = tuple(map(str, range(int(made._labels.max()) + 1)))
+        return made
+
+    def with_sources(self, sources: Sequence[str], texts: Sequence[str] | None = None) -> ExampleSet:
+        """Return the same examples, each with the file or line that it comes from, and perhaps its text, as a view.
+
+        Tables and reports show them; they are no part of the fingerprint. Subsets and relabelled sets keep them.
+
+        Args:
+            sources: (N,) such as ``"cat/001.png"`` or ``"sentences.csv:17"``.
+            texts: (N,) what a reader sees of examples that are texts.
+
+        Raises:
+            InputError: not N of them.
+        """
+        made = self.subset(self.ids)
+        for name, values in (("sources", sources), ("texts", texts)):
+            if values is None:
+                continue
+            if len(values) != len(self):
+                raise InputError(f"{self.name!r} has {len(self)} examples but {len(values)} {name}.")
+            array = np.empty(len(self), dtype=object)
+            array[:] = values
+            setattr(made, name, array)
         return made
 
     def raw(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -412,6 +441,13 @@ class ExampleSet:
         """Return the input of one example as stored, such as an image (1 or 3, H, W), for a figure."""
         raw: npt.NDArray[Any] = self.raw(self.positions([id_]))[0].numpy()
         return raw
+
+    def told(self, id_: int) -> str:
+        """The file of one example as a line under its picture, the end of a long one; empty where it is not known."""
+        if self.sources is None:
+            return ""
+        name = str(self.sources[self.positions([id_])[0]])
+        return "\n" + (name if len(name) <= CAPTION else "\u2026" + name[1 - CAPTION :])
 
     def batch(
         self, positions: npt.NDArray[np.int64], device: torch.device | str = "cpu"
@@ -707,6 +743,9 @@ def _stack(inputs: list[torch.Tensor], name: str) -> torch.Tensor:
 
 # --- splits ------------------------------------------------------------------------------------------------------
 
+CHANGES = ("drop", "drop_held_out", "relabel")
+"""What the source of splits says of examples that were left out or relabelled after loading."""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -751,32 +790,104 @@ class Splits:
         """A JSON object for manifests: name, source and fingerprint."""
         return {"name": self.name, "source": dict(self.source), "fingerprint": self.fingerprint}
 
+    @property
+    def parts(self) -> tuple[ExampleSet, ...]:
+        """The sets that there are: training, validation, query."""
+        return tuple(part for part in (self.train, self.validation, self.query) if part is not None)
+
+    @property
+    def sources(self) -> dict[int, str]:
+        """Id -> the file or line that an example comes from, where this is known."""
+        return self._told("sources")
+
+    @property
+    def texts(self) -> dict[int, str]:
+        """Id -> its text, of examples that are texts."""
+        return self._told("texts")
+
+    def _told(self, name: str) -> dict[int, str]:
+        known = [(part.ids, getattr(part, name)) for part in reversed(self.parts)]
+        return {
+            id_: str(value)
+            for ids, values in known
+            if values is not None
+            for id_, value in zip(ids.tolist(), values, strict=True)
+        }
+
     def without(self, train_ids: object) -> Splits:
         """Return the splits without these training examples; held-out examples stay.
 
-        The result has no ``source``: a name alone would load the examples again. A run trained on it is opened with
-        ``Run.load(path, dataset=...)``.
+        A ``source``, where there is one, says so: a run trained on the result loads its data by itself.
 
         Raises:
             InputError: an unknown id, or no training example left.
         """
-        return replace(self, train=self.train.without(train_ids), source={})
+        self.train.positions(train_ids)
+        return self.changed(drop=train_ids)
 
     def relabelled(self, labels: Mapping[int, int]) -> Splits:
         """Return the splits with other labels for some training examples (id -> class index); held-out ones stay.
 
-        The result has no ``source``, as that of :meth:`without`.
+        A ``source``, where there is one, says so, as that of :meth:`without`.
 
         Raises:
             InputError: an unknown id, a label outside the classes.
         """
-        changed = self.train.labels.copy()
-        changed[self.train.positions(np.array(list(labels), np.int64))] = list(labels.values())
-        return replace(self, train=self.train.with_labels(changed), source={})
+        self.train.positions(np.array(list(labels), np.int64))
+        return self.changed(relabel=labels)
+
+    def changed(self, drop: object = (), relabel: Mapping[int, int] | None = None) -> Splits:
+        """Return the splits with other labels for some examples, then without some, held-out ones included.
+
+        Args:
+            drop: ids to leave out.
+            relabel: id -> class index.
+
+        Raises:
+            InputError: an unknown id, a label outside the classes, a set that would be left without examples.
+        """
+        dropped, fixes = np.unique(given_ids(drop, "ids")), dict(relabel or {})
+        for given, what in ((dropped, "drop"), (np.array(list(fixes), np.int64), "relabel")):
+            known = np.isin(given, np.concatenate([part.ids for part in self.parts]))
+            if not known.all():
+                raise InputError(f"Unknown ids to {what}: {some(given[~known].tolist())}; none of the splits has them.")
+        held_out = None if self.validation is None else _changed(self.validation, dropped, fixes)
+        train, query = (_changed(part, dropped, fixes) for part in (self.train, self.query))
+        return replace(self, train=train, validation=held_out, query=query, source=self._noted(dropped, fixes))
+
+    def _noted(self, dropped: Ids, fixes: Mapping[int, int]) -> dict[str, Any]:
+        """The source with what is dropped and relabelled, where there is a source."""
+        if not self.source:
+            return {}
+        trained = np.isin(dropped, self.train.ids)
+        gone = {
+            "drop": sorted({*self.source.get("drop", ()), *dropped[trained].tolist()}),
+            "drop_held_out": sorted({*self.source.get("drop_held_out", ()), *dropped[~trained].tolist()}),
+        }
+        labels = {**self.source.get("relabel", {}), **{str(id_): int(label) for id_, label in fixes.items()}}
+        absent = {*gone["drop"], *gone["drop_held_out"]}
+        kept = {id_: labels[id_] for id_ in sorted(labels, key=int) if int(id_) not in absent}
+        noted = {name: value for name, value in self.source.items() if name not in CHANGES}
+        return noted | {name: value for name, value in {**gone, "relabel": kept}.items() if value}
 
     def __repr__(self) -> str:
         validation = 0 if self.validation is None else len(self.validation)
         return f"Splits({self.name}: {len(self.train):,} train, {validation:,} validation, {len(self.query):,} query)"
+
+
+def _changed(part: ExampleSet, dropped: Ids, fixes: Mapping[int, int]) -> ExampleSet:
+    """One set with those of the labels that are its own changed, without those of the ids that are its own."""
+    here = {id_: label for id_, label in fixes.items() if id_ in part.ids}
+    if here:
+        labels = part.labels.copy()
+        labels[part.positions(np.array(list(here), np.int64))] = list(here.values())
+        part = part.with_labels(labels, part.classes)
+    gone = dropped[np.isin(dropped, part.ids)]
+    if gone.size == len(part):
+        raise InputError(
+            f"Dropping {gone.size} ids would leave none of the {len(part)} examples of a split of {part.name!r}."
+        )
+    return part.without(gone) if gone.size else part
 
 
 def _warn_of_untrained(train: ExampleSet, held_out: ExampleSet, what: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from comove.checks import check_seed
-from comove.data.examples import Ids, Splits
+from comove.data.examples import CHANGES, Ids, Splits
 from comove.errors import InputError
 
 __all__ = ["flip_labels", "flipped_ids", "known_flips"]
@@ -53,11 +53,20 @@ def flip_labels(splits: Splits, share: float, seed: int = 0) -> tuple[Splits, Id
     labels = train.labels.copy()
     places = train.positions(changed)
     labels[places] = (labels[places] + steps) % classes
-    source = {**splits.source, "flip_labels": share} if splits.source else {}
+    again = bool(splits.source) and not set(CHANGES) & set(splits.source)  # these come after it on reloading
+    source = {**splits.source, "flip_labels": share} if again else {}
     return replace(splits, train=train.with_labels(labels), source=source), changed
 
 
 def known_flips(splits: Splits) -> Ids | None:
-    """Return the ids whose labels were flipped when a built-in data set was loaded, ``None`` where none were."""
-    share = splits.source.get("flip_labels")
-    return flipped_ids(splits.train.ids, float(share), int(splits.source["seed"])) if share else None
+    """Return the ids whose labels were flipped when a built-in data set was loaded, ``None`` where none were.
+
+    Examples that were dropped or relabelled since are no longer among them: what was relabelled counts as corrected.
+    """
+    source = splits.source
+    share = source.get("flip_labels")
+    if not share:
+        return None
+    dropped, fixed = (np.array(list(map(int, source.get(name, ()))), np.int64) for name in ("drop", "relabel"))
+    flipped = flipped_ids(np.union1d(splits.train.ids, dropped), float(share), int(source["seed"]))
+    return np.setdiff1d(flipped, np.concatenate([dropped, fixed]))

@@ -88,7 +88,7 @@ def write_report(
         results: what else was measured: LDS (or a Benchmark), Brittleness, Counterfactual, Curve, Coreset, Suspects, or
             :class:`Evidence` of one of them; each kind has a tab, and those not given have none.
         dataset: where the images are, when the runs' data cannot be loaded by name.
-        texts: id -> text, for examples that are texts.
+        texts: id -> text, for examples that are texts; by default those of the data.
         top: how many training examples each method shows at either end.
         title: by default the name of the data.
         size: how much there may be in it.
@@ -137,9 +137,10 @@ class _Content:
         most: int,
         limit: int,
     ) -> None:
-        self.sources, self.named, self.texts = sources, named, texts
+        self.sources, self.named = sources, named
         self.first = sources[0]
         self.splits = dataset if dataset is not None else _data_of(self.first)
+        self.texts = texts if texts is not None or self.splits is None else self.splits.texts or None
         self.pages = by_page(evidence)
         every = np.unique(np.concatenate([one.query_ids for one in named.values()]))
         if not every.size:
@@ -153,7 +154,9 @@ class _Content:
         self.kept = self._kept()
         others = [one.ids for one in (*self.suspects, *self.kept)]
         self.lists: TopLists = top_lists(named, self.facts.ids, top, others=others)
-        room = limit - RESERVE - 4 * (self.lists.members.nbytes + self.lists.scores.nbytes) // 3
+        self.files = self._files()
+        written = sum(len(name.encode()) + 4 for names in self.files.values() for name in names)
+        room = limit - RESERVE - written - 4 * (self.lists.members.nbytes + self.lists.scores.nbytes) // 3
         losses = int(LOSS_SHARE * room * 3 / 4)
         self.losses: Trajectories = trajectories_of(
             self.first.trace, self.facts.ids, self.lists.train_ids, max(losses, 0)
@@ -202,6 +205,12 @@ class _Content:
             lists.append(Suspects(coreset.method, coreset.ids[first], coreset.scores[first], note=note))
         return lists
 
+    def _files(self) -> dict[str, list[str]]:
+        """The file or line of each example that is shown, where they are known."""
+        known = {} if self.splits is None else self.splits.sources
+        ids = {"query": self.facts.ids, "train": self.lists.train_ids}
+        return {side: [known.get(id_, "") for id_ in of.tolist()] for side, of in ids.items()} if known else {}
+
     def _pictures(self, room: int) -> tuple[Sheets | None, dict[str, list[str]]]:
         """Sprites of images, or shortened texts; neither where the inputs are something else."""
         ids = {"query": self.facts.ids, "train": self.lists.train_ids}
@@ -232,6 +241,7 @@ class _Content:
                 "labels": [-1] * places.size if labels is None else labels[places].tolist(),
             },
             "texts": self.shown or None,
+            "files": self.files or None,
             "sheets": None if self.sheets is None else self.sheets.to_json(),
             "losses": {**self.losses.to_json(), "run": _run_name(self.first, len(self.sources))},
             "pages": self._pages(),

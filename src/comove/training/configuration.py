@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from comove.checks import check_seed
 from comove.data import Splits
+from comove.data.texts import FIRST
 from comove.errors import InputError, InputTypeError
-from comove.models import Factory, ModelSpec
+from comove.models import TEXT_MODELS, Factory, ModelSpec
 from comove.training.recipe import Recipe, as_recipe
 
 __all__ = ["Resolved", "Training", "as_training", "check_early_stop", "default_model"]
@@ -49,7 +52,10 @@ class Training:
         check_seed(self.seed, "training")
         model = default_model(splits) if self.model is None else self.model
         shape = splits.train.input_shape
-        spec = ModelSpec.of(model, num_classes=len(splits.classes), input_shape=shape, **dict(self.options))
+        options = dict(self.options)
+        if model in TEXT_MODELS and "vocabulary" not in options:
+            options["vocabulary"] = _tokens(splits)
+        spec = ModelSpec.of(model, num_classes=len(splits.classes), input_shape=shape, **options)
         recipe = as_recipe(self.recipe, model=spec.name, n_train=len(splits.train))
         return Resolved(spec, recipe, model if callable(model) or ":" in model else None)
 
@@ -81,6 +87,22 @@ def check_early_stop(recipe: Recipe, splits: Splits) -> None:
 
 
 def default_model(dataset: Splits) -> str:
-    """The model trained when none is named: a small MLP for tiny inputs, ResNet-9 for images."""
+    """The model trained when none is named: an MLP for tiny inputs, ResNet-9 for images, a mean of words for texts."""
+    if dataset.train.texts is not None:
+        return "embedding-bag"
     shape = dataset.train.input_shape
     return "resnet9" if len(shape) == 3 and min(shape[1:]) >= 32 else "mlp"
+
+
+def _tokens(splits: Splits) -> int:
+    """How many tokens a text classifier must know: those of the data's vocabulary, or up to the largest there is.
+
+    Raises:
+        InputError: inputs that are no tokens.
+    """
+    if "vocabulary" in splits.source:
+        return FIRST + len(str(splits.source["vocabulary"]).split(" "))
+    parts = [part.raw(np.arange(len(part))) for part in splits.parts]
+    if any(part.is_floating_point() or bool((part < 0).any()) for part in parts):
+        raise InputError(f"A text classifier reads tokens, whole numbers from 0 on; {splits.name!r} has other inputs.")
+    return max(int(part.max()) for part in parts) + 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from comove.errors import InputError, InputTypeError, did_you_mean
+from comove.models import TEXT_MODELS
 from comove.store import digest
 
 __all__ = ["RECIPES", "Recipe", "as_recipe", "default_recipe"]
@@ -305,6 +306,17 @@ RECIPES: dict[str, Recipe] = {
         warmup_epochs=2,
         clip_norm=1.0,
     ),
+    # our own, for a few thousand sentences
+    "texts": Recipe(
+        optimizer="adamw",
+        epochs=10,
+        batch_size=64,
+        lr=3e-3,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_epochs=1,
+        clip_norm=1.0,
+    ),
 }
 
 
@@ -314,6 +326,8 @@ def default_recipe(model: str, n_train: int) -> str:
         model in ("mlp", "cnn-small") or ":" in model
     ):  # a factory of the user's own may not take images: no augmentation
         return "digits-mlp"
+    if model in TEXT_MODELS:
+        return "texts"
     if model == "resnet9" and n_train >= 20_000:
         return "trak-resnet9"
     return "resnet9-small" if model == "resnet9" or n_train < 20_000 else "cifar-164"

@@ -125,7 +125,7 @@ class Run:
         cls,
         path: str | os.PathLike[str],
         *,
-        dataset: Splits | ExampleSet | MapDataset | None = None,
+        dataset: str | Splits | ExampleSet | MapDataset | None = None,
         model: Factory | str | None = None,
     ) -> Run:
         """Open a run's folder.
@@ -133,7 +133,7 @@ class Run:
         Args:
             path: what was given to :func:`comove.train` as ``out``.
             dataset: what it was trained on, as given to :func:`comove.train`; a built-in data set is loaded again when
-                first needed.
+                first needed. A string says where it is now, such as a folder that has moved.
             model: the user's own factory, or its ``"package.module:factory"``, when the run was trained with one
                 (a file never makes us import code).
 
@@ -157,6 +157,8 @@ class Run:
             ModelSpec.from_json(manifest["model"])
             if manifest["checkpoints"] not in ("all", "last") and not manifest["checkpoints"] >= 1:
                 raise InputError(f"checkpoints is {manifest['checkpoints']!r}")
+        if isinstance(dataset, str) and described["source"]:
+            dataset = reload_splits(described, folder, name=dataset)
         if dataset is not None:
             dataset = as_splits(dataset)
             found = described["fingerprint"]

@@ -50,6 +50,13 @@ const className = (label) => (label < 0 ? "?" : page.classes[label] ?? String(la
 const trainClass = (member) => className(page.train.labels[member]);
 const textOf = (side, index) => (page.texts ? page.texts[side][index] || "(no text was given)" : "");
 
+// The file or line that an example comes from; empty where it is not known.
+const fileOf = (side, index) => (page.files ? page.files[side][index] : "");
+
+// It as an element, of which the end stays in sight, and after other words.
+const fileTag = (side, index) => (fileOf(side, index) ? element("span", { class: "file", title: fileOf(side, index) }, element("bdi", {}, fileOf(side, index))) : null);
+const fileTold = (side, index) => (fileOf(side, index) ? ", " + fileOf(side, index) : "");
+
 // --- sprites ---
 
 const sheetImages = new Map();

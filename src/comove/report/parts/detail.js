@@ -41,6 +41,7 @@ function queryHead(query, steps) {
     if (asked > 1) facts.push(["Right in", `${right[query]} of ${asked} runs`]);
   }
   facts.push(["Loss at the end", sizeText(loss[query]) + " nats"]);
+  if (fileOf("query", query)) facts.push(["File", fileOf("query", query)]);
   const verdict = correct[query] < 0 ? null : element("span", { class: "verdict " + (wrong ? "bad" : "good") }, wrong ? "\u2717 wrong" : "\u2713 right");
   const text = page.texts ? element("blockquote", { class: "text", dir: "auto" }, textOf("query", query)) : null;
   return element("header", { class: "query-head" }, picture("query", query, "The query: " + className(labels[query])),
@@ -71,13 +72,13 @@ function exampleButton({ member, told: score, rank }, methods, query, choose, ve
   const name = trainClass(member), id = page.train.ids[member], shared = methods.length;
   const same = page.train.labels[member] === page.query.labels[query];
   const agreed = shared < 2 ? "" : `; in the lists of ${shared} methods: ${methods.map((m) => page.methods[m].short).join(", ")}`;
-  const told = `${verb}, place ${rank + 1}: ${name}, id ${id}, score ${score}${agreed}`;
+  const told = `${verb}, place ${rank + 1}: ${name}, id ${id}${fileTold("train", member)}, score ${score}${agreed}`;
   const badge = shared < 2 ? null : element("span", { class: "badge", "aria-hidden": "true" }, String(shared));
   const text = page.texts ? element("span", { class: "text", dir: "auto" }, textOf("train", member)) : null;
   const plain = page.texts || page.sheets ? null : element("span", { class: "plain" }, "#" + id);
   const button = element("button", { type: "button", class: "example" + (shared > 1 ? " shared" : ""), "aria-pressed": "false", "aria-label": told, title: told, onclick: () => choose(member) },
     picture("train", member), text, plain, element("span", { class: "label" + (same ? "" : " other") }, name),
-    element("span", { class: "score" }, score), badge);
+    element("span", { class: "score" }, score), fileTag("train", member), badge);
   button.dataset.member = member;
   return button;
 }
@@ -97,11 +98,11 @@ function trajectories(query, lists, chosenMember) {
   function update() {
     view.method = Number(method.value);
     view.differences = kind.value === "change";
-    const line = (side) => ({ member, score }) => ({ kind: SIDES[side].name, values: values(trainExample(member)), name: `${SIDES[side].name}: ${trainClass(member)}, id ${page.train.ids[member]}, score ${scoreOf(view.method, score)}` });
+    const line = (side) => ({ member, score }) => ({ kind: SIDES[side].name, values: values(trainExample(member)), name: `${SIDES[side].name}: ${trainClass(member)}, id ${page.train.ids[member]}${fileTold("train", member)}, score ${scoreOf(view.method, score)}` });
     const lines = SIDES.flatMap((_, side) => (lists[view.method]?.[side] ?? []).slice(0, view.lines).map(line(side)));
     const member = chosenMember();
-    if (member !== null) lines.push({ kind: "chosen", values: values(trainExample(member)), name: `chosen: ${trainClass(member)}, id ${page.train.ids[member]}` });
-    lines.push({ kind: "query", values: values(queryExample(query)), name: "query " + page.query.ids[query] });
+    if (member !== null) lines.push({ kind: "chosen", values: values(trainExample(member)), name: `chosen: ${trainClass(member)}, id ${page.train.ids[member]}${fileTold("train", member)}` });
+    lines.push({ kind: "query", values: values(queryExample(query)), name: "query " + page.query.ids[query] + fileTold("query", query) });
     keys.replaceChildren(...trajectoryKeys(member !== null));
     said.textContent = aboutTrajectories();
     const told = `${view.differences ? "Changes of the loss" : "Losses"} along training: query ${page.query.ids[query]} against the ${view.lines} training examples that help it most and the ${view.lines} that hurt it most by ${page.methods[view.method].name}; ${view.differences ? "linear" : "logarithmic"} scale`;
@@ -152,7 +153,7 @@ function inspector(query, lists, chosenMember) {
     });
     const text = page.texts ? element("blockquote", { class: "text", dir: "auto" }, textOf("train", member)) : null;
     holder.replaceChildren(element("div", { class: "inspected" }, picture("train", member, trainClass(member)),
-      element("p", {}, element("strong", {}, trainClass(member)), element("br"), "id " + page.train.ids[member]), text),
+      element("p", {}, element("strong", {}, trainClass(member)), element("br"), "id " + page.train.ids[member], element("br"), fileOf("train", member)), text),
       table({ columns: ["method", "place", "score"], rows }, "how each method places the chosen example"));
   }
   update();

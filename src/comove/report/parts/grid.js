@@ -5,7 +5,7 @@ function queryGrid(onChoose) {
   const cards = ids.map((id, query) => queryCard(query));
   const list = element("ul", { class: page.texts ? "grid texts" : "grid", role: "listbox", id: "grid", "aria-label": "Queries", "aria-describedby": "found" }, ...cards);
   const found = element("p", { id: "found", class: "quiet", role: "status" });
-  const search = element("input", { type: "search", id: "search", inputmode: "numeric", placeholder: "id", autocomplete: "off" });
+  const search = element("input", { type: "search", id: "search", inputmode: page.files ? "text" : "numeric", placeholder: page.files ? "id or file" : "id", autocomplete: "off" });
   const own = classChoice("true-class", labels), guess = guessed ? classChoice("predicted-class", predicted) : null;
   const wrongOnly = known ? element("input", { type: "checkbox", id: "wrong-only" }) : null;
   const filters = element("form", { class: "filters", role: "search", "aria-label": "Filter queries" },
@@ -18,7 +18,7 @@ function queryGrid(onChoose) {
     const text = search.value.trim().replace(/^#/, "");
     visible = cards.map((_, query) => query).filter((query) =>
       (own.value === "" || labels[query] === Number(own.value)) && (!guess || guess.value === "" || predicted[query] === Number(guess.value)) &&
-      (!wrongOnly?.checked || correct[query] === 0) && (text === "" || String(ids[query]).includes(text)));
+      (!wrongOnly?.checked || correct[query] === 0) && (text === "" || String(ids[query]).includes(text) || fileOf("query", query).includes(text)));
     if (text !== "") visible.sort((a, b) => (String(ids[b]) === text) - (String(ids[a]) === text) || a - b);
     const shown = new Set(visible);
     cards.forEach((card, query) => { card.hidden = !shown.has(query); });
@@ -74,12 +74,12 @@ function queryCard(query) {
   const { ids, labels, predicted, correct } = page.query;
   const truth = className(labels[query]), wrong = correct[query] === 0;
   const guess = predicted[query] >= 0 ? className(predicted[query]) : wrong ? "another class" : "";
-  const told = `query ${ids[query]}, ${truth}` + (correct[query] < 0 ? "" : wrong ? `, wrongly predicted ${guess}` : ", rightly predicted");
+  const told = `query ${ids[query]}${fileTold("query", query)}, ${truth}` + (correct[query] < 0 ? "" : wrong ? `, wrongly predicted ${guess}` : ", rightly predicted");
   const text = page.texts ? element("span", { class: "text" }, textOf("query", query)) : null;
   const plain = page.texts || page.sheets ? null : element("span", { class: "plain" }, "#" + ids[query]);
   const card = element("li", { role: "option", class: "card" + (wrong ? " wrong" : ""), tabindex: "-1", "aria-selected": "false", "aria-label": told, title: told },
     picture("query", query, "", true), text, plain,
-    element("span", { class: "truth" }, truth), wrong ? element("span", { class: "guess" }, guess) : null);
+    element("span", { class: "truth" }, truth), wrong ? element("span", { class: "guess" }, guess) : null, fileTag("query", query));
   card.dataset.query = query;
   return card;
 }

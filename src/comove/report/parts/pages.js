@@ -52,7 +52,7 @@ function suspectItem(list, member, place, methods, lists) {
   return element("li", { class: "suspect" + (wrong ? " wrong" : "") }, picture("train", member, told),
     page.texts ? element("span", { class: "text", dir: "auto" }, textOf("train", member)) : null,
     element("span", { class: "label" }, trainClass(member)), suggested ? element("span", { class: "suggested" }, suggested + "?") : null,
-    element("span", { class: "quiet" }, "#" + page.train.ids[member]), element("span", { class: "quiet" }, scoreText(list.scores[place], list.scores.every(Number.isInteger), "")),
+    fileTag("train", member) ?? element("span", { class: "quiet" }, "#" + page.train.ids[member]), element("span", { class: "quiet" }, scoreText(list.scores[place], list.scores.every(Number.isInteger), "")),
     wrong ? element("span", { class: "known" }, "known wrong") : null, shared);
 }
 
