@@ -213,3 +213,24 @@ def test_a_moved_folder_is_named_anew_and_another_is_refused(photos: Path, tmp_p
     finally:
         moved.rename(photos / "photos")
     assert load_dataset(str(photos / "photos")).fingerprint == Run.load(run).manifest["dataset"]["fingerprint"]
+
+
+def test_all_files_are_looked_at_with_folds_and_the_share_is_told(photos: Path, tmp_path: Path) -> None:
+    made = comove("clean", photos / "run", "--methods", "aum", "--top", 3, "--out", tmp_path / "a")
+    assert "48 of 60 examples (80%) were looked at: the 12 held-out ones were not" in made.stderr
+    made = comove("clean", photos / "run", "--folds", 2, "--top", 60, "--out", tmp_path / "c")
+    assert made.exit_code == 0, made.stderr
+    assert "All 60 examples were looked at" in made.stderr
+    frame = pd.read_csv(tmp_path / "c" / "suspicion.csv")
+    assert sorted(frame["file"]) == sorted(f"{name}/{n:02d}.png" for name in ("three", "eight") for n in range(30))
+    assert (tmp_path / "c" / "suspicious.png").exists()
+    assert comove("report", photos / "run", "--clean", tmp_path / "c", "--out", tmp_path / "r.html").exit_code == 0
+    splits = Run.load(photos / "run").data()
+    held_out = splits.query.ids[0]
+    (tmp_path / "drop.csv").write_text(f"id\n{held_out}\n")
+    made = comove(
+        "train", "--dataset", photos / "photos", "--drop", tmp_path / "drop.csv", *TRAINED, "--out", tmp_path / "b"
+    )
+    assert made.exit_code == 0, made.stderr
+    assert "1 of them were held out" in made.stderr
+    assert held_out not in Run.load(tmp_path / "b").data().query.ids

@@ -416,6 +416,15 @@ def test_images_of_many_sizes_are_brought_to_that_of_the_first(flat: Path) -> No
     assert load_dataset(str(flat)).train.input_shape == (3, 8, 8)
 
 
+def test_the_side_of_images_can_be_chosen_and_reloads(flat: Path) -> None:
+    splits = load_dataset(str(flat), side=6)
+    assert splits.train.input_shape == (3, 6, 6)
+    assert reload_splits(splits.describe(), "x").fingerprint == splits.fingerprint
+    assert load_dataset(str(flat), side=16).train.input_shape == (3, 16, 16)
+    with pytest.raises(InputError, match="folders of images; 'digits' is none"):
+        load_dataset("digits", side=6)
+
+
 @pytest.mark.parametrize("name", ["000.png", "013.png"])
 def test_an_unreadable_image_is_named(flat: Path, name: str) -> None:
     (flat / "cat" / name).write_bytes(b"\x89PNG broken")

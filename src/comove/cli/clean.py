@@ -14,8 +14,11 @@ from comove.cli.own import OwnOptions
 from comove.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from comove.evaluation.label_errors.detection import Detection
     from comove.evaluation.label_errors.suspicion import Suspicion
+    from comove.training import Run
 
 __all__ = ["clean"]
 
@@ -37,13 +40,22 @@ def clean(
     ] = None,
     by: Annotated[str | None, typer.Option(help="The method that orders the tables.", show_default="the first")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many suspicious labels to print and to show.")] = 20,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Rank all examples, held-out ones too: train so many models, each without a share of the data."
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Rank training labels by how suspicious they look; where some were flipped on purpose, say who finds them.
 
+    With --folds each example is judged by the model that was trained without it (by aum and loss).
+
     Example: comove clean runs/a runs/b --methods aum cld --top 20 --out clean/
     """
     from comove.data.tables import write_frame
+    from comove.evaluation.label_errors.folds import cross_fit
     from comove.evaluation.label_errors.ranking import rank_labels
     from comove.store import new_folder
     from comove.store.results import write_table
@@ -52,7 +64,12 @@ def clean(
     resolve_device(device)  # refuses an unknown one, also where no method computes on it
     sources = open_runs(runs, own)
     wrong = _flips(sources)
-    found = rank_labels(sources, None if methods in (None, ["all"]) else methods, device=device)
+    asked = None if methods in (None, ["all"]) else methods
+    if folds is None:
+        found = rank_labels(sources, asked, device=device)
+    else:
+        new_folder(out)
+        found = cross_fit(sources, folds, out / "folds", methods=asked, device=device)
     order = found.methods[0] if by is None else by
     found.most(top, order)  # refuses what cannot be shown, before anything is written
     new_folder(out)
@@ -75,7 +92,8 @@ def clean(
     if wrong is not None:
         files += _hold_to(found, wrong, out)
     files += _gallery([] if "text" in named else sources, found, top, order, wrong, out)
-    say(f"\n{found}")
+    say(f"\n{_coverage(sources, found, folds)}")
+    say(f"{found}")
     written(out, *files)
 
 
@@ -100,6 +118,20 @@ def _print(found: Suspicion, top: int, order: str, named: Named) -> None:
         left=tuple(named),
         name="suspects",
         values=shown,
+    )
+
+
+def _coverage(sources: list[Any], found: Suspicion, folds: int | None) -> str:
+    """What share of the data was looked at."""
+    from comove.training.sources import as_sources
+
+    if folds is not None:
+        return f"All {len(found):,} examples were looked at, each by a model trained without it ({folds} folds)."
+    held_out = as_sources(sources, frozenset(), "clean")[0].query_ids.size
+    share = len(found) / (len(found) + held_out)
+    return (
+        f"{len(found):,} of {len(found) + held_out:,} examples ({share:.0%}) were looked at: the {held_out:,} held-out "
+        "ones were not; --folds 5 trains more models and ranks all of them."
     )
 
 
@@ -149,6 +181,13 @@ def _gallery(sources: list[Any], found: Suspicion, top: int, order: str, wrong: 
     from comove.training import Run
 
     run = next((source for source in sources if isinstance(source, Run)), None)
-    make = None if run is None else lambda: found.plot(run.data().train, top, order, wrong_ids=wrong)
-    drawn = draw(make, out / GALLERY)
+    drawn = draw(None if run is None else lambda: _drawn(run, found, top, order, wrong), out / GALLERY)
     return [drawn.name] if drawn else []
+
+
+def _drawn(run: Run, found: Suspicion, top: int, order: str, wrong: Any) -> Figure:
+    from comove.data import ExampleSet
+
+    splits = run.data()
+    covers = len(found) == len(splits.train)
+    return found.plot(splits.train if covers else ExampleSet.joined(splits.parts), top, order, wrong_ids=wrong)

@@ -115,6 +115,10 @@ Drop = Annotated[
 Relabel = Annotated[
     Path | None, typer.Option(help="Give other labels: a table with a column id or file, and label, the right class.")
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(min=4, help="Of a folder of images: bring them to so many pixels; else as the first, to 224."),
+]
 TextColumn = Annotated[str | None, typer.Option(help="Of a table of texts, the column of the texts; else text.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Of a table of texts, the column of the classes; else label.")]
 Encoding = Annotated[str | None, typer.Option(help="Of a .csv or .tsv table, such as latin-1; else utf-8.")]
@@ -170,6 +174,7 @@ class TrainingOptions:
     own_task: TaskName = None
     drop: Drop = None
     relabel: Relabel = None
+    image_size: ImageSize = None
     text_column: TextColumn = None
     label_column: LabelColumn = None
     encoding: Encoding = None
@@ -205,6 +210,7 @@ class TrainingOptions:
             download=self.download,
             flip_labels=self.flip_labels,
             columns=self._columns(),
+            side=self.image_size,
         )
 
     def _columns(self) -> Columns | None:

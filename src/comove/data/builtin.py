@@ -70,6 +70,7 @@ def load_dataset(
     download: bool = False,
     flip_labels: float = 0.0,
     columns: Columns | None = None,
+    side: int | None = None,
 ) -> Splits:
     """Load a built-in data set, a folder of images with one sub-folder a class, or a table of texts.
 
@@ -86,6 +87,7 @@ def load_dataset(
         flip_labels: give this share of the training examples a wrong label (see :mod:`comove.data.label_noise`, which
             tells which ones), by ``seed``.
         columns: of a table of texts; by default ``text`` and ``label``.
+        side: of a folder of images, the pixels that they are brought to; by default those of the first, at most 224.
 
     Returns:
         The three splits.
@@ -93,14 +95,16 @@ def load_dataset(
     Raises:
         InputError: an unknown name, a missing folder (the message says what to do), impossible sizes.
     """
-    for what, value in (("limit", limit), ("queries", queries)):
+    for what, value in (("limit", limit), ("queries", queries), ("side", side)):
         if value is not None:
             whole_number(value, what, 1)
     source = {"name": name, "seed": seed, "limit": limit, "validation": validation, "queries": queries}
     if data_dir is not None:
         source["data_dir"] = str(Path(data_dir).resolve())
     if name not in _LOADERS and Path(name).is_dir():
-        source["ids"] = "path"
+        source |= {"ids": "path"} | ({} if side is None else {"side": side})
+    elif side is not None:
+        raise InputError(f"A side in pixels is for folders of images; {name!r} is none.")
     if is_table(name):
         wanted = columns or Columns()
         source |= {"text_column": wanted.text, "label_column": wanted.label, "encoding": wanted.encoding}
@@ -421,8 +425,8 @@ def _image_folder(
 
     With neither of the two, the queries come from ``folder/train`` as they would from a flat folder.
     Ids are hashes of the files' paths in the folder, so those of the others stay when files are added or deleted; in
-    sources of earlier versions, positions in the sorted list of files (training files first). Images get the side of
-    the first one, at most 224.
+    sources of earlier versions, positions in the sorted list of files (training files first). Images get the side
+    that the source says, else that of the first one, at most 224.
     """
     test = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
     train = folder / "train" if _class_names(folder / "train") else folder
@@ -430,7 +434,7 @@ def _image_folder(
     classes = _class_names(train)
     listed = [_image_list(root, classes) for root in roots]
     with open_image(listed[0][0][0]) as image:
-        side = min(224, *image.size)
+        side = source.get("side") or min(224, *image.size)
     sets, offset = [], 0
     for files, labels in listed:
         names = [path.relative_to(folder).as_posix() for path in files]
@@ -502,6 +506,7 @@ SOURCE: Mapping[str, tuple[type, ...]] = {
     "data_dir": (str,),
     "flip_labels": (float, int),
     "ids": (str,),
+    "side": (int,),
     "text_column": (str,),
     "label_column": (str,),
     "encoding": (str,),
@@ -528,7 +533,7 @@ def _checked_source(source: Any, where: object) -> dict[str, Any]:
     whole = all(type(number) is int for number in numbers) and all(
         map(str.isdecimal, map(str, found.get("relabel", ())))
     )
-    if not whole or found.get("ids", "path") != "path" or found.get("length", 1) < 1:
+    if not whole or found.get("ids", "path") != "path" or min(found.get("length", 1), found.get("side", 1)) < 1:
         raise CorruptFileError(f"{where} has a damaged note of what was changed in its data: restore it.")
     return found
 

@@ -366,6 +366,29 @@ class ExampleSet:
         made._source, made._held, made._places = self._source, self._held, self._places[places]
         return made
 
+    @staticmethod
+    def joined(parts: Sequence[ExampleSet]) -> ExampleSet:
+        """Return the examples of several sets, of different ids and alike otherwise, as one.
+
+        Raises:
+            InputError: an id that two of them have, or inputs that are not alike.
+        """
+        first = parts[0]
+        labelled = all(part.labelled for part in parts)
+        made = ExampleSet(
+            _Several(parts),
+            ids=np.concatenate([part.ids for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]) if labelled else None,
+            classes=first.classes or None,
+            normalization=first.normalization,
+            name=first.name,
+            collate=first.collate,
+        )
+        for name in ("sources", "texts"):
+            told = [getattr(part, name) for part in parts]
+            setattr(made, name, None if any(one is None for one in told) else np.concatenate(told))
+        return made
+
     def without(self, ids: object) -> ExampleSet:
         """Return the examples that do not have these ids."""
         keep = np.ones(len(self), bool)
@@ -483,6 +506,22 @@ class ExampleSet:
         raw = self.raw(spaced) if self._held is None else self.held
         assert raw is not None
         return digest(head, self.ids, *labels, raw.numpy())
+
+
+class _Several:
+    """The examples of several sets, one set after another, as a map-style dataset."""
+
+    def __init__(self, parts: Sequence[ExampleSet]) -> None:
+        self.parts = tuple(parts)
+        self.places = [(part, place) for part in self.parts for place in range(len(part))]
+        self.thread_safe = all(getattr(part._source, "thread_safe", part._held is not None) for part in self.parts)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Any:
+        part, place = self.places[index]
+        return part[place]
 
 
 class _Items:

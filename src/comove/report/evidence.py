@@ -82,9 +82,16 @@ class Suspects:
 
     def first(self, count: int) -> Suspects:
         """The most suspicious ``count``."""
-        suggested = None if self.suggested is None else self.suggested[:count]
-        known = None if self.known is None else self.known[:count]
-        return replace(self, ids=self.ids[:count], scores=self.scores[:count], suggested=suggested, known=known)
+        return self._of(slice(count))
+
+    def without(self, ids: Ids) -> Suspects:
+        """All but these."""
+        return self._of(~np.isin(self.ids, ids))
+
+    def _of(self, chosen: slice | npt.NDArray[np.bool_]) -> Suspects:
+        suggested = None if self.suggested is None else self.suggested[chosen]
+        known = None if self.known is None else self.known[chosen]
+        return replace(self, ids=self.ids[chosen], scores=self.scores[chosen], suggested=suggested, known=known)
 
 
 Result = Sequence[LDS] | Brittleness | Counterfactual | Curve | Coreset | Sequence[Suspects]

@@ -182,11 +182,12 @@ class _Content:
 
     def _suspects(self) -> list[Suspects]:
         lists: list[Suspects] = []
+        held_out = np.setdiff1d(self.first.query_ids, self.first.train_ids)  # comove clean --folds ranks them as well
         for one in self.pages["suspects"]:
             assert isinstance(one.result, Sequence)
             for suspects in one.result:
                 assert isinstance(suspects, Suspects)
-                shown = suspects.first(MOST_SUSPECTS)
+                shown = suspects.without(held_out).first(MOST_SUSPECTS)
                 check_ids(f"The suspects of {suspects.method}", "training", shown.ids, self.first.train_ids)
                 lists.append(shown)
         return lists
