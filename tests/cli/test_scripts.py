@@ -24,7 +24,7 @@ from comove.training import Run, loop
 
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "2")
 RUN = STRICT + "from comove.cli import run; run()"
-READS = {"methods", "doctor", "bank status", "bank merge", "bank compact"}
+READS = {"methods", "doctor", "bank status", "bank merge", "bank compact", "bank import", "bank export"}
 
 
 def comove_(*words: object) -> Any:

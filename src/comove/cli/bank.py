@@ -146,7 +146,10 @@ def compact(
 
 Layout = Annotated[
     str | None,
-    typer.Option(help="trak, datamodels, dattri, kronfluence, npz or parquet; of what is read, told by its files."),
+    typer.Option(
+        help="trak, datamodels, dattri, kronfluence, npz or parquet; of what is read, told by its files.",
+        show_default="told by the files",
+    ),
 ]
 
 
@@ -155,9 +158,12 @@ def import_(
     out: Annotated[Path, typer.Option(help="The file to write, ending in .safetensors.")],
     layout: Layout = None,
     lower: Annotated[
-        list[str] | None, typer.Option(help="Outputs of which less is better, besides loss, as error perplexity.")
+        list[str] | None,
+        typer.Option(help="Outputs of which less is better, besides loss, as error perplexity.", show_default="none"),
     ] = None,
-    first: Annotated[int | None, typer.Option(min=1, help="Read so many models only, from the first on.")] = None,
+    first: Annotated[
+        int | None, typer.Option(min=1, help="Read so many models only, from the first on.", show_default="all")
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep outputs as float16: half the size.")] = False,
 ) -> None:
     """Read published ground truth (masks and outputs of retrained models) as a bank in one file.
@@ -182,7 +188,9 @@ def export(
     path: Annotated[Path, typer.Argument(help="Folder of the bank, or its compact file.")],
     out: Annotated[Path, typer.Option(help="A new folder (of npz, a file) to write.")],
     layout: Annotated[str, typer.Option(help="trak, datamodels, dattri, kronfluence, npz or parquet.")],
-    output: Annotated[list[str] | None, typer.Option(help="Outputs to write, as margin loss.")] = None,
+    output: Annotated[
+        list[str] | None, typer.Option(help="Outputs to write, as margin loss.", show_default="all")
+    ] = None,
 ) -> None:
     """Write a bank's masks and outputs in a layout that other libraries read.
 

@@ -43,7 +43,9 @@ def clean(
     folds: Annotated[
         int | None,
         typer.Option(
-            min=2, help="Rank all examples, held-out ones too: train so many models, each without a share of the data."
+            min=2,
+            help="Rank all examples, held-out ones too: train so many models, each without a share of the data.",
+            show_default="none",
         ),
     ] = None,
     device: Device = "auto",

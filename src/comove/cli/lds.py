@@ -84,17 +84,24 @@ class ScoreOptions:
 
     scores: Annotated[
         list[Path] | None,
-        typer.Option(help="Files (.npy, .npz, .pt, .safetensors), or a folder, of scores that are there, for --bank."),
+        typer.Option(
+            help="Files (.npy, .npz, .pt, .safetensors), or a folder, of scores that are there, for --bank.",
+            show_default="none",
+        ),
     ] = None
-    scores_name: Annotated[list[str] | None, typer.Option(help="What these are called; by default the files.")] = None
+    scores_name: Annotated[
+        list[str] | None, typer.Option(help="What these are called.", show_default="the files' names")
+    ] = None
     orientation: Annotated[
         str, typer.Option(help="Their axes: train,query or query,train, or captum, dattri, kronfluence, quanda, trak.")
     ] = "train,query"
     positive: Annotated[str, typer.Option(help="What a positive one says: that the example helps, or hurts.")] = "helps"
     train_ids: Annotated[
-        Path | None, typer.Option(help="A file of their training ids; by default the bank's, in its order.")
+        Path | None, typer.Option(help="A file of their training ids.", show_default="the bank's, in its order")
     ] = None
-    query_ids: Annotated[Path | None, typer.Option(help="A file of their query ids, likewise.")] = None
+    query_ids: Annotated[
+        Path | None, typer.Option(help="A file of their query ids.", show_default="the bank's, in its order")
+    ] = None
 
     def check_unused(self) -> None:
         """Refuse what says something of scores where none are given."""

@@ -110,18 +110,30 @@ FlipLabels = Annotated[
     float, typer.Option(min=0, max=0.99, help="Give this share of the training examples a wrong label, on purpose.")
 ]
 Drop = Annotated[
-    Path | None, typer.Option(help="Leave out the examples of this table, with a column id or file (of comove clean).")
+    Path | None,
+    typer.Option(
+        help="Leave out the examples of this table, with a column id or file (of comove clean).", show_default="none"
+    ),
 ]
 Relabel = Annotated[
-    Path | None, typer.Option(help="Give other labels: a table with a column id or file, and label, the right class.")
+    Path | None,
+    typer.Option(
+        help="Give other labels: a table with a column id or file, and label, the right class.", show_default="none"
+    ),
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option(min=4, help="Of a folder of images: bring them to so many pixels; else as the first, to 224."),
+    typer.Option(
+        min=4, help="Of a folder of images: bring them to so many pixels.", show_default="the first one's, to 224"
+    ),
 ]
-TextColumn = Annotated[str | None, typer.Option(help="Of a table of texts, the column of the texts; else text.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Of a table of texts, the column of the classes; else label.")]
-Encoding = Annotated[str | None, typer.Option(help="Of a .csv or .tsv table, such as latin-1; else utf-8.")]
+TextColumn = Annotated[
+    str | None, typer.Option(help="Of a table of texts, the column of the texts.", show_default="text")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="Of a table of texts, the column of the classes.", show_default="label")
+]
+Encoding = Annotated[str | None, typer.Option(help="Of a .csv or .tsv table, such as latin-1.", show_default="utf-8")]
 Runs = Annotated[
     list[Path],
     typer.Argument(
