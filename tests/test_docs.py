@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.fork_server import STRICT, Warm
 
 from comove.attribution import attributors
 from comove.coreset import selectors
+from tests.fork_server import STRICT, Warm
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {name: (name, method) for name, method in attributors().items()} | {

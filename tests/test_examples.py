@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.retraining.test_kill import content
 
 from comove import RetrainingBank, Trace
+from tests.retraining.test_kill import content
 
 FOLDER = Path(__file__).parents[1] / "examples"
 NEEDS = {

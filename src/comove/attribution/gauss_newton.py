@@ -113,7 +113,7 @@ def gauss_newton_scores(rows_NRP: Tensor, train_NP: Tensor, query_QP: Tensor, da
 
     Example:
         >>> rows, losses = torch.ones(2, 1, 1), torch.tensor([[1.0], [-1.0]])
-        >>> gauss_newton_scores(rows, losses, torch.tensor([[3.0]]), damping=0.5)
+        >>> gauss_newton_scores(rows, losses, torch.tensor([[3.0]]), damping=0.5).round(decimals=3)
         tensor([[-2.],
                 [ 2.]], dtype=torch.float64)
     """

@@ -1,0 +1,1 @@
+"""Regular packages win over those of the same name that other distributions install (kronfluence has one)."""
