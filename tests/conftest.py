@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.fork_server import Warm
 from threadpoolctl import threadpool_limits
 
 import comove
@@ -21,6 +20,7 @@ from comove.data import ExampleSet, Splits
 from comove.data.builtin import find_cifar10, load_dataset
 from comove.evaluation import RetrainingBank, subsets
 from comove.training import Recipe, Run, Training, train
+from tests.fork_server import Warm
 
 REPOSITORY = Path(__file__).parents[1]
 
