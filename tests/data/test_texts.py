@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from comove.data.texts import Columns, encode, read_texts_table, vocabulary_of, 
 from comove.errors import InputError
 from comove.training import Training, default_model, train
 
-REVIEWS = Path("/work/shared/data/text")
+REVIEWS = Path(os.environ.get("COMOVE_DATA") or Path(__file__).parents[3] / "shared" / "data") / "text"
 ROWS = [(f"a {'good' if i % 2 else 'bad'} film , number {i}", "yes" if i % 2 else "no") for i in range(40)]
 
 
