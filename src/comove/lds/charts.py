@@ -141,6 +141,6 @@ def _table(results: Sequence[LDS], single: bool) -> Table:
         ceiling = NOTHING if one.noise_ceiling is None else fixed(one.noise_ceiling)
         own = [fixed(one.mean), span(*(one.interval or (math.nan, math.nan)))]
         rows.append([str(one.method), *([] if single else [alpha]), *own, *([] if single else [ceiling])])
-        rows[-1] += [NOTHING if one.share_of_ceiling is None else percent(one.share_of_ceiling), f"{one.undefined:,}"]
+        rows[-1].append(f"{one.undefined:,}")
     ratio, ceiling_of = ([], []) if single else (["share in a subset"], ["noise ceiling"])
-    return Table(["method", *ratio, "LDS", "interval", *ceiling_of, "share of the ceiling", "undefined queries"], rows)
+    return Table(["method", *ratio, "LDS", "interval", *ceiling_of, "undefined queries"], rows)
