@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from comove.attribution import Attributor, RandomControl, SameClassControl
+from comove.attribution import Attributor, RandomControl, SameClassControl, Scores
 from comove.attribution.base import Queries
 from comove.data import ExampleSet, Splits
 from comove.data.builtin import load_dataset
 from comove.errors import InputError
-from comove.evaluation.sanity import check_methods, plant, stamp
+from comove.evaluation.sanity import _hits, _rank, check_methods, plant, stamp
 from comove.training import Recipe, Training
 
 SHORT = Training("mlp", Recipe(epochs=3, batch_size=64, lr=0.05))
@@ -91,6 +91,15 @@ def test_who_knows_the_planted_passes_and_the_controls_do_not(digits: Splits, tm
     written = json.loads((tmp_path / "checks.json").read_text())["checks"]
     assert len(written) == len(found.to_pandas()) == 12
     assert str(found).count("\n") == 11
+
+
+def test_equal_scores_at_the_edge_count_in_part_whatever_their_ids() -> None:
+    values = np.array([[3.0], [1.0], [1.0], [1.0], [1.0], [0.0]])
+    scores = Scores.from_arrays(values, train_ids=[5, 1, 2, 3, 4, 0], query_ids=[9], method="ties")
+    for wanted in ([1, 2], [3, 4]):  # one place is left for four: each of them counts a quarter
+        assert _hits(scores, 9, np.array(wanted)) == pytest.approx(0.25)
+    assert _hits(scores, 9, np.array([5, 0])) == pytest.approx(0.5)
+    assert _rank(scores, 9, 3) == pytest.approx(1 + 1.5)
 
 
 def test_what_cannot_be_planted_into_is_refused(digits: Splits) -> None:

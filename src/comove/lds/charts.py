@@ -122,6 +122,7 @@ def _note(first: LDS, ceiling: float | None, single: bool) -> str:
         size if single else f"{size} per sampling ratio",
         *([f"{first.confidence:.0%} intervals"] if first.interval else []),
         *([f"noise ceiling {fixed(ceiling)}"] if ceiling is not None else []),
+        *([f"{first.undefined:,} undefined: retraining never changed them"] if single and first.undefined else []),
     ]
     means = "What a method's scores predict for retrained models, ranked as retraining ranked them"
     return f"{'; '.join(measured)}. {means}: 1 is perfect, 0 is no better than chance."
@@ -135,12 +136,15 @@ def _control(results: Sequence[LDS]) -> list[str]:
 
 def _table(results: Sequence[LDS], single: bool) -> Table:
     """A row per method and ratio; what is the same in every row is left to the note."""
+    unknown = not single and any(one.undefined for one in results)
     rows = []
     for one in results:
         alpha = NOTHING if one.alpha is None else _ratio(one.alpha)
         ceiling = NOTHING if one.noise_ceiling is None else fixed(one.noise_ceiling)
-        own = [fixed(one.mean), span(*(one.interval or (math.nan, math.nan)))]
+        share = NOTHING if one.share_of_ceiling is None else f"{one.share_of_ceiling:.0%}"
+        own = [fixed(one.mean), span(*(one.interval or (math.nan, math.nan))), share]
         rows.append([str(one.method), *([] if single else [alpha]), *own, *([] if single else [ceiling])])
-        rows[-1].append(f"{one.undefined:,}")
+        rows[-1] += [f"{one.undefined:,}"] if unknown else []
     ratio, ceiling_of = ([], []) if single else (["share in a subset"], ["noise ceiling"])
-    return Table(["method", *ratio, "LDS", "interval", *ceiling_of, "undefined queries"], rows)
+    more = ["undefined queries"] if unknown else []
+    return Table(["method", *ratio, "LDS", "interval", "of the ceiling", *ceiling_of, *more], rows)
