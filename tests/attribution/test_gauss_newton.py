@@ -481,3 +481,11 @@ def test_interrupted_scores_go_on_where_they_are_kept(
         values = [each.attribute().values for each in fitted]
     assert len(made) == 3 + 1 + 1  # the second run with the other damping, and what was damaged
     np.testing.assert_array_equal(values[0], whole_scores.values)
+
+
+@pytest.mark.parametrize(
+    ("trace", "squared_norm", "expected"),
+    [(10.0, 0.5, 0.3 * 10 / 50), (1.0, 2.0, 3 * 2 / 50), (0.0, 0.0, 1.0)],
+)
+def test_the_default_damping_is_the_rule_of_its_page(trace: float, squared_norm: float, expected: float) -> None:
+    assert default_damping(trace, squared_norm, 50) == pytest.approx(expected)
