@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tests.batches import Given, draw, whole
 from torch import Tensor, nn
 
 from comove.attribution import gauss_newton, gauss_newton_solvers
@@ -45,27 +46,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def whole(high: int, *shape: int) -> Tensor:
-    return torch.randint(high, shape, generator=torch.Generator().manual_seed(1))
-
-
-@dataclass(frozen=True)
-class Given:
-    """A batch as a source of examples."""
-
-    held: Batch
-
-    def __len__(self) -> int:
-        return batch_size(self.held)
-
-    def batch(self, positions: slice) -> Batch:
-        return rows_of(self.held, positions)
 
 
 class Language(nn.Module):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from tests.batches import Given, draw, whole
 from torch import Tensor, nn
 
 from comove.data.batches import Batch, batch_size, rows_of
@@ -14,27 +14,6 @@ from comove.errors import InputError, NonFiniteError
 from comove.gradients.gauss_newton import JacobianRows
 from comove.models.outputs import flat_outputs
 from comove.tasks import CausalLM, Classification, MultiLabel, PerExample, Regression, Task
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def whole(high: int, *shape: int) -> Tensor:
-    return torch.randint(high, shape, generator=torch.Generator().manual_seed(1))
-
-
-@dataclass(frozen=True)
-class Given:
-    """A batch as a source of examples."""
-
-    held: Batch
-
-    def __len__(self) -> int:
-        return batch_size(self.held)
-
-    def batch(self, positions: slice) -> Batch:
-        return rows_of(self.held, positions)
 
 
 class Language(nn.Module):

@@ -130,7 +130,7 @@ def test_the_legend_has_the_order_of_the_lines_on_the_right() -> None:
     assert [ends[name] for name in named] == sorted(ends.values(), reverse=True)
 
 
-@pytest.mark.parametrize(("ks", "scale"), [((10, 400), "log"), ((10, 50), "linear"), ((5,), "linear")])
+@pytest.mark.parametrize(("ks", "scale"), [((10, 400), "log"), ((10, 50), "linear"), ((5, 6), "linear")])
 def test_the_axis_is_logarithmic_where_ks_span_much(ks: tuple[int, ...], scale: str) -> None:
     figure = brittle(ks).plot()
     assert figure.axes[0].get_xscale() == scale
@@ -158,3 +158,17 @@ def test_stairs_rise_to_the_share_flipped_within_the_largest_removal(points: int
     wrong, asked = result.contradictions
     assert f"{wrong} of {asked} checks contradict" in figure.axes[0].get_title()
     assert save_figure(figure, tmp_path / "c.png").stat().st_size > 5000
+
+
+def test_of_a_single_k_flips_and_margin_drops_are_bars() -> None:
+    one = brittle((50,))
+    flips, drops = one.charts()
+    assert [chart.kind for chart in (flips, drops)] == ["bars", "bars"]
+    k = one.ks[0]
+    for series in flips.series:
+        assert series.points[0][1] == pytest.approx(100 * one.rate(series.name, k).value)
+        assert series.control == (series.name in one.controls)
+    for series in drops.series:
+        assert series.points[0][1:] == pytest.approx(one.margin_drop(series.name, k))
+    assert len(drops.table.rows) == 1 + len(one.methods)
+    assert all(chart.kind == "lines" for chart in brittle().charts())

@@ -22,7 +22,7 @@ from comove.errors import InputError, did_you_mean
 from comove.evaluation.estimate import Estimate, mean_with_interval
 from comove.evaluation.prediction_brittleness.flips import flip_rate
 from comove.evaluation.prediction_brittleness.models import FullData
-from comove.plots import Chart, Level, Table, draw, is_wide, styled
+from comove.plots import Chart, Level, Series, Table, draw, is_wide, styled
 from comove.store import understanding
 from comove.store.results import freeze, load_result, save_result, write_table
 
@@ -188,12 +188,14 @@ class Brittleness:
 
         Where no flip is known, the drop of the output is drawn. Controls are grey; the dashed black level, with its
         band, is that of nothing removed (k = 0). Hollow marks: for some query every example of its class was removed,
-        so that its prediction must flip.
+        so that its prediction must flip. Of a single k the flips are bars.
         """
-        return draw(*self.charts())
+        return draw(self.charts()[0])
 
     def charts(self) -> list[Chart]:
         """What :meth:`plot` and the report draw."""
+        if len(self.ks) == 1:
+            return self._bars()
         names = {name: f"{name} (control)" if name in self.controls else name for name in self.methods}
         flips = self.flips_are != "none"
         lines = {name: [(k, *self._drawn(name, k)) for k in self.ks] for name in self.methods}
@@ -222,6 +224,38 @@ class Brittleness:
             notes=self.notes(),
         )
         return [chart]
+
+    def _bars(self) -> list[Chart]:
+        """Of a single k: a bar a method, of the flips and of the margin drops, which tell methods apart sooner."""
+        (k,) = self.ks
+        queries, models = counted(len(self.query_ids), "query"), counted(self.predicted.shape[-1], "model")
+        caption = f"{queries}, {models} per removed set, {self.confidence:.0%} intervals over queries"
+        drops = {name: self.margin_drop(name, k) for name in self.methods}
+        flips = {name: self._drawn(name, k) for name in self.methods}
+        rows = [[name, fixed(one.value, 2), span(one.low, one.high, 2)] for name, one in drops.items()]
+        noise = self.noise_margin_drop
+        drop = Table(
+            ["method", "margin falls by", "interval"],
+            [[NOTHING, fixed(noise.value, 2), span(noise.low, noise.high, 2)], *rows],
+        )
+        shown = [("Margin of the label", "fall of the label's margin", drops, noise, drop)]
+        if self.flips_are != "none":
+            shown.insert(0, ("Predictions flipped", "predictions flipped (%)", flips, self._drawn(), self._table()))
+        return [
+            Chart(
+                "bars",
+                f"{title}: {k:,} examples removed",
+                f"{axis}, {counted(k, 'training example')} removed for each query",
+                "",
+                [Series(name, [(k, *one)], name in self.controls) for name, one in estimates.items()],
+                table,
+                levels=[Level(NOTHING, level.value)],
+                caption=caption,
+                zero=True,
+                notes=self.notes(),
+            )
+            for title, axis, estimates, level, table in shown
+        ]
 
     def _table(self) -> Table:
         digits = 1 if self.flips_are != "none" else 4
