@@ -139,7 +139,7 @@ def by_vmap(setting: Setting) -> Callable[[], float]:
             for member in setting.members
         ]
         where = positions.gather(1, torch.stack(orders))
-        for start, stop in batch_bounds(positions.shape[1], recipe.batch_size):
+        for start, stop in batch_bounds(positions.shape[1], recipe):
             chosen = where[:, start:stop]
             inputs = setting.train.inputs(chosen.flatten()).unflatten(0, chosen.shape)
             found = gradient(parameters, inputs, setting.train.labels[chosen])

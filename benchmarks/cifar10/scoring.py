@@ -18,7 +18,7 @@ from digests import Digest, digest_scores, file_of, joined
 from flops import counted_flops
 from steps import Session, fit_bank, note_machine, timed, train_bank, truth_plans
 
-from comove.attribution import TRAK, Arnoldi, Attributor, Scores, TracIn
+from comove.attribution import EKFAC, TRAK, Arnoldi, Attributor, GaussNewton, Scores, TracIn
 from comove.attribution.cld import CLD, chosen_rows
 from comove.data import Ids
 from comove.evaluation import RetrainingBank
@@ -29,7 +29,7 @@ from comove.training.sources import BankSource
 
 __all__ = ["MEANS", "do_runs", "fit_and_score", "score"]
 
-MEANS = (TracIn, Arnoldi)
+MEANS = (TracIn, Arnoldi, GaussNewton, EKFAC)
 """Methods whose scores are the mean over runs of what each run gives."""
 QUERIES = 25
 """So many are scored at a time by what is fitted on a bank."""

@@ -79,23 +79,29 @@ class Until(Executor):
 
 
 class Book:
-    """Seconds, FLOPs and counts by step, added up over all slices, in one JSON file."""
+    """Seconds, FLOPs and counts by step, added up over all slices, in one JSON file.
+
+    The file is read before each change: one process may train a bank while another one scores.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
+
+    @property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """What is in the file."""
         try:
-            self.entries: dict[str, dict[str, Any]] = read_json(file)
+            return read_json(self.file)
         except CorruptFileError:
-            self.entries = {}
+            return {}
 
     def add(self, name: str, **amounts: float) -> None:
         """Add to an entry's numbers, and write the file."""
-        entry = self.entries.setdefault(name, {})
-        for key, amount in amounts.items():
-            entry[key] = entry.get(key, 0) + amount
-        write_json(self.file, self.entries)
+        entry = self.entries.get(name, {})
+        self.note(name, **{key: entry.get(key, 0) + amount for key, amount in amounts.items()})
 
     def note(self, name: str, **values: Any) -> None:
         """Set an entry's values, and write the file."""
-        self.entries.setdefault(name, {}).update(values)
-        write_json(self.file, self.entries)
+        entries = self.entries
+        entries.setdefault(name, {}).update(values)
+        write_json(self.file, entries)

@@ -102,20 +102,6 @@ def test_train_writes_a_run_that_python_opens(trained: tuple[Path, Path]) -> Non
     assert (len(run.data().train), len(run.data().query)) == (200, 40)
 
 
-@pytest.mark.parametrize(
-    ("model", "limit", "told"),
-    [("cnn-small", 203, True), ("cnn-small", 208, False), ("cnn-small", 201, False), ("mlp", 203, False)],
-)
-def test_train_notes_a_last_batch_that_batch_norm_learns_badly_from(
-    model: str, limit: int, told: bool, tmp_path: Path
-) -> None:
-    words = ("--model", model, "--limit", limit, "--held-out", 40, "--epochs", 1, "--batch-size", 50, "--quiet")
-    made = comove_("train", *words, "--out", tmp_path)
-    assert made.code == 0, made.err
-    assert ("Note: An epoch's last batch" in made.err) == told
-    assert ("has 3 examples, which batch norm" in made.err) == told
-
-
 def test_options_of_the_optimizer_are_those_of_the_recipe(tmp_path: Path) -> None:
     words = ("--optimizer", "adamw", "--clip-norm", 0.5, "--warmup-epochs", 1, "--patience", 2, "--ema", 0.9)
     made = comove_("train", *SMALL, *words, "--out", tmp_path / "a", "--quiet")

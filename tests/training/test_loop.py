@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from comove.data import ExampleSet, Splits
 from comove.errors import InputError
 from comove.models import build_model
 from comove.training import Recipe, Resident, evaluate, fit, loop, predict, resolve_device
-from comove.training.loop import OptimizerState, StopEarly, epochs_without_gain
+from comove.training.loop import OptimizerState, StopEarly, batch_bounds, epochs_without_gain
 from comove.training.randomness import derived_seed, generator_for
 
 Weights = dict[str, torch.Tensor]
@@ -160,13 +162,42 @@ def test_each_epoch_meets_each_example_once_in_another_order(small_digits: Split
     assert log.events == ["start", "epoch 0", "end 1", "epoch 1", "end 2"]
 
 
-@pytest.mark.parametrize(("size", "sizes"), [(9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4]), (5, [5]), (3, [3])])
-def test_a_last_batch_of_one_joins_the_one_before(small_digits: Splits, size: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("last_batch", "size", "sizes"),
+    [
+        ("short", 9, [4, 5]),
+        ("short", 10, [4, 4, 2]),
+        ("short", 8, [4, 4]),
+        ("short", 5, [5]),
+        ("even", 9, [3, 3, 3]),
+        ("even", 10, [4, 3, 3]),
+        ("even", 8, [4, 4]),
+        ("even", 5, [3, 2]),
+        ("even", 3, [3]),
+    ],
+)
+def test_no_batch_is_of_one_example_and_even_ones_differ_by_one(
+    small_digits: Splits, last_batch: str, size: int, sizes: list[int]
+) -> None:
     log = _Log()
     examples = small_digits.train.subset(small_digits.train.ids[:size])
-    fit(_dropout(), examples, Recipe(epochs=1, batch_size=4), seed=0, hooks=log)
+    recipe = Recipe(epochs=1, batch_size=4, last_batch=last_batch)
+    fit(_dropout(), examples, recipe, seed=0, hooks=log)
     assert [len(batch) for batch in log.batches] == sizes
     assert [last for *_, last in log.steps] == [False] * (len(sizes) - 1) + [True]
+
+
+@given(size=st.integers(1, 5000), batch_size=st.integers(2, 600))
+def test_even_batches_cover_the_epoch(size: int, batch_size: int) -> None:
+    bounds = batch_bounds(size, Recipe(batch_size=batch_size))
+    sizes = [stop - start for start, stop in bounds]
+    assert [start for start, _ in bounds] == [0, *np.cumsum(sizes)[:-1]]
+    assert sum(sizes) == size
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(size, 2)
+    assert max(sizes) <= max(batch_size, 3)  # three examples in batches of two are one batch
+    short = len(batch_bounds(size, Recipe(batch_size=batch_size, last_batch="short")))
+    assert short <= len(bounds) <= short + 1  # one more where a single example had joined its neighbour
 
 
 def test_each_step_uses_the_schedule_at_its_middle(small_digits: Splits) -> None:

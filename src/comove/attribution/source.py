@@ -154,7 +154,7 @@ def segment_times(run: Run, checkpoints: Sequence[Checkpoint], momentum: float |
     """
     if run.adopted is None:
         recipe = run.recipe
-        count = len(batch_bounds(len(run.data().train), recipe.batch_size))
+        count = len(batch_bounds(len(run.data().train), recipe))
         rates = [recipe.lr_at((step + 0.5) / count) for step in range(checkpoints[-1].step)]
         steps = [checkpoint.step for checkpoint in checkpoints]
         mu = recipe.momentum if momentum is None else momentum

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["recording_of", "train"]
 
-TOO_FEW = 8
-"""Examples whose mean and variance batch norm cannot go by; measured on CIFAR-10 (docs/decisions/0020-study.md)."""
-
 
 @command
 def train(
@@ -85,7 +82,6 @@ def train(
         progress=not task.quiet,
     )
     _print_run(finished)
-    _note_last_batch(finished, len(splits.train))
 
 
 def _extended(path: Path, task: TrainingOptions, out: Path | None) -> Run:
@@ -117,17 +113,6 @@ def _print_run(finished: Run) -> None:
         shown[name.removesuffix("_bytes").replace("_", " ")] = _shown(name, value)
     summary = {"path": finished.path, "seed": finished.seed, "rows": len(finished.trace.rows), **result}
     facts(str(finished), shown, name="run", values=summary)
-
-
-def _note_last_batch(finished: Run, n_train: int) -> None:
-    from comove.training.loop import batch_bounds
-
-    start, stop = batch_bounds(n_train, finished.recipe.batch_size)[-1]
-    if stop - start >= min(TOO_FEW, finished.recipe.batch_size):
-        return
-    if any(name.endswith("running_var") for name in finished.load_model().state_dict()):
-        few = f"An epoch's last batch has {stop - start} examples, which batch norm learns badly from"
-        note(f"{few}; another --limit or --batch-size gives better models.")
 
 
 def _shown(name: str, value: object) -> object:

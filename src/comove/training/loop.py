@@ -377,11 +377,25 @@ class Stepper:
         state.weights = {} if self.average is None else self.average.other
 
 
-def batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
-    """Cut ``size`` examples into batches; batch norm cannot train on one example, so a last one joins its neighbour."""
-    starts = list(range(0, size, batch_size))
-    if len(starts) > 1 and size - starts[-1] == 1:
-        starts.pop()
+def batch_bounds(size: int, recipe: Recipe) -> list[tuple[int, int]]:
+    """Cut the examples of an epoch into batches, none of one example, which batch norm cannot train on.
+
+    Args:
+        size: how many examples.
+        recipe: says how many a batch, at most, and what becomes of those that are left (``last_batch``).
+
+    Returns:
+        First position and end of each batch. Of ``last_batch="short"`` all have ``batch_size`` examples but the last,
+        which joins the one before where it is a single one; of ``"even"``, the larger ones come first.
+    """
+    if recipe.last_batch == "even":
+        count = max(1, min(-(-size // recipe.batch_size), size // 2))
+        each, larger = divmod(size, count)
+        starts = [each * i + min(i, larger) for i in range(count)]
+    else:
+        starts = list(range(0, size, recipe.batch_size))
+        if len(starts) > 1 and size - starts[-1] == 1:
+            starts.pop()
     return list(zip(starts, [*starts[1:], size], strict=True))
 
 
@@ -421,7 +435,7 @@ class EpochBatches:
     def __init__(self, data: Resident, recipe: Recipe, seed: int, epoch: int) -> None:
         self.data, self.recipe, self.epoch = data, recipe, epoch
         self.order, self.draws = epoch_plan(len(data), recipe, seed, epoch)
-        self.bounds = batch_bounds(len(data), recipe.batch_size)
+        self.bounds = batch_bounds(len(data), recipe)
 
     def __len__(self) -> int:
         return len(self.bounds)

@@ -16,9 +16,19 @@ __all__ = ["RECIPES", "Recipe", "as_recipe", "default_recipe"]
 SCHEDULES = ("constant", "triangular", "multistep", "cosine")
 LASTING = ("constant", "multistep")
 """Schedules whose learning rates do not depend on how many epochs there are."""
-ADDED = ("optimizer", "betas", "eps", "clip_norm", "warmup_epochs", "early_stop_patience", "ema")
-"""Entries that recipes of earlier versions lack. At their defaults they are left out of JSON, so that manifests and
-fingerprints of runs and banks made before stay as they are."""
+LAST_BATCHES = ("even", "short")
+ADDED = {
+    "optimizer": "sgd",
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "clip_norm": None,
+    "warmup_epochs": 0.0,
+    "early_stop_patience": None,
+    "ema": None,
+    "last_batch": "short",
+}
+"""Entries that recipes of earlier versions lack, with what these did. At these values they are left out of JSON, so
+that manifests and fingerprints of runs and banks made before stay as they are."""
 OPTIMIZERS = ("sgd", "adamw")
 _OPTIONAL = ("clip_norm", "early_stop_patience", "ema")
 _NUMBERS = (
@@ -41,7 +51,7 @@ class Recipe:
 
     Args:
         epochs: passes over the training data.
-        batch_size: examples a step; a last batch of one example joins the batch before it.
+        batch_size: examples a step, at most; see ``last_batch``.
         lr: peak learning rate.
         momentum: of SGD.
         nesterov: Nesterov's momentum, of SGD.
@@ -71,6 +81,9 @@ class Recipe:
             When?", 1998). ``None`` trains for all ``epochs``. Schedules are those of all ``epochs`` in any case.
         ema: decay of an exponential moving average of the weights over steps (Polyak and Juditsky, 1992), which is
             then what is recorded, kept and evaluated; see :mod:`comove.training.ema`. ``None`` keeps the weights.
+        last_batch: where ``batch_size`` does not divide the examples: ``even`` makes all batches of an epoch equally
+            large but for one example; ``short`` leaves what is left to the last one, as versions before 0.2 did and
+            most loaders do. Batch norm learns badly from a few examples (docs/decisions/0090-even-batches.md).
 
     Raises:
         InputError: a value out of its range.
@@ -98,6 +111,7 @@ class Recipe:
     warmup_epochs: float = 0.0
     early_stop_patience: int | None = None
     ema: float | None = None
+    last_batch: str = "even"
 
     def __post_init__(self) -> None:
         for name in ("milestones", "betas"):
@@ -164,6 +178,7 @@ class Recipe:
                 "a whole number of epochs from 1 on or None",
             ),
             ("ema", self.ema is None or 0 < self.ema < 1, "above 0 and below 1, or None"),
+            ("last_batch", self.last_batch in LAST_BATCHES, " or ".join(LAST_BATCHES)),
         )
 
     def lr_at(self, epoch: float) -> float:
@@ -190,23 +205,23 @@ class Recipe:
         return self.lr
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object for manifests; of the entries in :data:`ADDED`, those that are not at their default."""
-        values = {entry.name: (getattr(self, entry.name), entry.default) for entry in fields(self)}
+        """A JSON object for manifests; of the entries in :data:`ADDED`, those that are not what is named there."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, (value, default) in values.items()
-            if name not in ADDED or value != default
+            for name, value in values.items()
+            if name not in ADDED or value != ADDED[name]
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Recipe:
-        """Read what :meth:`to_json` wrote; an unknown entry is an :class:`InputError`."""
+        """Read what :meth:`to_json` wrote, also before an entry was added; an unknown one is an :class:`InputError`."""
         known = {entry.name for entry in fields(cls)}
         unknown = set(content) - known
         if unknown:
             name = sorted(unknown)[0]
             raise InputError(f"Recipe has no {name!r}.{did_you_mean(name, known)} It has {', '.join(sorted(known))}.")
-        return cls(**content)
+        return cls(**{**ADDED, **content})
 
     def with_changes(self, **changes: Any) -> Recipe:
         """A copy with some entries changed (``None`` leaves an entry as it is)."""
@@ -343,7 +358,7 @@ def as_recipe(recipe: Recipe | str | Mapping[str, Any] | None, *, model: str, n_
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
-        return Recipe.from_json(recipe)
+        return Recipe.from_json({"last_batch": LAST_BATCHES[0], **recipe})
     if not isinstance(recipe, str | None):
         raise InputTypeError(f"A recipe is a Recipe, a name or a mapping of entries, got {type(recipe).__name__}.")
     name = default_recipe(model, n_train) if recipe is None else recipe

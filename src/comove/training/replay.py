@@ -103,7 +103,7 @@ class Replay:
             )
         self.run, self.train, self.recipe = run, train, run.recipe
         self._checkpoints = {checkpoint.epoch: checkpoint for checkpoint in run.checkpoints}
-        self._per_epoch = len(batch_bounds(len(train), self.recipe.batch_size))
+        self._per_epoch = len(batch_bounds(len(train), self.recipe))
         self._batches: EpochBatches | None = None
         self.steps = max(self._checkpoints) * self._per_epoch
         self.model = run.model_spec.build(run.seed, run.factory).to(train.device)

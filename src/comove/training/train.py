@@ -430,7 +430,7 @@ class _Session:
         if self.recording.row_zero:
             self._observe_train(anchor=0 in self.anchors)
             self._close_row(0.0, 0, anchor=0 in self.anchors)
-        steps = len(batch_bounds(len(self.train), self.recipe.batch_size))
+        steps = len(batch_bounds(len(self.train), self.recipe))
         self._save_checkpoint(0, 0, self.recipe.lr_at(0.5 / steps))
 
     def on_epoch_start(self, epoch: int) -> None:

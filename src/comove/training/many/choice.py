@@ -188,7 +188,7 @@ class _Trial:
     ) -> None:
         self.spec, self.train, self.factory, self.size, self.spent = spec, train, factory, size, 0.0
         self.recipe = recipe.shortened(1)
-        self.steps_a_model = len(batch_bounds(size, recipe.batch_size)) * recipe.epochs
+        self.steps_a_model = len(batch_bounds(size, recipe)) * recipe.epochs
         self.positions = np.arange(min(size, recipe.batch_size))
         on_gpu = train.device.type == "cuda"
         if on_gpu:
@@ -246,7 +246,7 @@ class _Trial:
         taken = [self._once(work)]
         while sum(taken) < TRIAL:
             taken.append(self._once(work))
-        steps = len(batch_bounds(len(self.positions), self.recipe.batch_size))
+        steps = len(batch_bounds(len(self.positions), self.recipe))
         return min(taken) / steps * self.steps_a_model
 
     def _once(self, work: Callable[[], object]) -> float:

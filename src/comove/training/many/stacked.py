@@ -74,7 +74,7 @@ class Stack:
     def train(self, data: Resident, members: Sequence[Member]) -> None:
         """Train all members, which have equally many examples, as ``fit`` trains one."""
         positions_GN = torch.from_numpy(np.stack([member.positions for member in members]).astype(np.int64))
-        batches = batch_bounds(positions_GN.shape[1], self.recipe.batch_size)
+        batches = batch_bounds(positions_GN.shape[1], self.recipe)
         weights_NG = self._loss_weights(len(data), members)
         average = None if self.recipe.ema is None else EMA(self.network, self.recipe.ema)
         self.network.train()
@@ -207,13 +207,14 @@ def place_matters(
     """Whether a member's bits depend on its place among ``group`` members of ``size`` examples.
 
     A user's own layers may round elements in full vector registers differently from the rest. One member is put in
-    every place, trained for two epochs of a full batch and the last one, and evaluated: all must come out alike. Asked
-    on a CPU only: many kernels of a GPU add in whatever order, so bits are not promised there.
+    every place, trained for two epochs of two batches, as large as the first and the last, and evaluated: all must come
+    out alike. Asked on a CPU only: many kernels of a GPU add in whatever order, so bits are not promised there.
     """
     if train.device.type != "cpu":
         return False
-    start, stop = batch_bounds(size, recipe.batch_size)[-1]
-    member = Member(np.arange(min(size, recipe.batch_size + stop - start)), 0)
+    bounds = batch_bounds(size, recipe)
+    both = sum(stop - start for start, stop in (bounds[0], bounds[-1]))
+    member = Member(np.arange(min(size, both)), 0)
     stack = Stack([spec.build(0, factory)] * group, recipe.shortened(2), train.device)
     stack.train(train, [member] * group)
     outcomes = [stack.predict(train.part(member.positions[:2]))]
