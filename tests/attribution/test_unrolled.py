@@ -39,7 +39,7 @@ RECIPES = {
     "no momentum": dataclasses.replace(PLAIN, momentum=0.0),
     "nesterov, weight decay": dataclasses.replace(PLAIN, nesterov=True, weight_decay=0.02),
     "weight decay, smoothed labels": dataclasses.replace(PLAIN, weight_decay=0.02, label_smoothing=0.1),
-    "a short last batch": dataclasses.replace(PLAIN, batch_size=10),
+    "a short last batch": dataclasses.replace(PLAIN, batch_size=10, last_batch="short"),
 }
 
 
@@ -258,7 +258,7 @@ def test_it_predicts_models_retrained_from_the_same_seed_better_than_gradients_d
     ).run(executor="serial")
     exact, first_order = (bank.lds(method.fit(smooth_run).attribute()).mean for method in (Unrolled(), GradDot()))
     assert exact > 0.95
-    assert exact > first_order + 0.1
+    assert exact > first_order + 0.05
 
 
 # --- the replay ---------------------------------------------------------------------------------------------------

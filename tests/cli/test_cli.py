@@ -29,6 +29,7 @@ from comove.data import Splits, split
 from comove.data.builtin import load_dataset
 from comove.demo import run_demo
 from comove.evaluation.coreset_curves.stability import stability
+from comove.evaluation.costs.measured import measured_cost
 from comove.models import model_names
 from comove.training import RECIPES, Run, loop, train
 
@@ -297,6 +298,14 @@ def test_cost_of_a_run_is_measured(trained: tuple[Path, Path]) -> None:
     result = comove_("cost", trained[0])
     assert result.code == 0, result.err
     assert "one example forward" in result.out
+    run = Run.load(trained[0])
+    n, epochs, forward = len(run.data().train), run.recipe.epochs, measured_cost(run).forward_flops
+    (full,) = (line for line in result.out.splitlines() if line.startswith("full "))
+    assert f"{3 * n * epochs * forward / 1e9:,.3f} train on everything" in full  # a backward pass counts 2 f
+    assert "To select 20 examples" in result.out
+    (random,) = (line for line in comove_("cost", trained[0], "--k", 40).out.splitlines() if line.startswith("random "))
+    assert random.split()[-2] == "0.20"  # of training on all 200
+    refused(comove_("cost", trained[0], "--one-unit"), "counted in one unit anyway")
     refused(comove_("cost", trained[0] / "trace"), "is a bare trace")
 
 
@@ -306,6 +315,9 @@ def test_diagnose_writes_table_and_figure(trained: tuple[Path, Path], tmp_path: 
     assert result.code == 0, result.err
     assert {"diagnosis.csv", "diagnosis.json", "diagnosis.png"} <= {file.name for file in tmp_path.iterdir()}
     assert result.out.count("full data") == 4
+    said = result.out.splitlines()
+    for start in ("Lemma 1, cld: ", "Lemma 2, cld: ", "Lemma 3, cld: ", "Lemma 1, random: "):
+        assert sum(line.startswith(start) for line in said) == 1
     refused(comove_("diagnose", trained[0] / "trace", "--out", tmp_path / "b"), "is a bare trace")
 
 

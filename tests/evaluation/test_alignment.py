@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from comove.attribution.tracin import run_gradients
 from comove.data import Splits
 from comove.errors import InputError
 from comove.evaluation import diagnose
-from comove.evaluation.alignment import alignment, class_means
+from comove.evaluation.alignment import Alignment, Diagnosis, alignment, class_means
 from comove.plots import save_figure
 from comove.training import Resident, Run
 
@@ -88,6 +89,30 @@ def test_a_coreset_of_everything_is_trained_as_the_run_was(run: Run) -> None:
     for mine, theirs in zip(found.of("random", "coreset"), found.of("random", "full data"), strict=True):
         assert mine.drift == 0
         assert mine.mean == theirs.mean
+
+
+def test_verdicts_judge_each_lemma_by_its_rows() -> None:
+    def row(method: str, trajectory: Any, mean: float, distance: float) -> Alignment:
+        return Alignment(method, trajectory, 1, mean, mean, mean, mean, mean, distance, mean)
+
+    rows = [
+        row("cld", "full data", 0.2, 0.5),
+        row("cld", "full data", 0.4, 0.5),
+        row("cld", "coreset", -0.1, 0.9),
+        row("random", "full data", 0.1, 0.7),
+        row("random", "coreset", 0.1, 0.7),
+    ]
+    said = Diagnosis(tuple(rows), 0.1, {}).verdicts()
+    assert said[0] == (
+        "Lemma 1, cld: holds along the training on everything: mean cosine +0.30 (random +0.10), positive at 2 of 2 "
+        "checkpoints."
+    )
+    assert said[1].startswith("Lemma 2, cld: does not hold along the training on the coreset: mean cosine -0.10")
+    assert said[2] == (
+        "Lemma 3, cld: does not hold: the mean gradient is 0.90 of the validation gradient's norm away from it, that "
+        "of a random coreset 0.70."
+    )
+    assert said[-1] == "Lemma 3, random: the mean gradient is 0.70 of the validation gradient's norm away from it."
 
 
 def test_bad_input_is_refused(run: Run) -> None:

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from comove.coreset import select
 from comove.coreset.cld import CLDCoreset
 from comove.errors import InputError
-from comove.evaluation.coreset_curves.stability import EarlyRows, agreement, early_epochs, stability
+from comove.evaluation.coreset_curves.stability import EarlyRows, Stability, agreement, early_epochs, stability
 from comove.training import Run
 
 
@@ -57,6 +57,23 @@ def test_the_epochs_needed_are_those_after_the_last_that_was_not_enough() -> Non
     assert found.epochs_needed(0.9) == 8
     assert found.epochs_needed(0.5) == 2
     assert EarlyRows(((2, 0.5, 0.6),), 0.1).epochs_needed() is None
+
+
+@pytest.mark.parametrize(
+    ("overlap", "beyond", "advice"),
+    [(0.1, 0.0, "mostly due to its seed"), (0.55, 0.5, "several runs"), (0.91, 0.9, "one run is enough")],
+)
+def test_a_verdict_goes_by_what_is_shared_beyond_chance(overlap: float, beyond: float, advice: str) -> None:
+    found = Stability("cld", 3, 0.1, None, None, overlap)
+    assert found.beyond_chance == pytest.approx(beyond)
+    assert f"{overlap:.0%} of the same examples, {beyond:.0%} beyond chance" in found.verdict
+    assert advice in found.verdict
+    assert Stability("cld", 2, 1.0, None, None, 1.0).beyond_chance == 1
+
+
+def test_a_verdict_says_how_many_epochs_are_enough() -> None:
+    assert "7 of 9 epochs give 90 %" in EarlyRows(((3, 0.5, 0.6), (7, 0.9, 0.95), (9, 1.0, 1.0)), 0.1).verdict
+    assert "no fewer than 9 epochs" in EarlyRows(((3, 0.5, 0.6), (9, 1.0, 1.0)), 0.1).verdict
 
 
 def test_constant_scores_have_no_rank_correlation() -> None:

@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 RECIPE = Recipe(
     epochs=2,
     batch_size=12,
+    last_batch="short",
     lr=0.1,
     weight_decay=5e-4,
     schedule="triangular",

@@ -221,7 +221,7 @@ def test_one_epoch_equals_a_literal_loop_with_torch_optim(small_digits: Splits) 
     order = torch.randperm(200, generator=generator_for(3, "order", 0))
     torch.set_num_threads(1)
     try:
-        for part in torch.tensor_split(order, [64, 128, 192]):
+        for part in torch.tensor_split(order, 4):
             inputs, labels = small_digits.train.batch(part.numpy())
             optimizer.zero_grad()
             torch.autograd.backward(nn.functional.cross_entropy(model(inputs), labels, label_smoothing=0.1))
@@ -244,7 +244,7 @@ def test_adamw_with_clipping_warm_up_and_an_average_equals_a_literal_loop_with_t
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     for epoch in range(2):
         order = torch.randperm(200, generator=generator_for(3, "order", epoch))
-        for index, part in enumerate(torch.tensor_split(order, [64, 128, 192])):
+        for index, part in enumerate(torch.tensor_split(order, 4)):
             inputs, labels = small_digits.train.batch(part.numpy())
             optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch + (index + 0.5) / 4)
             optimizer.zero_grad()

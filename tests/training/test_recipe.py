@@ -117,12 +117,15 @@ def test_what_does_not_go_together_is_refused() -> None:
         Recipe(schedule="triangular", warmup_epochs=2)
 
 
-def test_entries_that_earlier_versions_lack_are_left_out_at_their_default() -> None:
-    assert Recipe().fingerprint == "ff46042a9326cb90aea4da60a69e36d5"  # what the version before gave
-    assert not set(ADDED) & set(Recipe(optimizer="sgd", betas=(0.9, 0.999), warmup_epochs=0).to_json())
+def test_entries_that_earlier_versions_lack_are_left_out_where_they_say_what_these_did() -> None:
+    assert Recipe(last_batch="short").fingerprint == "ff46042a9326cb90aea4da60a69e36d5"  # what earlier versions gave
+    earlier = Recipe(optimizer="sgd", betas=(0.9, 0.999), warmup_epochs=0, last_batch="short")
+    assert not set(ADDED) & set(earlier.to_json())
+    assert Recipe.from_json(earlier.to_json()) == earlier
+    assert as_recipe({"epochs": 3}, model="mlp", n_train=100) == Recipe(epochs=3)  # a user's own, of now
     own = Recipe(optimizer="adamw", betas=(0.8, 0.9), ema=0.9, early_stop_patience=3)
     written = json.loads(json.dumps(own.to_json()))
-    assert set(ADDED) & set(written) == {"optimizer", "betas", "ema", "early_stop_patience"}
+    assert set(ADDED) & set(written) == {"optimizer", "betas", "ema", "early_stop_patience", "last_batch"}
     assert Recipe.from_json(written) == own
 
 
@@ -163,6 +166,7 @@ def test_every_entry_changes_the_fingerprint() -> None:
         "warmup_epochs": 1,
         "early_stop_patience": 3,
         "ema": 0.99,
+        "last_batch": "short",
     }
     assert set(changes) == {entry.name for entry in fields(Recipe)}
     prints = {Recipe(**{name: value}).fingerprint for name, value in changes.items()}

@@ -199,8 +199,9 @@ def test_after_an_epoch_fully_connected_networks_have_the_weights_of_fit(
         model = spec.build(member.seed)
         fit(model, train.examples.subset(train.examples.ids[member.positions]), recipe, seed=member.seed)
         assert found.weights is not None
+        near_zero = 1e-4 if recipe.optimizer == "adamw" else 1e-6  # AdamW divides by roots of tiny averages
         for name, value in model.state_dict().items():
-            torch.testing.assert_close(found.weights[name], value, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(found.weights[name], value, rtol=1e-4, atol=near_zero)
         np.testing.assert_allclose(found.logits, predict(model, query), rtol=1e-4, atol=1e-5)
 
 

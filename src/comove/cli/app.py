@@ -37,6 +37,7 @@ from comove.cli.output import (
     say,
     show,
     table,
+    verdict,
     write_table_out,
     written,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "say",
     "show",
     "table",
+    "verdict",
     "write_table_out",
     "written",
 ]

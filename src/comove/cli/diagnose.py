@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from comove.cli.app import command, note, table, written
+from comove.cli.app import command, note, table, verdict, written
 from comove.cli.options import Device, Quiet, coreset_method_list, coreset_methods, open_runs, parse_share
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
@@ -62,4 +62,5 @@ def diagnose(
     title = f"Coresets of {share:.0%} against the validation gradient"
     head = ["method", "trained on", "epoch", "cosine", "own class", "distance"]
     table(title, head, rows, plain=2, name="alignment", values=found.to_pandas())
+    verdict(found.verdicts())
     written(out, *(f"diagnosis.{end}" for end in ("csv", "json", "png")), about=", the runs on the coresets")

@@ -43,6 +43,7 @@ __all__ = [
     "say",
     "show",
     "table",
+    "verdict",
     "write_table_out",
     "written",
 ]
@@ -269,6 +270,12 @@ def show(text: str) -> None:
     """Print ``text`` as it is, unfolded and free of markup; not where standard output is for a document."""
     if _shown():
         out_console.print(Text(text), soft_wrap=True)
+
+
+def verdict(sentences: Sequence[str]) -> None:
+    """Print what to conclude from a result, a sentence a line; ``verdict`` in the JSON document."""
+    result("verdict", list(sentences))
+    show("\n" + "\n".join(sentences))
 
 
 def print_ranking(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comove.cli.app import command, note, one_line, table, written
+from comove.cli.app import command, note, one_line, table, verdict, written
 from comove.cli.options import budget_list, coreset_method_list, coreset_methods, open_runs, parse_shares
 from comove.cli.own import OwnOptions
 from comove.errors import InputError
@@ -59,6 +59,7 @@ def stability(
     if not runs[1:]:
         note("One run says nothing about seeds: give runs of several.")
     _print(between, early)
+    verdict([one.verdict for one in (*between, *early)])
     if out is not None:
         _write(between, early, out)
         written(out, *(["stability.csv"] if between else []), "early.csv")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, facts, note
+from comove.cli.app import command, facts
 from comove.cli.options import TrainingOptions, is_whole
 from comove.cli.own import OwnOptions, is_object
 from comove.errors import InputError

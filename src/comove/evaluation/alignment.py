@@ -114,6 +114,22 @@ class Diagnosis:
         """
         return diagnosis_figure([asdict(row) for row in self.rows], self.budget)
 
+    def verdicts(self) -> list[str]:
+        """What the rows say about each lemma, a sentence for each method: by means over checkpoints, beside random's.
+
+        A lemma is said to hold for a coreset whose gradients have a positive mean cosine with the validation gradient
+        at every checkpoint (Lemmas 1 and 2), or whose mean gradient is nearer to it than that of a random coreset
+        (Lemma 3, where random is among the methods).
+        """
+        said = []
+        for method in self.methods:
+            for lemma, trajectory in enumerate(TRAJECTORIES, 1):
+                if found := self.of(method, trajectory):
+                    said.append(f"Lemma {lemma}, {method}: {_told_cosines(found, self.of('random', trajectory))}")
+            if near := self.of(method, "coreset") or self.of(method, "full data"):
+                said.append(f"Lemma 3, {method}: {_told_distance(near, self.of('random', near[0].trajectory))}")
+        return said
+
     def __repr__(self) -> str:
         lines = []
         for method in self.methods:
@@ -124,6 +140,23 @@ class Diagnosis:
                     distance = np.mean([row.distance for row in found])
                     lines.append(f"  {method:<20} along {trajectory:<9}: cosine {mean:+.3f}, distance {distance:.2f}")
         return "\n".join([f"Diagnosis(coresets of {self.budget:.0%}, means over checkpoints):", *lines])
+
+
+def _told_cosines(found: Sequence[Alignment], random: Sequence[Alignment]) -> str:
+    positive, mean = sum(row.mean > 0 for row in found), float(np.mean([row.mean for row in found]))
+    holds = "holds" if positive == len(found) else "does not hold"
+    where = f"{holds} along the training on {'everything' if found[0].trajectory == 'full data' else 'the coreset'}"
+    beside = "" if not random or found == random else f" (random {np.mean([row.mean for row in random]):+.2f})"
+    return f"{where}: mean cosine {mean:+.2f}{beside}, positive at {positive} of {len(found)} checkpoints."
+
+
+def _told_distance(found: Sequence[Alignment], random: Sequence[Alignment]) -> str:
+    mean = float(np.mean([row.distance for row in found]))
+    said = f"the mean gradient is {mean:.2f} of the validation gradient's norm away from it"
+    if not random or found == random:
+        return f"{said}."
+    other = float(np.mean([row.distance for row in random]))
+    return f"{'holds' if mean < other else 'does not hold'}: {said}, that of a random coreset {other:.2f}."
 
 
 def class_means(gradients: PerExampleGradients, data: Resident, classes: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["EarlyRows", "Stability", "agreement", "early_epochs", "stability"]
 
 
+ONE_IS_ENOUGH, SEVERAL = 0.8, 0.4
+"""Agreement beyond chance from which on a verdict recommends one run, or an average of several: our own thresholds."""
+
+
 @dataclass(frozen=True)
 class Stability:
     """How two runs that differ in their seed alone agree on a coreset, on average over all pairs of runs.
@@ -47,6 +51,24 @@ class Stability:
     mean_absolute_error: float | None
     spearman: float | None
     overlap: float
+
+    @property
+    def beyond_chance(self) -> float:
+        """The overlap corrected for chance, (overlap - budget) / (1 - budget): 1 for the same examples, 0 by chance."""
+        return 1.0 if self.budget >= 1 else (self.overlap - self.budget) / (1 - self.budget)
+
+    @property
+    def verdict(self) -> str:
+        """How far one run can be relied on, in a sentence."""
+        agreed = self.beyond_chance
+        if agreed >= ONE_IS_ENOUGH:
+            advice = "one run is enough"
+        elif agreed >= SEVERAL:
+            advice = "average the scores of several runs"
+        else:
+            advice = "a single run's choice is mostly due to its seed, so average as many runs as you can"
+        how = f"two runs choose {self.overlap:.0%} of the same examples, {agreed:.0%} beyond chance"
+        return f"{self.method} at {self.budget:.1%}: {how}; {advice}."
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -76,6 +98,16 @@ class EarlyRows:
         late = [epoch for epoch, _, share in self.rows if share < overlap]
         after = [epoch for epoch, _, _ in self.rows if not late or epoch > max(late)]
         return min(after, default=None)
+
+    @property
+    def verdict(self) -> str:
+        """How many epochs the choice needs, in a sentence."""
+        needed, last = self.epochs_needed(), self.rows[-1][0]
+        if needed is None or needed == last:
+            return (
+                f"CLD at {self.budget:.1%}: no fewer than {last} epochs, of those looked at, give 90 % of the choice."
+            )
+        return f"CLD at {self.budget:.1%}: {needed} of {last} epochs give 90 % of the choice after all of them."
 
 
 def agreement(a_N: npt.NDArray[Any], b_N: npt.NDArray[Any]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 
 from comove.data import ExampleSet
+from comove.evaluation.costs.formulas import Scenario
 from comove.tasks import Classification, Task
 from comove.training import Run
 
-__all__ = ["MeasuredCost", "flops_of", "measured_cost"]
+__all__ = ["MeasuredCost", "flops_of", "measured_cost", "scenario_of"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,35 @@ def measured_cost(run: Run) -> MeasuredCost:
         _memory(result),
         sum(parameter.numel() for parameter in model.parameters()),
         f"{result['device']}, {result['threads']} threads" if ours else "trained elsewhere",
+    )
+
+
+def scenario_of(run: Run, measured: MeasuredCost) -> Scenario:
+    """The sizes of a finished run for the formulas of Appendix E: its model is the proxy and the large model.
+
+    A tenth of the data is kept. Windows and early epochs are the paper's, or as many as the run has.
+    """
+    splits, epochs = run.data(), int(run.trace.rows[-1].epoch)
+    linear = [module for module in run.load_model().modules() if isinstance(module, nn.Linear)]
+    n = len(splits.train)
+    return Scenario(
+        N=n,
+        Q=run.trace.query_ids.size,
+        k=max(1, n // 10),
+        T=epochs,
+        Tp=epochs,
+        f=measured.forward_flops,
+        fL=measured.forward_flops,
+        p=measured.parameters,
+        pL=measured.parameters,
+        d=1 if splits.train.structured else math.prod(splits.train.input_shape),
+        F=linear[-1].in_features if linear else 1,
+        C=max(1, splits.train.n_classes),
+        T_early=min(10, epochs / 2),
+        T_dual=min(50, epochs),
+        J=min(10, epochs),
+        gamma=min(20, epochs),
+        clean_pass=run.trace.mode == "sweep",
     )
 
 
