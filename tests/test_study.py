@@ -28,7 +28,7 @@ from comove.training.loop import one_thread
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "cifar10"
 MODULES = (
     "study", "declared", "steps", "slices", "digests", "removing", "published", "claims", "page", "flops", "speed",
-    "scoring", "machine", "compute_cost", "words",
+    "scoring", "machine", "compute_cost", "words", "claim_figure",
 )  # fmt: skip
 
 
@@ -142,19 +142,22 @@ def test_the_page_draws_and_judges_ratios_by_as_many_seeds_at_each(
     assert "The figure shows R = 1 at every ratio" in (tmp_path / "study.md").read_text()
 
 
-def test_the_table_says_how_good_the_models_are_and_what_their_last_batches_were(
-    parts: _Parts, finished: Path, tmp_path: Path
-) -> None:
+def test_the_table_says_how_good_the_models_are(parts: _Parts, finished: Path) -> None:
     published = parts.published.Published(finished / "results" / "tiny")
     accuracy = [f"{bank.outputs('correct').mean():.1%}" for bank in published.banks]
+    assert f"| accuracy of the models | {' | '.join(accuracy)} |" in (finished / "study.md").read_text()
+
+
+def test_each_claim_has_its_verdict_on_a_line_its_figure_and_its_reasons_folded(finished: Path) -> None:
     page = (finished / "study.md").read_text()
-    assert f"| accuracy of the models | {' | '.join(accuracy)} |" in page
-    assert "| an epoch's last batch | 20 | 20 | 19 |" in page  # of 100, 180 and 199 examples in batches of 20
-    assert parts.page.SMALL_BATCH not in page
-    study = replace(parts.declared.TINY, recipe=parts.declared.TINY.recipe.with_changes(batch_size=33))
-    text = "\n".join(parts.page._Section(published, study, tmp_path, 20)._scores())
-    assert "| an epoch's last batch | 1 | 15 | 1 |" in text
-    assert text.count(parts.page.SMALL_BATCH) == 1
+    for place in (1, 2, 3, 5):
+        (line,) = (line for line in page.splitlines() if line.startswith(f"**{place}.** "))
+        assert re.search(r"\*\*(holds|does not hold|undecided|not measured)\*\* \(by margin\), ", line)
+    assert re.search(r"^\*\*4\.\*\* .*\(by flips\)\.$", page, re.M)
+    drawn = re.findall(r"\(study/(tiny-claim-\d\.png)\)", page)
+    assert "tiny-claim-1.png" not in drawn or (finished / "study" / "tiny-claim-1.png").stat().st_size > 5_000
+    assert len(drawn) >= 3
+    assert page.count("<details>") == page.count("</details>") >= 4 + len(drawn)
 
 
 def test_a_method_that_tells_no_subsets_apart_is_named_and_nothing_is_best_at_a_ceiling_of_0(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from comove.evaluation.estimate import Estimate
 from comove.lds.charts import alpha_name
 from comove.lds.uncertainty import recentred_interval
 
-__all__ = ["HOLDS", "PAPER_CLD", "Claim", "claims_of"]
+__all__ = ["HOLDS", "PAPER_CLD", "Claim", "Shown", "claims_of"]
 
 HOLDS, FAILS, UNDECIDED, UNMEASURED = "holds", "does not hold", "undecided", "not measured"
 PAPER_CLD = "cld(rows=epochs)"
@@ -27,13 +27,29 @@ REMOVED_SHARE = 800 / 50_000
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What the figure of a claim shows: estimates with their intervals, a line each, beside what decides.
+
+    Attributes:
+        axis: what is measured.
+        rows: what each line is of, its value and interval.
+        line: a value on one side of which all must lie for the claim to hold.
+    """
+
+    axis: str
+    rows: tuple[tuple[str, tuple[float, float, float]], ...] = ()
+    line: float = 0.0
+
+
+@dataclass(frozen=True)
 class Claim:
-    """A claim, by which rule it was judged, the verdict, and the figures behind it, a sentence each."""
+    """A claim, by which rule it was judged, the verdict, the figures behind it, a sentence each, and its figure."""
 
     text: str
     rule: str
     verdict: str
     because: tuple[str, ...]
+    shown: Shown = field(default_factory=lambda: Shown(""))
     about_flips: bool = False
 
 
@@ -86,7 +102,7 @@ def _tracks(results: Sequence[LDS]) -> Claim:
         f"{CLOSE} below both TracIn and TRAK at every ratio, the whole intervals being so; does not hold if at every "
         f"ratio it is decidedly below one of them and the interval reaches below -{CLOSE}."
     )
-    near, below, told = [], [], []
+    near, below, told, rows = [], [], [], []
     close: dict[str, list[bool]] = {}
     for alpha in _alphas(results)[0]:
         ours = _find(results, PAPER_CLD, alpha)
@@ -97,13 +113,15 @@ def _tracks(results: Sequence[LDS]) -> Claim:
         near.append(all(gap.interval[0] > -CLOSE for gap in gaps))
         below.append(not near[-1] and any(gap.interval[1] < 0 for gap in gaps))
         told += [f"{_at(ours)}: CLD-inf minus {g.other} {_signed(g.mean, g.interval)}." for g in gaps]
+        rows += [(f"minus {g.other}, alpha {alpha:g}", (g.mean, *g.interval)) for g in gaps]
         for gap in gaps:
             close.setdefault(str(gap.other), []).append(gap.interval[0] > -CLOSE)
     if not below:
         return Claim(text, rule, UNMEASURED, ())
     verdict = HOLDS if all(near) else FAILS if all(below) else UNDECIDED
     each = ", ".join(f"of {name} at {sum(found)} of {len(found)} ratios" for name, found in close.items())
-    return Claim(text, rule, verdict, (f"That near: {each}.", *told))
+    shown = Shown("LDS of CLD-inf minus that of the other", tuple(sorted(rows)), -CLOSE)
+    return Claim(text, rule, verdict, (f"That near: {each}.", *told), shown)
 
 
 def _narrows(results: Sequence[LDS]) -> Claim:
@@ -116,7 +134,7 @@ def _narrows(results: Sequence[LDS]) -> Claim:
         "every gap by itself: the gap as a share of the noise ceiling does not suffer from that."
     )
     alphas = _alphas(results)[0]
-    verdicts, told = [], []
+    verdicts, told, rows = [], [], []
     for start in ("trak", "tracin"):
         ends = [(_find(results, start, a), _find(results, PAPER_CLD, a)) for a in (alphas[:1] + alphas[-1:])]
         if len(alphas) < 2 or any(one is None or other is None for one, other in ends):
@@ -125,6 +143,7 @@ def _narrows(results: Sequence[LDS]) -> Claim:
         low, high = (one.resamples - other.resamples for one, other in ends)  # type: ignore[union-attr,operator]
         change = gaps[0].mean - gaps[1].mean
         interval = recentred_interval(low - high, change, 0.95, limit=4.0)  # the two ratios' subsets are independent
+        rows.append((f"{gaps[0].method}, alpha {alphas[0]:g} to {alphas[-1]:g}", (change, *interval)))
         told.append(
             f"{gaps[0].method}: {_signed(gaps[0].mean, gaps[0].interval)} at alpha {alphas[0]:g}, "
             f"{_signed(gaps[1].mean, gaps[1].interval)} at {alphas[-1]:g}; narrower by {_signed(change, interval)}."
@@ -140,7 +159,7 @@ def _narrows(results: Sequence[LDS]) -> Claim:
     if not told:
         return Claim(text, rule, UNMEASURED, ())
     verdict = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
-    return Claim(text, rule, verdict, tuple(told))
+    return Claim(text, rule, verdict, tuple(told), Shown("by how much the gap in LDS is narrower", tuple(rows)))
 
 
 def _drops(results: Sequence[LDS]) -> Claim:
@@ -151,7 +170,7 @@ def _drops(results: Sequence[LDS]) -> Claim:
         f"{CLOSE}. The reason is for the noise ceiling to tell: near 0, retraining the same subset is as different."
     )
     alphas, corner = _alphas(results)
-    lower, same, told = [], [], []
+    lower, same, told, rows = [], [], [], []
     for before in (r for r in results if alphas and corner is not None and r.alpha == alphas[-1]):
         after = next((r for r in results if r.alpha == corner and r.method == before.method), None)
         if after is None or "control" in str(before.method) or before.interval is None or not before.interval[0] > 0:
@@ -162,6 +181,7 @@ def _drops(results: Sequence[LDS]) -> Claim:
         interval = recentred_interval(before.resamples - after.resamples, drop, 0.95, limit=2.0)
         lower.append(interval[0] > 0)
         same.append(interval[1] < CLOSE)
+        rows.append((str(before.method), (drop, *interval)))
         told.append(
             f"{before.method}: {before.mean:.3f} at {alphas[-1]:g}, {after.mean:.3f} at (N-1)/N, a drop of "
             f"{_signed(drop, interval)}."
@@ -173,7 +193,8 @@ def _drops(results: Sequence[LDS]) -> Claim:
         hidden = ": what one example changes is hidden by the noise of training" if below < CLOSE else ""
         told.append(f"The noise ceiling falls from {above:.3f} to {below:.3f}{hidden}.")
     verdict = HOLDS if all(lower) else FAILS if any(same) else UNDECIDED
-    return Claim(text, rule, verdict, tuple(told))
+    shown = Shown(f"fall of the LDS from alpha {alphas[-1]:g} to (N-1)/N", tuple(rows))
+    return Claim(text, rule, verdict, tuple(told), shown)
 
 
 def _flips(removed: Brittleness | None, n_train: int) -> Claim:
@@ -202,7 +223,10 @@ def _flips(removed: Brittleness | None, n_train: int) -> Claim:
         rates = "; ".join(f"{name} {_rate(some.rate(name, k))}" for name in removed.methods)
         told.append(f"Of the {right} queries that were right before, k = {k}: {rates}; nothing {_rate(some.noise)}.")
     verdict = HOLDS if rate.low > 0.5 else FAILS if rate.high < 0.5 else UNDECIDED
-    return Claim(text, rule, verdict, tuple(told), about_flips=True)
+    rows = [(name, tuple(removed.rate(name, k))) for name in removed.methods]
+    rows.append(("nothing removed", tuple(removed.noise)))
+    shown = Shown(f"share of the queries flipped, {k} examples removed", tuple(rows), 0.5)
+    return Claim(text, rule, verdict, tuple(told), shown, about_flips=True)
 
 
 def _beyond_class(results: Sequence[LDS], given_class: Mapping[float, Estimate]) -> Claim:
@@ -213,7 +237,7 @@ def _beyond_class(results: Sequence[LDS], given_class: Mapping[float, Estimate])
         f"whole interval of the difference is below {CLOSE}. Not to beat them is not to say nothing else: beside it, "
         "the rank correlation that is left given the control, with intervals over queries."
     )
-    more, same, told = [], [], []
+    more, same, told, rows = [], [], [], []
     for alpha in _alphas(results)[0]:
         ours, control = (_find(results, start, alpha) for start in (PAPER_CLD, "same-class-control"))
         if ours is None or control is None:
@@ -222,13 +246,15 @@ def _beyond_class(results: Sequence[LDS], given_class: Mapping[float, Estimate])
         more.append(gap.interval[0] > 0)
         same.append(gap.interval[1] < CLOSE)
         told.append(f"{_at(ours)}: CLD-inf minus {gap.other} {_signed(gap.mean, gap.interval)}.")
+        rows.append((f"alpha {alpha:g}", (gap.mean, *gap.interval)))
         if alpha in given_class:
             mean, *interval = given_class[alpha]
             told[-1] += f" Given the control: {_signed(mean, (interval[0], interval[1]))}."
     if not told:
         return Claim(text, rule, UNMEASURED, ())
     verdict = HOLDS if all(more) else FAILS if all(same) and not any(more) else UNDECIDED
-    return Claim(text, rule, verdict, tuple(told))
+    shown = Shown("LDS of CLD-inf minus that of the labels alone", tuple(rows))
+    return Claim(text, rule, verdict, tuple(told), shown)
 
 
 def _at(result: LDS) -> str:

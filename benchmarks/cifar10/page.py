@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from claims import PAPER_CLD, claims_of
+from claim_figure import claim_figure
+from claims import PAPER_CLD, Claim, claims_of
 from compute_cost import cost_of
 from declared import STUDIES, Study
 from published import Published
-from words import amount, cell, drop, number, share, table
+from words import amount, cell, drop, folded, number, share, table
 
 from comove.display import counted
 from comove.evaluation import LDS, Curve, CurvePoint
@@ -28,7 +29,7 @@ OUTPUTS = {
     "margin": "the margin, TRAK's choice",
     "correct": "whether the query is classified rightly, the paper's choice",
 }
-SHOWN = ("paper", "small")
+SHOWN = ("paper", "small", "short-batches")
 JPEG = (
     "The images are JPEG copies (quality 75) of CIFAR-10, so accuracies come out a little lower than on the original."
 )
@@ -42,12 +43,6 @@ PUBLISHED = {
 PUBLISHED_AT = (
     "LDS at alpha 0.5 by the margin. Published for ResNet-9 (Park et al., TRAK, ICML 2023), as LDS @ minutes of an "
     "A100; there a model takes about one."
-)
-
-TOO_FEW = 8
-SMALL_BATCH = (
-    "Where an epoch's last batch has a few images, batch norm takes a step's statistics from these, which probably is "
-    "why more data does not always make better models here; models of all data have such a batch too."
 )
 
 HEAD = """# The CIFAR-10 study
@@ -138,18 +133,14 @@ class _Section:
             *self._claims(),
             "### Linear datamodeling score (figure 8a)\n",
             *self._scores(),
-            "### Beside the published figures\n",
-            self._beside_published(),
-            "### What it took\n",
-            self._costs(),
             "### Prediction brittleness (figure 8b)\n",
             self._removals(),
             "### Coreset curves\n",
             self._curves(),
-            "### The trainer\n",
-            self._speed(),
-            "### Commands\n",
-            _commands(self.study),
+            *folded("Beside the published figures", self._beside_published()),
+            *folded("What it took", self._costs()),
+            *folded("The trainer", self._speed()),
+            *folded("Commands", _commands(self.study)),
         ]
 
     def _not_run(self, step: str) -> str:
@@ -200,19 +191,26 @@ class _Section:
             )
             for output, results in self.results.items()
         ]
-        rows, told = [], []
+        parts: list[str] = []
         for place, claims in enumerate(zip(*judged, strict=True), 1):
-            first = claims[0]
-            verdicts = [f"**{claim.verdict}**" for claim in claims]
-            rows.append([f"{place}. {first.text}", *([verdicts[0], ""] if first.about_flips else verdicts)])
-            if not any(claim.because for claim in claims):
-                continue
-            told.append(f"**Claim {place}.** {first.rule}\n")
-            for output, claim, verdict in zip(OUTPUTS, claims, verdicts, strict=True):
-                if claim.because and not (claim.about_flips and claim is not first):
-                    told.append(f"{'Flips' if claim.about_flips else f'By {output}'}: {verdict}.\n")
-                    told.append("\n".join(f"- {sentence}" for sentence in claim.because) + "\n")
-        return [table(["claim", *(f"by {output}" for output in OUTPUTS)], rows), *told]
+            parts += self._claim(place, claims)
+        return parts
+
+    def _claim(self, place: int, claims: Sequence[Claim]) -> list[str]:
+        """The verdict of a claim on a line, its figure, and folded the rule and what it was judged by."""
+        first = claims[0]
+        said = dict(zip(("flips",) if first.about_flips else OUTPUTS, claims, strict=False))
+        verdicts = ", ".join(f"**{claim.verdict}** (by {output})" for output, claim in said.items())
+        parts = [f"**{place}.** {first.text} {verdicts}.\n"]
+        if first.shown.rows:
+            name = self._figure(claim_figure(first.shown), f"claim-{place}")
+            parts.append(f"![{first.shown.axis}: estimates and intervals]({name})\n")
+        details = [f"{first.rule}\n"]
+        for output, claim in said.items():
+            if claim.because:
+                sentences = "\n".join(f"- {sentence}" for sentence in claim.because)
+                details.append(f"By {output}:\n\n{sentences}\n")
+        return [*parts, *(folded("How it was judged", "\n".join(details)) if details[1:] else [])]
 
     # --- the LDS ---
 
@@ -231,8 +229,6 @@ class _Section:
         for output, results in self.results.items():
             parts += [f"Measured: {OUTPUTS[output]}. A star: not decidedly below the best (paired intervals).\n"]
             parts += [self._lds_table(results)]
-        if min(last for _, last in self._models.values()) < TOO_FEW:
-            parts.append(f"{SMALL_BATCH}\n")
         missing = len(self.study.truths) - len(self.found.banks)
         return [*parts, *([self._not_run("alphas")] if missing else [])]
 
@@ -255,8 +251,7 @@ class _Section:
         rows.append(["noise ceiling", *(number(column[0].noise_ceiling) for column in columns)])
         rows.append(["subsets x seeds", *(f"{column[0].subsets} x {column[0].seeds}" for column in columns)])
         rows.append(["undefined queries", *(str(column[0].undefined) for column in columns)])
-        rows.append(["accuracy of the models", *(f"{self._models[alpha][0]:.1%}" for alpha in alphas)])
-        rows.append(["an epoch's last batch", *(str(self._models[alpha][1]) for alpha in alphas)])
+        rows.append(["accuracy of the models", *(f"{self._models[alpha]:.1%}" for alpha in alphas)])
         shown = table(["method", *(f"alpha {alpha_name(float(alpha or 0))}" for alpha in alphas)], rows)
         empty: dict[str, list[int]] = {}
         for result in results:
@@ -269,13 +264,9 @@ class _Section:
         return f"{shown}\nTells no subset from another, which counts as 0: {told}.\n" if told else shown
 
     @cached_property
-    def _models(self) -> dict[float | None, tuple[float, int]]:
-        """By ratio, how many of the queries the retrained models classify rightly, and an epoch's last batch."""
-        found, batch = {}, self.study.recipe.batch_size
-        for bank in self.found.banks:
-            left = int(bank.masks[0].sum()) % batch
-            found[alpha_of(bank)] = (float(np.nanmean(bank.outputs("correct"))), left or batch)
-        return found
+    def _models(self) -> dict[float | None, float]:
+        """By ratio, the share of the queries that the retrained models classify rightly."""
+        return {alpha_of(bank): float(np.nanmean(bank.outputs("correct"))) for bank in self.found.banks}
 
     def _beside_published(self) -> str:
         ours = {str(r.method): r for r in self.results["margin"] if r.alpha == 0.5}

@@ -7,13 +7,18 @@ from collections.abc import Iterable, Sequence
 
 from comove.evaluation import LDS, Brittleness, paired_difference
 
-__all__ = ["amount", "cell", "drop", "number", "share", "table"]
+__all__ = ["amount", "cell", "drop", "folded", "number", "share", "table"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
+def folded(title: str, text: str) -> list[str]:
+    """Markdown under a title that a click unfolds."""
+    return [f"<details>\n<summary>{title}</summary>\n", text, "</details>\n"]
 
 
 def number(value: float | None) -> str:
