@@ -16,7 +16,7 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from comove.attribution import Scores
+from comove.attribution import Scores, Unrolled
 from comove.errors import FingerprintError
 from comove.evaluation import RetrainingBank, brittleness, linear_datamodeling_score, subsets
 from comove.jobs import Compute, Serial
@@ -28,7 +28,7 @@ from comove.training.loop import one_thread
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "cifar10"
 MODULES = (
     "study", "declared", "steps", "slices", "digests", "removing", "published", "claims", "page", "flops", "speed",
-    "scoring", "machine", "compute_cost", "words", "claim_figure",
+    "scoring", "machine", "compute_cost", "words", "claim_figure", "same_seed",
 )  # fmt: skip
 
 
@@ -158,6 +158,19 @@ def test_each_claim_has_its_verdict_on_a_line_its_figure_and_its_reasons_folded(
     assert "tiny-claim-1.png" not in drawn or (finished / "study" / "tiny-claim-1.png").stat().st_size > 5_000
     assert len(drawn) >= 3
     assert page.count("<details>") == page.count("</details>") >= 4 + len(drawn)
+
+
+def test_models_of_one_seed_are_predicted_by_unrolling(parts: _Parts, finished: Path) -> None:
+    page = (finished / "study.md").read_text()
+    found = parts.published.Published(finished / "results" / "tiny").json("same-seed.json")
+    assert set(found["methods"]) == {method.label for method in parts.same_seed.METHODS}
+    assert f"| `unrolled` | {found['methods']['unrolled']['lds']:.3f} [" in page
+    assert "8 models without 5% of the data each, of one seed" in page
+    splits = parts.declared.TINY.splits()
+    run = Run.load(finished / "scratch" / "runs" / "000", dataset=splits)
+    scores = Unrolled().fit(run).attribute(splits.query.ids[:5])
+    bank = RetrainingBank.load(finished / "state" / "same-seed-bank")
+    assert bank.lds(scores).mean == pytest.approx(found["methods"]["unrolled"]["lds"], abs=1e-6)
 
 
 def test_a_method_that_tells_no_subsets_apart_is_named_and_nothing_is_best_at_a_ceiling_of_0(

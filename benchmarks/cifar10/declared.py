@@ -82,6 +82,21 @@ class Coresets:
 
 
 @dataclass(frozen=True)
+class SameSeed:
+    """The bank of one seed, which ``Unrolled`` is measured on.
+
+    Attributes:
+        alpha: share of the training data in each subset.
+        subsets: models.
+        queries: how many, from the front.
+    """
+
+    alpha: float
+    subsets: int
+    queries: int
+
+
+@dataclass(frozen=True)
 class Study:
     """One size of the study.
 
@@ -102,6 +117,7 @@ class Study:
         fit_subsets: models that the bank methods are fitted on, at alpha 0.5.
         removals: the brittleness measurement.
         coresets: the coreset curves.
+        same_seed: the bank of one seed; ``None`` for none.
         kept: how many of the highest-scored examples of each query are kept in compact form.
     """
 
@@ -121,6 +137,7 @@ class Study:
     fit_subsets: int
     removals: Removals
     coresets: Coresets
+    same_seed: SameSeed | None = None
     kept: int = field(default=800)
 
     @property
@@ -211,6 +228,7 @@ TINY = Study(
     coresets=Coresets(
         {"train": 160, "queries": 40, "validation": 40}, ("cld", "random", "el2n", "forgetting"), (0.2, 0.5), 2
     ),
+    same_seed=SameSeed(0.95, 8, 5),
     kept=40,
 )
 
@@ -265,6 +283,7 @@ SMALL = replace(
     removals=Removals(
         (CLD_PAPER.label, WHITENED.label, "trak", SOLVED.label, EKFAC().label, "tracin"), 50, (40,), 5, 11
     ),
+    same_seed=SameSeed(0.99, 50, 20),
 )
 
 PAPER = Study(
@@ -303,6 +322,7 @@ PAPER = Study(
         11,
     ),
     coresets=Coresets({}, ALL_CORESETS, (0.05, 0.1, 0.3, 0.5), 3),
+    same_seed=SameSeed(0.99, 50, 20),
 )
 
 STUDIES = {study.size: study for study in (TINY, SMALL, SHORT_BATCHES, PAPER)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +138,7 @@ class _Section:
             self._removals(),
             "### Coreset curves\n",
             self._curves(),
+            *(["### Models of one seed\n", self._same_seed()] if self.study.same_seed else []),
             *folded("Beside the published figures", self._beside_published()),
             *folded("What it took", self._costs()),
             *folded("The trainer", self._speed()),
@@ -344,6 +346,22 @@ class _Section:
         full = f"All {curve.n_train:,} examples: {cells[('full data', 1.0)]}, on {curve.n_query:,} queries."
         deviation = f"± is the deviation over {seeds} seeds, all from one recorded run."
         return f"![Accuracy against coreset size]({name})\n\n{shown}\n{full} {deviation}\n"
+
+    def _same_seed(self) -> str:
+        found = self.found.json("same-seed.json")
+        if not found:
+            return self._not_run("same-seed")
+        rows = []
+        for label, entry in found["methods"].items():
+            low, high = entry["interval"] or (math.nan, math.nan)
+            rows.append([f"`{label}`", f"{entry['lds']:.3f} [{low:.2f}, {high:.2f}]", f"{entry['seconds']:,.0f}"])
+        smooth = "{value:.2f}, correlation {correlation:.2f}".format(**found["metasmoothness"])
+        about = (
+            f"{found['subsets']} models without {1 - found['alpha']:.0%} of the data each, of one seed: the same "
+            f"weights at the start and the same batches, so the noise ceiling is 1. {found['queries']} queries, scores "
+            f"of the first run. Metasmoothness of the recipe: {smooth} (1: the derivative through training can be trusted).\n"
+        )
+        return about + "\n" + table(["method", "LDS by the margin", "seconds"], rows)
 
     def _speed(self) -> str:
         measured = self.found.json("speed.json")

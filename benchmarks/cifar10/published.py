@@ -3,7 +3,7 @@
     study.json              what was declared, where it was computed, what it took, how far it is
     bank-PLAN.safetensors   the retrained models' logits on the queries (float16) and the subsets
     ranks.safetensors       for each method and plan, the ranks of the summed scores: all that the LDS asks of them
-    brittleness.safetensors, curves.json, speed.json
+    brittleness.safetensors, curves.json, same-seed.json, speed.json
 
 Shape suffixes: C subsets, Q queries, R models of a subset.
 """
@@ -33,7 +33,7 @@ __all__ = ["Published", "publish"]
 
 FEWEST_SUBSETS = 20
 """Of a truth whose first seed is not complete: fewer subsets say too little."""
-COPIED = ("brittleness.safetensors", "curves.json", "speed.json")
+COPIED = ("brittleness.safetensors", "curves.json", "same-seed.json", "speed.json")
 
 
 def publish(at: Session, folder: Path) -> None:

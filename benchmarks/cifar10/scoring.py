@@ -27,7 +27,7 @@ from comove.store import new_folder
 from comove.training import Recording, Run, train
 from comove.training.sources import BankSource
 
-__all__ = ["MEANS", "do_runs", "fit_and_score", "score"]
+__all__ = ["MEANS", "do_runs", "first_run", "fit_and_score", "score"]
 
 MEANS = (TracIn, Arnoldi, GaussNewton, EKFAC)
 """Methods whose scores are the mean over runs of what each run gives."""
@@ -42,6 +42,11 @@ def do_runs(at: Session) -> None:
     """Train the recorded runs, unless everything that reads them is scored."""
     if _missing(at):
         _runs(at)
+
+
+def first_run(at: Session) -> Run:
+    """The first recorded run, trained if it is not there."""
+    return _run(at, 0)
 
 
 def _runs(at: Session) -> list[Run]:

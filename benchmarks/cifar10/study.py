@@ -7,9 +7,10 @@
     python benchmarks/cifar10/study.py --step report                  # docs/study.md from benchmarks/results
 
 Steps: ``speed`` (of the trainer), ``runs`` and ``scores`` (attribution), ``bank`` (the ground truth at alpha 0.5, then
-what FZ and datamodels are fitted on), ``alphas`` (the other ratios), ``curves``, ``brittleness`` (on as many queries as
-there is time for), ``publish`` (what there is, in compact form), ``report``. Exit code 0: done; 75: the time was up,
-the same command goes on. Nothing is begun that took longer before than is left of the slice.
+what FZ and datamodels are fitted on), ``alphas`` (the other ratios), ``curves``, ``same-seed`` (for ``Unrolled``),
+``brittleness`` (on as many queries as there is time for), ``publish`` (what there is, in compact form), ``report``.
+Exit code 0: done; 75: the time was up, the same command goes on. Nothing is begun that took longer before than is left
+of the slice.
 
 On a machine that is lent for minutes, carry ``DIR/state`` there and back: a few KB a retrained model, and all that a
 slice needs to go on. ``DIR/scratch`` (runs, their checkpoints, TRAK's features) is made again where it is lost, as far
@@ -49,6 +50,12 @@ def _bank(at: Session) -> None:
     fit_and_score(at)
 
 
+def _same_seed(at: Session) -> None:
+    from same_seed import measure_same_seed
+
+    measure_same_seed(at)
+
+
 def _removals(at: Session) -> None:
     from removing import remove
 
@@ -62,6 +69,7 @@ STEPS: dict[str, Callable[[Session], object]] = {
     "bank": _bank,
     "alphas": lambda at: retrain(at, lambda alpha: alpha != 0.5),
     "curves": coreset_curves,
+    "same-seed": _same_seed,
     "brittleness": _removals,
 }
 
