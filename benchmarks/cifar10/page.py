@@ -359,7 +359,7 @@ class _Section:
         about = (
             f"{found['subsets']} models without {1 - found['alpha']:.0%} of the data each, of one seed: the same "
             f"weights at the start and the same batches, so the noise ceiling is 1. {found['queries']} queries, scores "
-            f"of the first run. Metasmoothness of the recipe: {smooth} (1: the derivative through training can be trusted).\n"
+            f"of the first run. Metasmoothness of the recipe: {smooth}; at 1 the derivative can be trusted.\n"
         )
         return about + "\n" + table(["method", "LDS by the margin", "seconds"], rows)
 

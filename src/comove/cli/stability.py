@@ -59,7 +59,7 @@ def stability(
     if not runs[1:]:
         note("One run says nothing about seeds: give runs of several.")
     _print(between, early)
-    verdict([one.verdict for one in (*between, *early)])
+    verdict([*(one.verdict for one in between), *(one.verdict for one in early)])
     if out is not None:
         _write(between, early, out)
         written(out, *(["stability.csv"] if between else []), "early.csv")

@@ -133,7 +133,7 @@ def scenario_of(run: Run, measured: MeasuredCost) -> Scenario:
         d=1 if splits.train.structured else math.prod(splits.train.input_shape),
         F=linear[-1].in_features if linear else 1,
         C=max(1, splits.train.n_classes),
-        T_early=min(10, epochs / 2),
+        T_early=max(1, min(10, epochs // 2)),
         T_dual=min(50, epochs),
         J=min(10, epochs),
         gamma=min(20, epochs),
