@@ -120,6 +120,9 @@ def _of_a_run(path: Path, own: OwnOptions, sizes: SizeOptions) -> None:
         raise InputError(f"{path} is a bare trace; only runs made by comove train know what they cost.")
     measured = measured_cost(found)
     facts(f"{found}", measured.facts(), name="cost")
+    if found.trace.rows[-1].epoch < 2:
+        note("The formulas of Appendix E are for runs of two epochs or more.")
+        return
     scenario = scenario_of(found, measured)
     k = sizes.changes.get("k", scenario.k)
     _print_formulas(f"\nTo select {k:,} examples and train on them, by Appendix E", scenario, sizes)
