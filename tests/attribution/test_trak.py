@@ -312,7 +312,7 @@ def test_a_larger_projection_comes_nearer_to_the_full_kernel(run: Run) -> None:
     truth = (flat(data.train) @ flat(data.query).T).numpy()
     found = [near(dim) for dim in (4, 30, 200)]
     assert found == sorted(found)
-    assert found[-1] > 0.97
+    assert found[-1] > 0.96
     assert found[0] < 0.95
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def by_hand(data: Splits, mask_N: np.ndarray[Any, np.dtype[np.bool_]], seed: int
     inputs = data.train.prepare(held)
     for epoch in range(RECIPE.epochs):
         order = torch.randperm(len(labels), generator=generator_for(seed, "order", epoch))
-        for batch in torch.split(order, RECIPE.batch_size):
+        for batch in torch.tensor_split(order, math.ceil(len(labels) / RECIPE.batch_size)):
             present = batch[torch.from_numpy(mask_N)[batch]]
             losses = F.cross_entropy(model(inputs[present]), labels[present], reduction="sum", label_smoothing=0.1)
             optimizer.zero_grad()

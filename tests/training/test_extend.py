@@ -101,7 +101,9 @@ def test_what_cannot_be_extended_says_which_settings_would(
     (short.path / "resume.safetensors").unlink()
     with pytest.raises(InputError, match="kept no optimizer state"):
         extend(short, 5)
-    stopped = train(small_digits, "mlp", SHORT.with_changes(lr=5.0, epochs=6, early_stop_patience=1), 0, tmp_path / "s")
+    stopped = train(
+        small_digits, "mlp", SHORT.with_changes(lr=50.0, epochs=6, early_stop_patience=1), 0, tmp_path / "s"
+    )
     assert stopped.result["epochs_trained"] < 6
     with pytest.raises(InputError, match="ended early"):
         extend(stopped, 8)

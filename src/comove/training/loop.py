@@ -269,7 +269,7 @@ def fit(
     if recipe.channels_last:
         put_channels_last(model)
     stepper = Stepper(model, recipe, device, state, forward or model)
-    if loss_weights is not None:
+    if loss_weights is not None and not bool((loss_weights == 1).all()):  # else to the bit as without
         stepper.loss_weights = loss_weights.to(device, torch.float32)
     with one_thread(gains_nothing_by_threads(model, recipe, device)):
         _epochs(stepper, data, seed, state, hooks, ended)
