@@ -14,7 +14,7 @@ import comove
 from comove.attribution import Scores
 from comove.coreset import Coreset, select
 from comove.data import ExampleSet, Splits
-from comove.display import counted, html_facts, html_table
+from comove.display import counted, html_facts, html_table, whole_percent
 from comove.errors import InputError
 from comove.evaluation import LDS, Curve, CurvePoint
 from comove.evaluation.label_errors.detection import detect
@@ -222,3 +222,8 @@ def test_the_losses_of_a_trace_are_medians(run: Run) -> None:
     (axes,) = run.trace.plot().axes
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), np.median(run.trace.train_losses, axis=1))
     np.testing.assert_allclose(np.asarray(axes.lines[1].get_ydata()), np.median(run.trace.query_losses, axis=1))
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.617, "62%"), (-0.002, "0%"), (-0.3, "-30%"), (1.0, "100%")])
+def test_a_share_in_whole_percent_has_no_sign_at_zero(share: float, shown: str) -> None:
+    assert whole_percent(share) == shown

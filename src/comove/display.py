@@ -28,6 +28,7 @@ __all__ = [
     "scored",
     "short",
     "span",
+    "whole_percent",
 ]
 
 MOST_ROWS = 12
@@ -62,6 +63,11 @@ def span(low: float, high: float, digits: int = DIGITS) -> str:
 def percent(share: float) -> str:
     """A share in percent, to three digits and no further than it takes: ``10%``, ``0.25%``."""
     return f"{100 * share:.3g}%"
+
+
+def whole_percent(share: float) -> str:
+    """A share in whole percent, without a sign at 0: ``62%``, ``0%`` for -0.002."""
+    return f"{round(share, 2) + 0.0:.0%}"
 
 
 def scored(value: float, *, plus: bool = True, counts: bool = False) -> str:

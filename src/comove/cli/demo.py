@@ -9,7 +9,7 @@ import typer
 
 from comove.cli.app import command, print_ranking, result, say, table
 from comove.cli.options import Quiet
-from comove.display import plain
+from comove.display import plain, whole_percent
 
 __all__ = ["demo"]
 
@@ -40,7 +40,7 @@ def demo(
                 str(one.method),
                 plain(one.mean),
                 " to ".join(map(plain, one.interval)) if one.interval else "-",
-                "-" if one.share_of_ceiling is None else f"{one.share_of_ceiling:.0%}",
+                "-" if one.share_of_ceiling is None else whole_percent(one.share_of_ceiling),
             ]
             for one in made.benchmark.results
         ],

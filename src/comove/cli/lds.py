@@ -20,7 +20,7 @@ from comove.cli.options import (
 )
 from comove.cli.own import OwnFunction, importable
 from comove.cli.train import recording_of
-from comove.display import counted, plain
+from comove.display import counted, plain, whole_percent
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -270,5 +270,5 @@ def _cell(result: LDS, column: Sequence[LDS]) -> str:
     best = max(column, key=lambda other: other.mean)
     star = " " if paired_difference(best, result).decided else "*"
     low, high = result.interval or (None, None)
-    share = f" {result.share_of_ceiling:4.0%}" if result.share_of_ceiling is not None else ""
+    share = f" {whole_percent(result.share_of_ceiling):>4}" if result.share_of_ceiling is not None else ""
     return f"{plain(result.mean)} [{plain(low)}, {plain(high)}]{star}{share}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from comove.display import MINUS, NOTHING, counted, fixed, percent, span
+from comove.display import MINUS, NOTHING, counted, fixed, percent, span, whole_percent
 from comove.errors import InputError
 from comove.lds.score import LDS
 from comove.plots import Chart, Level, Series, Table, draw, styled
@@ -141,7 +141,7 @@ def _table(results: Sequence[LDS], single: bool) -> Table:
     for one in results:
         alpha = NOTHING if one.alpha is None else _ratio(one.alpha)
         ceiling = NOTHING if one.noise_ceiling is None else fixed(one.noise_ceiling)
-        share = NOTHING if one.share_of_ceiling is None else f"{one.share_of_ceiling:.0%}"
+        share = NOTHING if one.share_of_ceiling is None else whole_percent(one.share_of_ceiling)
         own = [fixed(one.mean), span(*(one.interval or (math.nan, math.nan))), share]
         rows.append([str(one.method), *([] if single else [alpha]), *own, *([] if single else [ceiling])])
         rows[-1] += [f"{one.undefined:,}"] if unknown else []
