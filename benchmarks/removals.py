@@ -116,6 +116,7 @@ def page(result: dict[str, Any], removed: Brittleness, share: TopShare, figure: 
         + (f"; the interval meets that of {level}." if level else ", the interval above those of all others."),
         f"- Above the better control ({floor}, {_interval(rises[floor])}) with intervals that do not meet:",
         f"  {', '.join(f'`{name}`' for name in above) or 'none'}.",
+        *(_of_margins(removed, k) for k in KS[1:]),
         "",
         "| removed by | rise of the loss, highest 1 % removed |",
         "| --- | --- |",
@@ -134,6 +135,16 @@ def page(result: dict[str, Any], removed: Brittleness, share: TopShare, figure: 
         "",
     ]
     return "\n".join(lines)
+
+
+def _of_margins(removed: Brittleness, k: int) -> str:
+    """Which method lowers the margins most at one k, and which ones are below it with intervals that do not meet."""
+    lost = {name: removed.margin_drop(name, k) for name in removed.methods if name in METHODS}
+    best = max(lost, key=lambda name: lost[name].value)
+    below = [name for name, estimate in lost.items() if estimate.high < lost[best].low]
+    named = ", ".join(f"`{name}`" for name in below) or "none"
+    value = "{:.2f} [{:.2f}, {:.2f}]".format(*lost[best])
+    return f"- By the margin lost, which is less noisy, at k = {k}: `{best}`, {value}; below its interval: {named}."
 
 
 def _table(removed: Brittleness, estimate: Any, form: str) -> list[str]:
