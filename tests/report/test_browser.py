@@ -287,7 +287,7 @@ def test_what_a_coreset_keeps_first_stands_below_the_curves_with_its_pictures(
     coreset = select("cld", runs[0], 50)
     section = page.locator("#panel-curves section")
     assert section.locator("h3").inner_text() == "Kept first by cld"
-    ids = section.locator(".suspect").evaluate_all("(all) => all.map((one) => one.querySelector('.quiet').textContent)")
+    ids = section.locator(".suspect").evaluate_all("(all) => all.map((one) => one.querySelector('.file').textContent)")
     shown = [text.removeprefix("#") for text in ids]
     assert sorted(map(int, shown)) == sorted(coreset.ids.tolist())
 

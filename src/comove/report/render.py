@@ -20,6 +20,7 @@ SCRIPTS = (
     "data.js",
     "numbers.js",
     "dom.js",
+    "terms.js",
     "charts.js",
     "grid.js",
     "agreement.js",
@@ -56,6 +57,7 @@ def render(payload: Mapping[str, Any], blocks: Mapping[str, str], sheets: Sequen
         payload=json_for_script(payload),
         blocks=blocks,
         sheets=sheets,
+        terms=payload["terms"],
     )
 
 

@@ -15,21 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from comove.attribution import Scores
+from comove.attribution import Scores, attributors
 from comove.attribution.scores import SomeScores, named_scores
-from comove.coreset import Coreset
+from comove.coreset import Coreset, selectors
 from comove.data import ExampleSet, Ids, Splits, positions_of, spread_over_classes
 from comove.display import short
 from comove.errors import InputError
 from comove.report.compatibility import check_data, check_ids, check_provenance, check_scores
 from comove.report.evidence import PAGES, Evidence, Suspects, as_evidence, by_page, charts_of
+from comove.report.glossary import terms
 from comove.report.lists import TopLists, top_lists
+from comove.report.mean_influence import MeanInfluence, mean_influence
 from comove.report.packing import json_ids, packed
 from comove.report.provenance import Provenance, of_run
 from comove.report.queries import QueryFacts, query_facts
 from comove.report.render import render
 from comove.report.thumbnails import Sheets, is_image, sheets_of
 from comove.report.trajectories import Trajectories, trajectories_of
+from comove.report.trust import trust_of
 from comove.store import new_folder, versions, write_bytes
 from comove.training.sources import Source, SourceLike, as_sources
 
@@ -154,9 +157,11 @@ class _Content:
         self.kept = self._kept()
         others = [one.ids for one in (*self.suspects, *self.kept)]
         self.lists: TopLists = top_lists(named, self.facts.ids, top, others=others)
+        self.influence: MeanInfluence = mean_influence(named, self.facts.ids, self.lists)
         self.files = self._files()
         written = sum(len(name.encode()) + 4 for names in self.files.values() for name in names)
-        room = limit - RESERVE - written - 4 * (self.lists.members.nbytes + self.lists.scores.nbytes) // 3
+        held = (self.lists.members, self.lists.scores, self.influence.mean, self.influence.listed)
+        room = limit - RESERVE - written - 4 * sum(array.nbytes for array in held) // 3
         losses = int(LOSS_SHARE * room * 3 / 4)
         self.losses: Trajectories = trajectories_of(
             self.first.trace, self.facts.ids, self.lists.train_ids, max(losses, 0)
@@ -234,7 +239,7 @@ class _Content:
             "trained": int(self.first.train_ids.size),
             "scored": self.scored,
             "classes": self.classes,
-            "methods": [_method(name, one) for name, one in self.named.items()],
+            "methods": self._methods(),
             "shape": list(members.shape),
             "query": {"ids": json_ids(self.facts.ids), **self.facts.to_json()},
             "train": {
@@ -248,7 +253,21 @@ class _Content:
             "pages": self._pages(),
             "suspects": self._lists(self.suspects, "suspects"),
             "made": self._made(made, files),
+            "terms": [term.to_json() for term in terms() if term.words],
+            "about": {"attribution": _summaries(attributors()), "coreset": _summaries(selectors())},
         }
+
+    def _methods(self) -> list[dict[str, Any]]:
+        """Of each method its name, how far to trust it, and when an example is typical."""
+        return [
+            {
+                **_named(name),
+                "queries": int(self.influence.queries[m]),
+                "typical": float(self.influence.threshold[m]),
+                "trust": trust_of(name, scores, self.pages["lds"], self.first),
+            }
+            for m, (name, scores) in enumerate(self.named.items())
+        ]
 
     def _pages(self) -> list[dict[str, Any]]:
         pages = []
@@ -312,6 +331,8 @@ class _Content:
         return {
             "members": packed(self.lists.members, "<i4"),
             "scores": packed(self.lists.scores, "<f4"),
+            "means": packed(self.influence.mean, "<f4"),
+            "listed": packed(self.influence.listed, "<u4"),
             "losses": packed(self.losses.stored, "<u2"),
         }
 
@@ -348,9 +369,14 @@ def _shortened(texts: Mapping[int, str], ids: Mapping[str, Ids], room: int) -> d
     }
 
 
-def _method(name: str, scores: Scores) -> dict[str, Any]:
+def _summaries(methods: Mapping[str, Any]) -> dict[str, str]:
+    """What each method does, in a sentence."""
+    return {name: method.summary for name, method in methods.items()}
+
+
+def _named(name: str) -> dict[str, Any]:
     head, opened, options = name.removesuffix(")").partition("(") if name.endswith(")") else (name, "", "")
-    return {"name": name, "short": head, "options": options if opened else "", "queries": int(scores.query_ids.size)}
+    return {"name": name, "short": head, "options": options if opened else ""}
 
 
 def _run_name(source: Source, count: int) -> str:

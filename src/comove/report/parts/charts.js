@@ -199,14 +199,14 @@ function barChart(figure, width) {
   return svg;
 }
 
-function legend(figure) {
+function legend(figure, id) {
   const entries = [...figure.series, ...figure.levels];
   const hollow = element("li", {}, shape("svg", { width: 12, height: 12, "aria-hidden": "true" }, shape("circle", { class: "hollow", cx: 6, cy: 6, r: 2.6 })), figure.hollow_name);
   return element("ul", { class: "legend" }, ...entries.map(({ name, style }) => {
     const key = shape("svg", { width: 30, height: 12, class: style.colour, "aria-hidden": "true" },
       shape("line", { class: "line", x1: 1, x2: 29, y1: 6, y2: 6, "stroke-dasharray": dashes(style) }));
     if (style.mark) { const mark = markAt(style.mark, 15, 6); mark.setAttribute("class", "mark"); key.append(mark); }
-    return element("li", {}, key, name);
+    return element("li", {}, key, element("span", {}, ...(termOf.has(name) ? worded(name) : methodName(name, kindOf(id)))));
   }), ...(figure.hollow.length ? [hollow] : []));
 }
 

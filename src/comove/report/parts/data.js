@@ -29,6 +29,14 @@ function listOf(method, query, side) {
   return found;
 }
 
+// The mean score of an example over all queries, and how many queries list it at an end; whether that is most of them.
+const means = onFirstUse(() => new Float32Array(bytesOf("means")));
+const listed = onFirstUse(() => new Uint32Array(bytesOf("listed")));
+const memberCount = page.train.ids.length;
+const meanOf = (method, member) => means()[method * memberCount + member];
+const listedIn = (method, side, member) => listed()[(method * sideCount + side) * memberCount + member];
+const isTypical = (method, side, member) => page.methods[method].typical !== null && listedIn(method, side, member) > page.methods[method].typical;
+
 // Whether a method's scores are counts.
 const counted = page.methods.map((_, method) => onFirstUse(() => {
   const size = queryCount * sideCount * places;
@@ -52,6 +60,8 @@ const textOf = (side, index) => (page.texts ? page.texts[side][index] || "(no te
 
 // The file or line that an example comes from; empty where it is not known.
 const fileOf = (side, index) => (page.files ? page.files[side][index] : "");
+
+const idTag = (side, index) => element("span", { class: "file", title: "id " + page[side].ids[index] }, element("bdi", {}, "#" + page[side].ids[index]));
 
 // It as an element, of which the end stays in sight, and after other words.
 const fileTag = (side, index) => (fileOf(side, index) ? element("span", { class: "file", title: fileOf(side, index) }, element("bdi", {}, fileOf(side, index))) : null);

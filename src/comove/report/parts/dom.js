@@ -43,19 +43,19 @@ const breakable = (name) => name.match(/[^=,(_]*[=,(_]?/g).filter(Boolean).flatM
 const LONG = 24; // rows of a table that are shown at once
 
 // A table; a long one is folded away, until one wants it or prints.
-function foldedTable(content, label) {
-  const made = table(content, label);
+function foldedTable(content, label, kind) {
+  const made = table(content, label, kind);
   return content.rows.length <= LONG ? made : element("details", { class: "fold" }, element("summary", {}, `The numbers, ${count(content.rows.length, "row")}`), made);
 }
 
 // The first column names the row and stays in sight when the others have to be scrolled.
-function table(content, label) {
+function table(content, label, methods = "attribution") {
   const numeric = content.columns.map((_, column) => column > 0 &&
     content.rows.every((row) => /^[-\u2212+>]? ?[\d.,]+(\u2212[\d.,/]+)?%?( to .*)?$|^[-\u2013]$/.test(row[column])));
   const kind = (column) => (numeric[column] ? "number" : undefined);
-  const head = element("tr", {}, ...content.columns.map((text, column) => element("th", { scope: "col", class: kind(column) }, text)));
+  const head = element("tr", {}, ...content.columns.map((text, column) => element("th", { scope: "col", class: kind(column) }, ...worded(text))));
   const body = content.rows.map((row) => element("tr", {}, ...row.map((text, column) =>
-    column ? element("td", { class: kind(column) }, text) : element("th", { scope: "row" }, ...breakable(text)))));
+    column ? element("td", { class: kind(column) }, text) : element("th", { scope: "row" }, ...methodName(text, methods)))));
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table: " + label },
     element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
 }

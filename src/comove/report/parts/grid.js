@@ -79,7 +79,7 @@ function queryCard(query) {
   const plain = page.texts || page.sheets ? null : element("span", { class: "plain" }, "#" + ids[query]);
   const card = element("li", { role: "option", class: "card" + (wrong ? " wrong" : ""), tabindex: "-1", "aria-selected": "false", "aria-label": told, title: told },
     picture("query", query, "", true), text, plain,
-    element("span", { class: "truth" }, truth), wrong ? element("span", { class: "guess" }, guess) : null, fileTag("query", query));
+    element("span", { class: "truth" }, truth), wrong ? element("span", { class: "guess" }, guess) : null, plain ? null : idTag("query", query), fileTag("query", query));
   card.dataset.query = query;
   return card;
 }

@@ -9,8 +9,8 @@ function start() {
 
   function showQuery(query, focus) {
     shown = query;
-    holder.replaceChildren(queryDetail(query, steps));
-    history.replaceState(null, "", "#queries/" + page.query.ids[query]);
+    holder.replaceChildren(...queryDetail(query, steps));
+    history.replaceState(null, "", addressOf(query));
     if (focus) document.getElementById("query-title").focus({ preventScroll: true });
   }
 
@@ -41,23 +41,38 @@ function start() {
       one.panel.hidden = !chosen;
     }
     if (!tab.panel.hasChildNodes()) tab.panel.append(tab.make());
-    history.replaceState(null, "", tab.id === "queries" ? "#queries/" + page.query.ids[shown] : "#" + tab.id);
+    history.replaceState(null, "", tab.id === "queries" ? addressOf(shown) : "#" + tab.id);
   }
 
   function follow() {
-    const [name, id] = decodeURIComponent(location.hash.slice(1)).split("/");
-    const query = page.query.ids.findIndex((one) => String(one) === id);
-    if (query >= 0) { grid.reset(); grid.choose(query); showQuery(query, false); }
+    const [, name, wanted] = /^#?([^/]*)\/?(.*)$/s.exec(location.hash);
+    const query = name === "queries" ? queryNamed(wanted) : -1;
+    if (query >= 0) { grid.reset(); showQuery(query, false); }
     open(tabs.find((tab) => tab.id === name) ?? tabs[0]);
+    if (query >= 0) grid.choose(query); // when the grid can be seen: what is hidden cannot be scrolled to
   }
 
-  document.getElementById("summary").textContent = summary();
+  document.getElementById("summary").append(...worded(summary()));
   showAt(location.hash);
-  function showAt(hash) { const wanted = hash; showQuery(0, false); grid.choose(0); history.replaceState(null, "", wanted || "#queries/" + page.query.ids[0]); follow(); }
+  function showAt(hash) { const wanted = hash; showQuery(0, false); grid.choose(0); history.replaceState(null, "", wanted || addressOf(0)); follow(); }
   addEventListener("hashchange", follow);
   let unfolded = [];
   addEventListener("beforeprint", () => { unfolded = [...document.querySelectorAll("details:not([open])")]; for (const one of unfolded) one.open = true; });
   addEventListener("afterprint", () => { for (const one of unfolded) one.open = false; unfolded = []; });
+}
+
+const addressOf = (query) => "#queries/" + encodeURIComponent(page.query.ids[query]);
+
+// The query that an address names by its id or its file, whatever characters these hold; -1 for none.
+function queryNamed(text) {
+  let decoded = text;
+  try { decoded = decodeURIComponent(text); } catch { /* a bare "%", as typed */ }
+  for (const wanted of [text, decoded])
+    for (const nameOf of [(query) => String(page.query.ids[query]), (query) => fileOf("query", query)]) {
+      const found = page.query.ids.findIndex((_, query) => wanted !== "" && nameOf(query) === wanted);
+      if (found >= 0) return found;
+    }
+  return -1;
 }
 
 function summary() {

@@ -24,6 +24,9 @@ function scoreText(score, counts = false, plus = "+") {
   return (score > 0 ? plus : score < 0 ? MINUS : "") + (counts && Math.abs(score) < 1e6 ? whole(Math.abs(score)) : sizeText(score));
 }
 
+// A number with three decimals, such as an LDS.
+const fixedText = (value) => (value === null || !Number.isFinite(value) ? NOTHING : (value <= -0.0005 ? MINUS : "") + decimals(Math.abs(value), 3));
+
 // Ticks of one axis are written alike: with as many decimals as the finest of them needs.
 function tickTexts(values) {
   const most = Math.max(...values.map(Math.abs)), signed = (value, text) => (value < 0 ? MINUS : "") + text;

@@ -2,12 +2,17 @@
 function figurePage(content) {
   const figures = content.figures.map((figure) => {
     const draw = figure.kind === "bars" ? barChart : lineChart;
+    const seen = new Set(), notes = figure.notes.map((note) => element("p", { class: "quiet" }, ...worded(note, seen)));
+    const drawn = [figure.title, figure.x, figure.y, ...figure.series.map((series) => series.name), ...figure.levels.map((level) => level.name)];
     return element("figure", { class: "panel" }, element("figcaption", {}, element("h3", {}, figure.title)),
-      figure.kind === "bars" ? null : legend(figure), responsive((width) => draw(figure, width), figure.title + "; the numbers are in the table below"),
-      ...figure.notes.map((note) => element("p", { class: "quiet" }, note)), foldedTable(figure.table, figure.title), provenance(figure.made));
+      figure.kind === "bars" ? null : legend(figure, content.id), responsive((width) => draw(figure, width), figure.title + "; the numbers are in the table below"),
+      ...notes, termsIn(drawn, seen), foldedTable(figure.table, figure.title, kindOf(content.id)), provenance(figure.made));
   });
-  return element("div", { class: "page" }, element("h2", {}, content.heading), element("p", { class: "about" }, content.about), ...figures, ...keptSections(content.kept));
+  return element("div", { class: "page" }, element("h2", {}, content.heading), element("p", { class: "about" }, ...worded(content.about)), ...figures, ...keptSections(content.kept));
 }
+
+// Whose methods a page compares: names mean one thing to attribution and another to coresets.
+const kindOf = (id) => (id === "curves" ? "coreset" : "attribution");
 
 // The first examples that each coreset keeps, beside its curves.
 function keptSections(kept) {
@@ -29,7 +34,7 @@ function suspectPage(content) {
   const shared = [...votes.values()].some((methods) => methods.length > 1) ? " A number on one says how many methods name it." : "";
   const most = Math.max(...content.lists.map((list) => list.members.length));
   return element("div", { class: "page" }, element("h2", {}, "Which labels look wrong?"),
-    element("p", { class: "about" }, `The ${most === 1 ? "training label" : whole(most) + " training labels"} most suspicious by each method, the most suspicious first.${shared} A label that several methods name deserves the first look; whether it is wrong, only a look can say.`),
+    element("p", { class: "about" }, ...worded(`The ${most === 1 ? "training label" : whole(most) + " training labels"} most suspicious by each method, the most suspicious first.${shared} A label that several methods name deserves the first look; whether it is wrong, only a look can say.`)),
     sections.length > 1 ? element("nav", { class: "jumps", "aria-label": "Methods" }, ...jumps) : null,
     ...sections, provenance(content.made));
 }
@@ -41,7 +46,7 @@ function suspectSection(list, item, title = list.method) {
   const part = (from, to) => element("ol", { class: kind, start: from + 1 }, ...list.members.slice(from, to).map((_, place) => item(from + place)));
   const rest = size === shown ? null : element("details", { class: "fold" }, element("summary", {}, `The other ${whole(size - shown)}`), part(shown, size));
   return element("section", { class: "panel", tabindex: "-1", "aria-label": title }, element("h3", {}, title),
-    list.note ? element("p", { class: "quiet" }, list.note) : null, part(0, shown), rest);
+    list.note ? element("p", { class: "quiet" }, ...worded(list.note)) : null, part(0, shown), rest);
 }
 
 function suspectItem(list, member, place, methods, lists) {
@@ -49,10 +54,10 @@ function suspectItem(list, member, place, methods, lists) {
   const wrong = list.known ? list.known[place] : false;
   const shared = methods.length < 2 ? null : element("span", { class: "badge", title: "also named by " + methods.map((m) => lists[m].method).join(", ") }, String(methods.length));
   const told = `${place + 1}: labelled ${trainClass(member)}`;
-  return element("li", { class: "suspect" + (wrong ? " wrong" : "") }, picture("train", member, told),
+  return element("li", { class: "suspect" + (wrong ? " wrong" : ""), title: `${told}, id ${page.train.ids[member]}${fileTold("train", member)}` }, picture("train", member, `${told}, id ${page.train.ids[member]}${fileTold("train", member)}`),
     page.texts ? element("span", { class: "text", dir: "auto" }, textOf("train", member)) : null,
     element("span", { class: "label" }, trainClass(member)), suggested ? element("span", { class: "suggested" }, suggested + "?") : null,
-    fileTag("train", member) ?? element("span", { class: "quiet" }, "#" + page.train.ids[member]), element("span", { class: "quiet" }, scoreText(list.scores[place], list.scores.every(Number.isInteger), "")),
+    idTag("train", member), fileTag("train", member), element("span", { class: "quiet" }, scoreText(list.scores[place], list.scores.every(Number.isInteger), "")),
     wrong ? element("span", { class: "known" }, "known wrong") : null, shared);
 }
 
@@ -61,6 +66,6 @@ function provenancePage() {
     ...page.pages.flatMap((one) => (one.kept?.made ?? []).map((made, number) => ({ what: "Coreset of " + one.kept.lists[number].method, ...made }))),
     ...(page.suspects?.made ?? []).map((made) => ({ what: "Likely mislabelled examples", ...made }))];
   return element("div", { class: "page" }, element("h2", {}, "Where everything comes from"),
-    element("p", { class: "about" }, "What each figure was made from: command, seed, versions and the fingerprint of the data. " + page.query.how),
+    element("p", { class: "about" }, ...worded("What each figure was made from: command, seed, versions and the fingerprint of the data. " + page.query.how)),
     ...entries.map((entry) => element("section", { class: "panel" }, element("h3", {}, entry.what), provenance(entry, null))));
 }
