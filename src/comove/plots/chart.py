@@ -18,6 +18,8 @@ MARKS = ("circle", "square", "diamond", "triangle", "down", "plus", "cross")
 COLOURS = 8
 """Together with the marks 56 looks before one comes again; the colours themselves belong to those that draw."""
 CONTROL_DASHES: tuple[Dash, ...] = ((3.7, 1.6), (1, 1.65), (6.4, 1.6, 1, 1.6), (10, 3), (5, 2, 1, 2, 1, 2))
+MANY = 3
+"""The intervals of more methods than these, drawn as bands in one plot, would cover each other."""
 WIDE = 8
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
 
@@ -93,7 +95,6 @@ class Chart:
         zero: whether y = 0 is shown.
         named: (x, text) of the ticks, where they are more than numbers.
         hollow: points (x, y) drawn hollow, and ``hollow_name``, what that means.
-        apart: whether matplotlib gives each of many methods a plot of its own, with the controls beside it.
         table: the numbers.
         notes: what a reader should know, a sentence each.
     """
@@ -113,12 +114,22 @@ class Chart:
     named: Sequence[tuple[float, str]] = ()
     hollow: Sequence[tuple[float, float]] = ()
     hollow_name: str = ""
-    apart: bool = False
     notes: Sequence[str] = ()
+
+    @property
+    def methods(self) -> list[Series]:
+        """The series that are neither controls nor a ceiling."""
+        return [one for one in self.series if one.style.colour not in ("control", "level")]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether lines are drawn together without their intervals, and then each alone with its own."""
+        has_intervals = any(low == low for one in self.methods for _, _, low, _ in one.points)
+        return self.kind != "bars" and len(self.methods) > MANY and has_intervals
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object for the report."""
-        return asdict(self)
+        return {**asdict(self), "crowded": self.crowded}
 
 
 def is_control(method: object) -> bool:

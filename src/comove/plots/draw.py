@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-TOGETHER = 7
-"""Methods of one plot, where a chart may be drawn in several."""
 COLUMNS = 4
+TALL = 4.0
+"""Inches that the plot of all lines is high, where each has one of its own below."""
+LABEL_GAP = 0.055
+"""Names beside a plot stand at least this share of its height apart."""
 GAP = 0.11
 """Ticks stand at least this share of the axis apart."""
 
@@ -28,13 +31,14 @@ def draw(*charts: Chart) -> Figure:
     """Draw charts of one kind, a panel each.
 
     Bars: controls are grey, levels dashed. Lines: controls are grey and dashed, intervals are bands, levels dashed; the
-    legend has the order of the lines on the right.
+    legend has the order of the lines on the right. Of many methods (:attr:`Chart.crowded`) the lines stand together
+    without bands, each named at its end, and below each alone with its own band, beside the controls.
     """
     first = charts[0]
     if first.kind == "bars":
         return _bars(charts)
-    if first.apart and len(first.series) > TOGETHER:
-        return _one_each(first)
+    if first.crowded and len(charts) == 1:
+        return _together_and_each(first)
     return _lines(charts)
 
 
@@ -79,20 +83,9 @@ def _lines(charts: Sequence[Chart]) -> Figure:
     for axes, chart in zip(grid, charts, strict=True):
         for one in sorted(chart.series, key=lambda one: (one.style.colour != "level", -_height(charts, one.name))):
             _line(axes, chart, one, one.style)
-        if chart.hollow:
-            marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linestyle": "none"}
-            axes.plot(
-                *zip(*chart.hollow, strict=True),
-                zorder=3,
-                clip_on=False,
-                color=NEUTRAL,
-                label=chart.hollow_name,
-                **marks,
-            )
+        _hollow(axes, chart, chart.hollow)
         _levels(axes, chart)
         _axes(axes, chart)
-        axes.grid(axis="y", color="0.9", linewidth=0.7)
-        axes.set_axisbelow(True)
         axes.set_xlabel(literal(chart.x))
         caption = chart.panel if several else ", ".join(filter(None, (chart.panel, chart.caption)))
         axes.set_title(literal(caption), fontsize=9, color="black" if several else NEUTRAL)
@@ -108,15 +101,24 @@ def _height(charts: Sequence[Chart], name: str) -> float:
     return float(np.mean([one.last for chart in charts for one in chart.series if one.name == name]))
 
 
-def _line(axes: Axes, chart: Chart, series: Series, style: Style) -> None:
+def _hollow(axes: Axes, chart: Chart, points: Sequence[tuple[float, float]]) -> None:
+    marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linestyle": "none"}
+    if points:
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, zorder=3, clip_on=False, color=NEUTRAL, label=chart.hollow_name, **marks)
+
+
+def _line(axes: Axes, chart: Chart, series: Series, style: Style, *, band: bool = True) -> None:
     drawn, steps = line_of(style), chart.kind == "steps"
     x, y, low, high = np.array(series.points).T
     axes.plot(x, y, label=broken(series.name), drawstyle="steps-post" if steps else "default", clip_on=False, **drawn)
+    if not band:
+        return
     if np.isfinite(low).sum() == 1:  # a band would have no width
         axes.vlines(x, low, high, color=drawn["color"], linewidth=1.2)
     elif np.isfinite(low).any():
-        band: dict[str, Any] = {"alpha": 0.07 if series.control else 0.14, "linewidth": 0}
-        axes.fill_between(x, low, high, step="post" if steps else None, color=drawn["color"], **band)
+        look: dict[str, Any] = {"alpha": 0.07 if series.control else 0.14, "linewidth": 0}
+        axes.fill_between(x, low, high, step="post" if steps else None, color=drawn["color"], **look)
 
 
 def _levels(axes: Axes, chart: Chart) -> None:
@@ -142,6 +144,8 @@ def _axes(axes: Axes, chart: Chart) -> None:
     axes.minorticks_off()
     axes.set_ylim(*chart.limits)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
 
 
 def _apart(xs: Sequence[float], log: bool) -> list[float]:
@@ -154,25 +158,84 @@ def _apart(xs: Sequence[float], log: bool) -> list[float]:
     return [xs[i] for i in kept[::-1]]
 
 
-def _one_each(chart: Chart) -> Figure:
-    """A plot per method, with the controls beside it."""
-    controls = [one for one in chart.series if one.control]
-    methods = [one for one in chart.series if not one.control]
-    rows = -(-len(methods) // COLUMNS)
-    figure = new_figure(2.5 * COLUMNS, 1.9 * rows + 0.4)
-    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
-    for axes, method in zip(grid.flat, methods, strict=False):
-        for one in (*controls, method):
-            _line(axes, chart, one, one.style if one.control else Style("c0", "circle"))
-        _levels(axes, chart)
-        _axes(axes, chart)
-        axes.set_title(literal(method.name), fontsize=9)
-        axes.tick_params(labelsize=8)
-    for axes in grid.flat[len(methods) :]:
-        axes.axis("off")
-    for axes in grid.flat[max(0, len(methods) - COLUMNS) : len(methods)]:  # the lowest of each column
-        axes.tick_params(labelbottom=True)
-    beside = [f"{one.name} dashed" for one in controls] + [f"{level.name} dotted" for level in chart.levels]
-    figure.supxlabel(literal("; ".join([chart.x, ", ".join(beside)])), fontsize=9)
-    figure.supylabel(literal(chart.y), fontsize=9)
+def _together_and_each(chart: Chart) -> Figure:
+    """All lines, each named at its end; below, a small plot per method with its interval, beside the controls."""
+    methods = chart.methods
+    columns = 3 if len(methods) in (5, 6, 9) else COLUMNS
+    rows = -(-len(methods) // columns)
+    chart = replace(chart, limits=_limits(chart))
+    figure = new_figure(10.5, TALL + 1.6 * rows)
+    above, below = figure.subfigures(2, 1, height_ratios=[TALL, 1.6 * rows])
+    axes = above.subplots()
+    for one in chart.series:
+        _line(axes, chart, one, one.style, band=False)
+    _hollow(axes, chart, chart.hollow)
+    _levels(axes, chart)
+    _axes(axes, chart)
+    axes.set(xlabel=literal(chart.x), ylabel=literal(chart.y))
+    axes.set_title(literal(", ".join(filter(None, (chart.panel, chart.caption)))), fontsize=9, color=NEUTRAL)
+    if chart.hollow:
+        axes.legend(handles=axes.get_lines()[len(chart.series) :][:1], frameon=False, fontsize=8, loc="upper left")
+    _name_lines(axes, chart)
+    grid = below.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for place, method in zip(grid.flat, methods, strict=False):
+        _alone(place, chart, method)
+    for place in grid.flat[len(methods) :]:
+        place.axis("off")
+    for place in grid.flat[max(0, len(methods) - columns) : len(methods)]:  # the lowest of each column
+        place.tick_params(labelbottom=True)
     return figure
+
+
+def _limits(chart: Chart) -> tuple[float, float]:
+    """Of y, for all values and the ends of their intervals."""
+    values = [value for one in chart.series for point in one.points for value in point[1:]]
+    values += [value for level in chart.levels for value in (level.at, level.low, level.high)]
+    ends = float(np.nanmin(values)), float(np.nanmax(values))
+    room = 0.04 * (ends[1] - ends[0] or 1)
+    low, high = chart.limits
+    return ends[0] - room if low is None else low, ends[1] + room if high is None else high
+
+
+def _alone(axes: Axes, chart: Chart, method: Series) -> None:
+    """One method with its interval, beside the controls."""
+    for one in chart.series:
+        if one is method or one.style.colour in ("control", "level"):
+            _line(axes, chart, one, one.style, band=one is method)
+    own = {point[:2] for point in method.points}
+    _hollow(axes, chart, [point for point in chart.hollow if tuple(point) in own])
+    _levels(axes, chart)
+    _axes(axes, chart)
+    axes.set_title(literal(method.name), fontsize=8.5, loc="left")
+    axes.tick_params(labelsize=8)
+
+
+def _name_lines(axes: Axes, chart: Chart) -> None:
+    """The name of each line on the right of the plot, as near to its end as the others allow."""
+    ends = [(one.last, one.name, one.style) for one in chart.series]
+    ends += [(level.at, level.name, level.style) for level in chart.levels]
+    named = sorted((end for end in ends if np.isfinite(end[0])), key=lambda end: end[0])
+    low, high = axes.get_ylim()
+    heights = [(end - low) / (high - low) for end, _, _ in named]
+    beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "axes fraction", "va": "center", "fontsize": 8}
+    for (_, name, style), height, at in zip(named, heights, spread(heights, LABEL_GAP), strict=True):
+        colour = line_of(style)["color"]
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
+        place = {"xy": (1.0, height), "xytext": (1.03, at)}
+        axes.annotate(literal(name), **place, color=colour, arrowprops=leader, **beside)
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Return ascending heights moved so that each is ``gap`` above the one before, within 0 and 1 if that can be.
+
+    >>> spread([0.5, 0.5, 0.9], 0.1)
+    [0.5, 0.6, 0.9]
+    """
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap if moved else 0.0))
+    top = max(1.0, gap * (len(moved) - 1))
+    for place in range(len(moved))[::-1]:
+        moved[place] = min(moved[place], top)
+        top = moved[place] - gap
+    return moved

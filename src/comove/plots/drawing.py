@@ -40,7 +40,9 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    from comove.plots.fonts import WideCoverage
+
+    figure = Figure(figsize=(width, height), layout=WideCoverage())
     FigureCanvasAgg(figure)
     figure.__dict__["_repr_png_"] = partial(_png, figure, dpi=100)  # made without pyplot, no notebook would show it
     return figure

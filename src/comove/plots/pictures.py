@@ -77,5 +77,5 @@ def _show(axes: Axes, picture: Picture) -> None:
     if image.ndim == 3:
         axes.imshow(image)
     else:
-        axes.imshow(image, cmap="gray_r" if float(image.mean()) < 0.5 else "gray", vmin=0, vmax=1)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1)  # as in the report: 0 is black, whatever the picture
     axes.set_title(literal(picture.text), fontsize=7, color=picture.colour, pad=2)

@@ -173,7 +173,6 @@ class Curve:
             levels=[Level(FULL, accuracy, style=Style("level", dash=(1, 2))) for accuracy in full],
             caption=spread,
             log=log,
-            apart=True,
             notes=[
                 f"{self._what} on {queries} of models trained from scratch; {spread or alone}.",
                 *(f"{method} is left out: {reason}" for method, reason in self.skipped.items()),

@@ -110,35 +110,84 @@ function pointTicks(figure, xs) {
   return [values, values.map((value, place) => named.get(value) ?? texts[place])];
 }
 
-function lineChart(figure, width) {
-  const height = Math.round(Math.min(400, Math.max(260, width * 0.5)));
+// The methods among the series: neither controls nor a ceiling.
+const methodsOf = (figure) => figure.series.filter((series) => !series.control && series.style.colour !== "level");
+
+const LABELLED = 600; // from this width on lines bear their names
+
+// Of many methods all lines stand together without intervals, then each in a small chart with its own, beside the controls.
+function lineCharts(figure, width, methods) {
+  if (!figure.crowded) return lineChart(figure, width);
+  const limits = limitsOf(figure), columns = Math.max(1, Math.min(4, Math.floor(width / 150))), each = Math.floor((width - 12 * (columns - 1)) / columns);
+  const small = methodsOf(figure).map((own) => element("li", {}, element("p", {}, ...methodName(own.name, methods)), lineChart(oneOf(figure, own), each, { limits, small: true })));
+  const list = element("ul", { class: "multiples" }, ...small);
+  list.style.setProperty("--columns", columns);
+  return element("div", {}, lineChart(figure, width, { bands: false, labels: width >= LABELLED }), list);
+}
+
+// A figure with one method of it, beside the controls.
+function oneOf(figure, own) {
+  const series = [...figure.series.filter((one) => one.control || one.style.colour === "level").map((one) => ({ ...one, points: one.points.map(([x, y]) => [x, y, null, null]) })), own];
+  return { ...figure, series, hollow: figure.hollow.filter(([x, y]) => own.points.some((point) => point[0] === x && point[1] === y)) };
+}
+
+// Between which values y runs.
+function limitsOf(figure) {
   const points = figure.series.flatMap((series) => series.points);
-  const xs = points.map((point) => point[0]);
   const ys = [...points.flatMap((point) => point.slice(1)), ...figure.levels.flatMap((level) => [level.at, level.low, level.high]), ...(figure.zero ? [0] : [])].filter(finite);
-  let [low, high] = ys.length ? [Math.min(...ys), Math.max(...ys)] : [0, 1];
+  const [low, high] = ys.length ? [Math.min(...ys), Math.max(...ys)] : [0, 1];
   const pad = (high - low || Math.abs(high) || 1) * 0.06;
-  [low, high] = [figure.limits[0] ?? low - pad, figure.limits[1] ?? high + pad];
-  const yTicks = ticksBetween(low, high, 6), yTexts = tickTexts(yTicks), [xTicks, xTexts] = pointTicks(figure, xs);
-  const frame = frameOf(width, height, yTexts, figure.x);
+  return [figure.limits[0] ?? low - pad, figure.limits[1] ?? high + pad];
+}
+
+function lineChart(figure, width, { limits = limitsOf(figure), bands = true, labels = false, small = false } = {}) {
+  const height = small ? 144 : Math.round(Math.min(400, Math.max(260, width * 0.5)));
+  const xs = figure.series.flatMap((series) => series.points).map((point) => point[0]);
+  const yTicks = ticksBetween(...limits, small ? 3 : 6), yTexts = tickTexts(yTicks), [xTicks, xTexts] = pointTicks(figure, xs);
+  const frame = frameOf(width, height, yTexts, small ? "" : figure.x);
+  if (small) [frame.top, frame.bottom] = [8, height - 24];
+  if (labels) frame.right -= Math.min(width / 3, 20 + WIDE_LETTER * Math.max(...namesOf(figure).map(([name]) => name.length)));
   const x = scaleOf(Math.min(...xs), Math.max(...xs), frame.left + 14, frame.right - 14, figure.log);
-  const y = scaleOf(low, high, frame.bottom, frame.top, false);
+  const y = scaleOf(...limits, frame.bottom, frame.top, false);
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
-  axes(svg, frame, x, y, { xTicks, xTexts, yTicks, yTexts, yName: figure.y });
+  axes(svg, frame, x, y, { xTicks, xTexts, yTicks, yTexts, yName: small ? "" : figure.y });
   for (const level of figure.levels) {
     if (finite(level.low)) svg.append(shape("rect", { class: "band level", x: frame.left, width: frame.right - frame.left, y: y(level.high), height: Math.max(0, y(level.low) - y(level.high)) }));
     svg.append(shape("line", { class: "line level", x1: frame.left, x2: frame.right, y1: y(level.at), y2: y(level.at), "stroke-dasharray": dashes(level.style) }));
   }
   if (figure.zero) svg.append(shape("line", { class: "axis", x1: frame.left, x2: frame.right, y1: y(0), y2: y(0) }));
-  for (const series of figure.series) drawSeries(svg, series, x, y, figure.kind === "steps");
+  for (const series of figure.series) drawSeries(svg, series, x, y, figure.kind === "steps", bands);
   for (const point of figure.hollow) svg.append(shape("circle", { class: "hollow", cx: x(point[0]), cy: y(point[1]), r: 2.6 }));
+  if (labels) nameLines(svg, figure, frame, width, y);
   return svg;
 }
 
-function drawSeries(svg, series, x, y, steps) {
+// What lines are called, and where each ends: [name, y, colour].
+const namesOf = (figure) => [...figure.series.map((series) => [series.name, series.points.findLast((point) => finite(point[1]))?.[1], series.style.colour]),
+  ...figure.levels.map((level) => [level.name, level.at, "level"])].filter(([, at]) => finite(at));
+
+// The name of each line at its right end, as near as the others allow.
+function nameLines(svg, figure, frame, width, y) {
+  const names = namesOf(figure).map(([name, at, colour]) => ({ name, colour, from: y(at), to: y(at) })).sort((a, b) => a.from - b.from);
+  spread(names, LINE, frame.top, frame.bottom);
+  const left = frame.right + 14, room = Math.floor((width - left) / WIDE_LETTER);
+  for (const { name, colour, from, to } of names) {
+    svg.append(shape("path", { class: "leader " + colour, d: `M${frame.right - 10},${from}L${left - 4},${to}` }),
+      shape("text", { class: "name " + colour, x: left, y: to + 4 }, name.length > room ? name.slice(0, room - 1) + "\u2026" : name, shape("title", {}, name)));
+  }
+}
+
+// Moves places (ascending) apart until each is `gap` from the next, within two ends where that can be.
+function spread(all, gap, top, bottom) {
+  all.forEach((one, place) => { one.to = Math.max(one.to, place ? all[place - 1].to + gap : top); });
+  for (let place = all.length - 1; place >= 0; place--) all[place].to = Math.min(all[place].to, place === all.length - 1 ? Math.max(bottom, top + gap * (all.length - 1)) : all[place + 1].to - gap);
+}
+
+function drawSeries(svg, series, x, y, steps, bands) {
   const style = series.style;
   const known = series.points.filter((point) => finite(point[1]));
   const group = shape("g", { class: style.colour });
-  const banded = known.filter((point) => finite(point[2]) && finite(point[3]));
+  const banded = bands ? known.filter((point) => finite(point[2]) && finite(point[3])) : [];
   if (banded.length > 1) {
     const edge = (column) => stepped(banded.map((point) => [x(point[0]), y(point[column])]), steps);
     group.append(shape("polygon", { class: "band", points: [...edge(3), ...edge(2).reverse()].join(" ") }));
@@ -199,14 +248,15 @@ function barChart(figure, width) {
   return svg;
 }
 
-function legend(figure, id) {
+function legend(figure, methods) {
   const entries = [...figure.series, ...figure.levels];
   const hollow = element("li", {}, shape("svg", { width: 12, height: 12, "aria-hidden": "true" }, shape("circle", { class: "hollow", cx: 6, cy: 6, r: 2.6 })), figure.hollow_name);
+  const named = figure.crowded ? "narrow" : undefined; // elsewhere the lines bear their names
   return element("ul", { class: "legend" }, ...entries.map(({ name, style }) => {
     const key = shape("svg", { width: 30, height: 12, class: style.colour, "aria-hidden": "true" },
       shape("line", { class: "line", x1: 1, x2: 29, y1: 6, y2: 6, "stroke-dasharray": dashes(style) }));
     if (style.mark) { const mark = markAt(style.mark, 15, 6); mark.setAttribute("class", "mark"); key.append(mark); }
-    return element("li", {}, key, element("span", {}, ...(termOf.has(name) ? worded(name) : methodName(name, kindOf(id)))));
+    return element("li", { class: named }, key, element("span", {}, ...(termOf.has(name) ? worded(name) : methodName(name, methods))));
   }), ...(figure.hollow.length ? [hollow] : []));
 }
 

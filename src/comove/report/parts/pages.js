@@ -1,11 +1,12 @@
 // The other tabs: measured results, likely mislabelled examples, and where everything comes from.
 function figurePage(content) {
   const figures = content.figures.map((figure) => {
-    const draw = figure.kind === "bars" ? barChart : lineChart;
+    const draw = figure.kind === "bars" ? barChart : lineCharts;
     const seen = new Set(), notes = figure.notes.map((note) => element("p", { class: "quiet" }, ...worded(note, seen)));
-    const drawn = [figure.title, figure.x, figure.y, ...figure.series.map((series) => series.name), ...figure.levels.map((level) => level.name)];
+    const drawn = [figure.title, figure.x, figure.y, ...figure.series.filter((series) => series.control).map((series) => series.name), ...figure.levels.map((level) => level.name)];
     return element("figure", { class: "panel" }, element("figcaption", {}, element("h3", {}, figure.title)),
-      figure.kind === "bars" ? null : legend(figure, content.id), responsive((width) => draw(figure, width), figure.title + "; the numbers are in the table below"),
+      figure.kind === "bars" ? null : legend(figure, kindOf(content.id)), responsive((width) => draw(figure, width, kindOf(content.id)), figure.title + "; the numbers are in the table below"),
+      figure.crowded ? element("p", { class: "quiet" }, ...worded("Above: all methods together. Below: each with its intervals, the controls beside it in grey.", seen)) : null,
       ...notes, termsIn(drawn, seen), foldedTable(figure.table, figure.title, kindOf(content.id)), provenance(figure.made));
   });
   return element("div", { class: "page" }, element("h2", {}, content.heading), element("p", { class: "about" }, ...worded(content.about)), ...figures, ...keptSections(content.kept));
