@@ -7,7 +7,7 @@ DATA ?= ../shared/data
 # The exact versions that passed; `make CONSTRAINTS=/dev/null` takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test update lint docs bench study-report clean
+.PHONY: demo test update lint docs glossary bench study-report clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready  ## the main job on embedded real data, about a minute; open demo/index.html
@@ -29,6 +29,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+glossary: $(VENV)/.ready  ## docs/glossary.md, from the list that reports explain their terms by
+	$(BIN)/python -c "from comove.report.glossary import glossary_page as page; print(page(), end='')" > docs/glossary.md
 
 docs: $(VENV)/.ready
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from matplotlib.text import Text
 
 from comove.evaluation import Brittleness, Counterfactual
 from comove.evaluation.prediction_brittleness.models import FullData
@@ -128,6 +130,41 @@ def test_the_legend_has_the_order_of_the_lines_on_the_right() -> None:
     named = [text.get_text().split("\n")[0].removesuffix(" (control)") for text in legend.get_texts()][:-1]
     ends = {name.split("(")[0]: result.rate(name, 400).value for name in result.methods}
     assert [ends[name] for name in named] == sorted(ends.values(), reverse=True)
+
+
+def many() -> Brittleness:
+    """Six methods and two controls."""
+    few = brittle()
+    names = (*(f"m{number}" for number in range(6)), *CONTROLS)
+    order = np.array([0, 0, 1, 1, 0, 1, 2, 3])
+    parts = {name: getattr(few, name)[order] for name in ("predicted", "margins", "class_emptied")}
+    return replace(few, methods=names, **parts)
+
+
+def test_of_many_methods_the_lines_stand_together_without_bands_and_each_alone_with_its_interval() -> None:
+    result = many()
+    together, *alone = result.plot().axes
+    assert len(together.collections) == 0
+    assert len(lines(result.plot())) == 9  # and the level of nothing removed
+    for axes, name in zip(alone, result.methods, strict=False):
+        assert axes.get_title(loc="left") == name
+        (band,) = axes.collections
+        span = band.get_paths()[0].get_extents()
+        bounds = np.array([result.rate(name, k)[1:] for k in result.ks]) * 100
+        np.testing.assert_allclose([span.y0, span.y1], [bounds.min(), bounds.max()])
+        assert axes.get_ylim() == together.get_ylim()
+        assert axes.get_ylim()[1] > bounds.max()
+
+
+def test_every_line_of_many_bears_its_name_and_no_two_names_overlap() -> None:
+    figure = many().plot()
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    named = [text for text in axes.texts if text.get_text()]
+    assert len(named) == 9
+    boxes = sorted((Text.get_window_extent(text) for text in named), key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(("ks", "scale"), [((10, 400), "log"), ((10, 50), "linear"), ((5, 6), "linear")])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +20,7 @@ from comove.report.thumbnails import pixels
 from comove.trace import Trace
 from comove.training import Run
 
-CHROMIUM = os.environ.get("COMOVE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("No chromium was found: install it, or name it in COMOVE_CHROMIUM")
-    with sync_api.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Open]:
-    """Open a file in a new window; at the end no page may have had an error or asked for anything but itself."""
-    faults: list[str] = []
-    asked: list[str] = []
-    contexts = []
-
-    def open_(path: Path, anchor: str = "", width: int = 1280, height: int = 900, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda message: faults.extend([message.text] * (message.type == "error")))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri() + anchor)
-        return page
-
-    yield open_
-    for context in contexts:
-        for page in context.pages:
-            if page.locator("#fault").count() and page.locator("#fault").is_visible():
-                faults.append(page.locator("#fault").inner_text())
-    for context in contexts:
-        context.close()
-    assert faults == []
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.fixture(scope="module")

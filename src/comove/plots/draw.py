@@ -165,7 +165,7 @@ def _together_and_each(chart: Chart) -> Figure:
     rows = -(-len(methods) // columns)
     chart = replace(chart, limits=_limits(chart))
     figure = new_figure(10.5, TALL + 1.6 * rows)
-    above, below = figure.subfigures(2, 1, height_ratios=[TALL, 1.6 * rows])
+    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=[TALL, 1.6 * rows]))
     axes = above.subplots()
     for one in chart.series:
         _line(axes, chart, one, one.style, band=False)
@@ -217,12 +217,12 @@ def _name_lines(axes: Axes, chart: Chart) -> None:
     named = sorted((end for end in ends if np.isfinite(end[0])), key=lambda end: end[0])
     low, high = axes.get_ylim()
     heights = [(end - low) / (high - low) for end, _, _ in named]
-    beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "axes fraction", "va": "center", "fontsize": 8}
+    within: Any = "axes fraction"
+    beside: dict[str, Any] = {"xycoords": within, "textcoords": within, "va": "center", "fontsize": 8}
     for (_, name, style), height, at in zip(named, heights, spread(heights, LABEL_GAP), strict=True):
         colour = line_of(style)["color"]
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
-        place = {"xy": (1.0, height), "xytext": (1.03, at)}
-        axes.annotate(literal(name), **place, color=colour, arrowprops=leader, **beside)
+        axes.annotate(literal(name), (1.0, height), (1.03, at), color=colour, arrowprops=leader, **beside)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

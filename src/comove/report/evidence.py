@@ -34,7 +34,7 @@ PAGES: Mapping[str, tuple[str, str, str]] = {
         "Does removing them change the prediction?",
         (
             "For each query the examples said to help it most were removed, models were trained again, and flipped "
-            "predictions counted. A good method flips more than random or same-class removal."
+            "predictions counted. A good method flips more than random removal and same-class removal."
         ),
     ),
     "curves": (

@@ -1,12 +1,11 @@
 """What the terms in a report mean: read from ``parts/glossary.md``, of which ``docs/glossary.md`` is written as well.
 
-``python -m comove.report.glossary docs/glossary.md`` writes the page; a test holds it to the list.
+``make glossary`` writes that page; a test holds it to the list.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +60,3 @@ def terms() -> list[Term]:
 def glossary_page() -> str:
     """Return ``docs/glossary.md``."""
     return HEAD + "".join(f"| {one.name} | {one.meaning} |{f' {one.source} '.replace('  ', ' ')}|\n" for one in terms())
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(glossary_page(), encoding="utf-8")

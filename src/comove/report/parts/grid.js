@@ -34,12 +34,21 @@ function queryGrid(onChoose) {
     cards[current].tabIndex = 0;
   }
 
-  function choose(query, focus = false) {
+  // Scrolls the grid to a card, and with `page` all else; again in the next frames, since cards get their sizes when shown.
+  function reveal(query, page, frames = 4) {
+    const card = cards[query], end = card.offsetTop + card.offsetHeight;
+    if (card.offsetTop < list.scrollTop) list.scrollTop = card.offsetTop - 6;
+    else if (end > list.scrollTop + list.clientHeight) list.scrollTop = end - list.clientHeight + 6;
+    if (page) card.scrollIntoView({ block: "nearest" });
+    if (frames) requestAnimationFrame(() => { if (query === current) reveal(query, page, frames - 1); });
+  }
+
+  function choose(query, focus = false, page = false) {
     for (const card of list.querySelectorAll("[aria-selected=true]")) card.setAttribute("aria-selected", "false");
     point(query);
     cards[query].setAttribute("aria-selected", "true");
     if (focus) cards[query].focus({ preventScroll: true });
-    cards[query].scrollIntoView({ block: "nearest" });
+    reveal(query, page);
   }
 
   function perRow() {
@@ -54,7 +63,7 @@ function queryGrid(onChoose) {
     if (event.key in steps) {
       event.preventDefault();
       const next = visible[Math.min(visible.length - 1, Math.max(0, place + steps[event.key]))];
-      if (next !== undefined && next !== current) { choose(next, true); onChoose(next, false); }
+      if (next !== undefined && next !== current) { choose(next, true, true); onChoose(next, false); }
     } else if (event.key === "Enter" || event.key === " ") { event.preventDefault(); onChoose(current, true); }
   });
   list.addEventListener("click", (event) => {

@@ -49,7 +49,7 @@ function start() {
     const query = name === "queries" ? queryNamed(wanted) : -1;
     if (query >= 0) { grid.reset(); showQuery(query, false); }
     open(tabs.find((tab) => tab.id === name) ?? tabs[0]);
-    if (query >= 0) grid.choose(query); // when the grid can be seen: what is hidden cannot be scrolled to
+    if (query >= 0) grid.choose(query, false, true); // when the grid can be seen: what is hidden cannot be scrolled to
   }
 
   document.getElementById("summary").append(...worded(summary()));
@@ -65,8 +65,7 @@ const addressOf = (query) => "#queries/" + encodeURIComponent(page.query.ids[que
 
 // The query that an address names by its id or its file, whatever characters these hold; -1 for none.
 function queryNamed(text) {
-  let decoded = text;
-  try { decoded = decodeURIComponent(text); } catch { /* a bare "%", as typed */ }
+  const decoded = text.replace(/(?:%[0-9a-f]{2})+/gi, (part) => { try { return decodeURIComponent(part); } catch { return part; } }); // "%" may stand for itself
   for (const wanted of [text, decoded])
     for (const nameOf of [(query) => String(page.query.ids[query]), (query) => fileOf("query", query)]) {
       const found = page.query.ids.findIndex((_, query) => wanted !== "" && nameOf(query) === wanted);

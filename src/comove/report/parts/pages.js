@@ -46,7 +46,7 @@ function suspectSection(list, item, title = list.method) {
   const shown = size <= UNFOLDED + 4 ? size : UNFOLDED; // four more are shorter than a fold
   const part = (from, to) => element("ol", { class: kind, start: from + 1 }, ...list.members.slice(from, to).map((_, place) => item(from + place)));
   const rest = size === shown ? null : element("details", { class: "fold" }, element("summary", {}, `The other ${whole(size - shown)}`), part(shown, size));
-  return element("section", { class: "panel", tabindex: "-1", "aria-label": title }, element("h3", {}, title),
+  return element("section", { class: "panel", tabindex: "-1", "aria-label": title }, element("h3", {}, ...(title !== list.method ? [title] : termOf.has(title) ? worded(title) : methodName(title))),
     list.note ? element("p", { class: "quiet" }, ...worded(list.note)) : null, part(0, shown), rest);
 }
 
