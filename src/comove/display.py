@@ -25,6 +25,7 @@ __all__ = [
     "html_table",
     "percent",
     "plain",
+    "plain_score",
     "scored",
     "short",
     "span",
@@ -89,6 +90,16 @@ def scored(value: float, *, plus: bool = True, counts: bool = False) -> str:
         return f"{sign}{abs(value) if whole > DIGITS else size:,.{max(0, DIGITS - whole)}f}"
     mantissa, power = f"{abs(value):.1e}".split("e")
     return f"{sign}{mantissa}\u00d710{str(int(power)).translate(RAISED)}"
+
+
+def plain_score(value: float) -> str:
+    """A score to three digits in plain letters, for terminals: ``+0.740``, ``-1,234``, ``+1.2e-05``.
+
+    >>> plain_score(-1234.4), plain_score(0.74), plain_score(1.2e-5)
+    ('-1,234', '+0.740', '+1.2e-05')
+    """
+    text = scored(value)
+    return f"{value:+.1e}" if "\u00d7" in text else text.replace(MINUS, "-").replace(NOTHING, "-")
 
 
 def are_counts(scores: npt.NDArray[np.floating[Any]]) -> bool:

@@ -44,11 +44,11 @@ def test_it_ends_with_a_summary_for_people_and_the_files_keep_how_scores_were_ma
     runs: tuple[Run, ...], tmp_path: Path
 ) -> None:
     result = comove_("attribute", *(run.path for run in runs), "--queries", 3, "--top", 4, "--out", tmp_path)
-    blank, told, written = result.stderr.splitlines()
+    blank, more, told, written = result.stderr.splitlines()
     assert blank == ""
+    assert more == "2 queries more, and up to 4 training examples at either end, in METHOD-top.csv."
     assert told == "cld: 200 training examples x 3 queries, the mean of 2 runs; positive = helps."
-    table = "cld-top.csv (of each query the 4 that help and hurt most)"
-    assert written == f"Written to {tmp_path}/: cld.safetensors, {table}, cld-influence.png"
+    assert written == f"Written to {tmp_path}/: cld.safetensors, cld-top.csv, cld-influence.png"
     assert "{" not in result.stdout
     assert Scores.load(tmp_path / "cld.safetensors").info["correlation"] == "pearson"
 

@@ -200,6 +200,21 @@ def test_curve_writes_a_table_and_a_figure(trained: tuple[Path, Path], tmp_path:
     assert "full data   100%" in result.out
 
 
+def test_what_a_run_was_trained_with_is_not_said_again(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    run = trained[0]
+    for words, told in (
+        (("curve", run, "--epochs", 3, "--out", tmp_path), "leave out --epochs"),
+        (("curve", run, "--limit", 30, "--flip-labels", 0.1, "--out", tmp_path), "leave out --limit --flip-labels"),
+        (("train", run, "--epochs", 40, "--lr", 0.1), "leave out --lr"),
+        (("train", run, "--epochs", 40, "--out", tmp_path), "leave out --out"),
+        (("train", run), "say to how many in all"),
+        (("curve", run / "trace", "--out", tmp_path), "is a bare trace, with which no model can be trained"),
+    ):
+        result = comove_(*words)
+        assert result.code == 2, result.err
+        assert told in result.err
+
+
 def test_curve_without_a_run_trains_a_proxy_and_counts_the_wrong_labels_that_coresets_keep(tmp_path: Path) -> None:
     words = (*SMALL, "--flip-labels", "0.2", "--methods", "cld", "el2n", "--budgets", "0.3", "--seeds", "1")
     result = comove_("curve", *words, "--target-model", "mlp", "cnn-small", "--executor", "serial", "--out", tmp_path)
@@ -670,10 +685,9 @@ def test_help_of_each_command_gives_an_example_that_names_its_options(name: str)
     result = comove_(name, "-h")
     assert result.code == 0
     assert result.out == comove_(name, "--help").out
-    text = " ".join(re.sub(r"[│╭╰╮╯─]", " ", result.out).split())
-    examples = re.findall(rf"Example: (comove {name}\b[^│]*?)(?= Example:| Options| Arguments|$)", text)
+    examples = re.findall(rf"^  (comove {name}\b.*)", result.out, re.M)
     assert examples
-    known = set(re.findall(r"--[a-z][a-z-]*", text.split(examples[-1], 1)[1]))
+    known = set(re.findall(r"--[a-z][a-z-]*", result.out.split(examples[-1], 1)[1]))
     for option in re.findall(r"--[a-z][a-z-]*", " ".join(examples)):
         assert option in known
 

@@ -16,8 +16,8 @@ from tests.cli.test_clean import comove
 
 from comove.data.builtin import load_dataset
 from comove.data.hashed_ids import hashed_ids
-from comove.evaluation import RetrainingBank
-from comove.training import Run
+from comove.evaluation import RetrainingBank, subsets
+from comove.training import Run, Training
 
 TRAINED = ("--model", "mlp", "--epochs", 2, "--quiet")
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_dropped_is_named(photos: Path, tmp_path: Path, table: st
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("file,label\nthree/00.png,five\n", "names a class 'five'; the classes are eight, three"),
+        ("file,label\nthree/00.png,five\n", "Unknown class 'five'; the classes are eight, three"),
         ("file\nthree/00.png\n", "right class of each example in a column 'label'"),
         ("file,label\nthree/00.png,three\nthree/00.png,eight\n", "two labels"),
         ("file,label,class\nthree/00.png,three,eight\n", "two labels"),
@@ -194,13 +194,21 @@ def test_one_example_is_not_both_dropped_and_relabelled(photos: Path, tmp_path: 
 
 def test_a_moved_folder_is_named_anew_and_another_is_refused(photos: Path, tmp_path: Path) -> None:
     run, moved = photos / "run", tmp_path / "animals"
+    how = Training("mlp", {"epochs": 1})
+    splits = load_dataset(str(photos / "photos"))
+    RetrainingBank.create(tmp_path / "bank", splits, how, subsets=subsets.random(0.5, 2, 0), seeds=1)
     (photos / "photos").rename(moved)
     try:
         made = comove("coreset", run, "--method", "herding", "--out", tmp_path / "k.csv")
         cannot = comove("attribute", run, "--method", "tracin", "--queries", 1, "--out", tmp_path / "s")
         assert cannot.exit_code == 2
         assert "--dataset NEW" in cannot.stderr
-        for words in (("attribute", run, "--method", "tracin", "--queries", 1, "--out", tmp_path / "s"),):
+        curve = ("curve", run, "--methods", "random", "--budgets", "0.5", "--seeds", 1, "--executor", "serial")
+        for words in (
+            (*curve, "--out", tmp_path / "curve"),
+            ("bank", "work", tmp_path / "bank", "--executor", "serial"),
+            ("attribute", run, "--method", "tracin", "--queries", 1, "--out", tmp_path / "s"),
+        ):
             made = comove(*words, "--dataset", moved)
             assert made.exit_code == 0, made.stderr
         assert "three/" in made.stdout or "eight/" in made.stdout
@@ -217,10 +225,10 @@ def test_a_moved_folder_is_named_anew_and_another_is_refused(photos: Path, tmp_p
 
 def test_all_files_are_looked_at_with_folds_and_the_share_is_told(photos: Path, tmp_path: Path) -> None:
     made = comove("clean", photos / "run", "--methods", "aum", "--top", 3, "--out", tmp_path / "a")
-    assert "48 of 60 examples (80%) were looked at: the 12 held-out ones were not" in made.stderr
+    assert "48 of 60 examples (80%) were ranked, not the 12 held-out ones" in made.stderr
     made = comove("clean", photos / "run", "--folds", 2, "--top", 60, "--out", tmp_path / "c")
     assert made.exit_code == 0, made.stderr
-    assert "All 60 examples were looked at" in made.stderr
+    assert "All 60 examples were ranked" in made.stderr
     frame = pd.read_csv(tmp_path / "c" / "suspicion.csv")
     assert sorted(frame["file"]) == sorted(f"{name}/{n:02d}.png" for name in ("three", "eight") for n in range(30))
     assert (tmp_path / "c" / "suspicious.png").exists()

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from comove import cli
 from comove.attribution import CLD, Scores
-from comove.attribution.pictures import image_files, open_pictures
+from comove.attribution.pictures import open_pictures
+from comove.data.preparation import image_files
 from comove.errors import InputError
 from comove.training import Run
 
@@ -57,7 +58,7 @@ def test_a_folder_of_pictures_without_labels_is_explained_by_what_the_runs_predi
     expected = CLD().fit(runs).attribute(prepared.with_labels(seen.argmax(1)))
     np.testing.assert_array_equal(scores.values, expected.values)
     for id_, name in enumerate(("a.png", "b.png", "c.png")):
-        told = f"{name}: predicted {seen[id_].argmax()} ({seen[id_].max():.0%}); explained as that, since no label"
+        told = f"{name}: predicted {seen[id_].argmax()} ({seen[id_].max():.0%}), which is explained, as no label"
         assert told in made.stderr
     assert "help a.png most" in made.stdout
     assert "cld: 200 training examples x 3 pictures, the mean of 2 runs" in made.stderr
@@ -110,8 +111,8 @@ def test_what_cannot_be_asked_is_refused_in_one_line_and_nothing_is_written(
         ((run.path, "--image", empty), "holds no picture"),
         ((run.path, "--image", folder / "notes.txt"), "no image of a known format"),
         ((run.path, "--image", picture, picture), "named twice"),
-        ((run.path, "--image", picture, "--label", "cat"), "Unknown class 'cat'; the runs know 0, 1"),
-        ((run.path, "--image", folder, "--label", "1", "2"), "got 2 for 3 pictures"),
+        ((run.path, "--image", picture, "--label", "cat"), "Unknown class 'cat'; the classes are 0, 1"),
+        ((run.path, "--image", folder, "--label", "1", "2"), "got 2 for 3 examples"),
         ((run.path, "--label", "1"), "--label is the class of a picture"),
         ((run.path, "--image", picture, "--query-id", "1"), "give one of them"),
         ((run.path, "--image", picture, "--blocks", "serial"), "leave out --image"),
@@ -149,3 +150,12 @@ def test_the_report_shows_pictures_and_refuses_those_that_changed(
     Image.new("L", (8, 8)).save(folder / "a.png")
     changed = comove_("report", *paths, "--scores", out / "cld.safetensors", "--out", page)
     assert (changed.exit_code, "another set of pictures" in changed.stderr) == (2, True)
+
+
+def test_in_python_a_folder_and_the_name_of_a_class_will_do(run: Run, folder: Path) -> None:
+    files = [folder / name for name in ("a.png", "b.png", "more/c.png")]
+    expected = run.prepare(files, [5, 5, 5])
+    for found in (run.prepare(folder, labels="5"), run.prepare(str(folder), labels=["5", "5", "5"])):
+        assert found.fingerprint == expected.fingerprint
+    with pytest.raises(InputError, match="Unknown class 'cat'; the classes are 0, 1"):
+        run.prepare(folder, labels="cat")

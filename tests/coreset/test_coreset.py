@@ -68,6 +68,16 @@ def test_arrays_that_do_not_fit_are_refused(changes: dict[str, object], message:
         made(**changes)
 
 
+def test_the_kept_examples_of_a_data_set_are_a_subset_of_it_the_best_first(run: Run) -> None:
+    train = run.data().train
+    chosen = select("random", run, budget=5)
+    kept = chosen.subset(train)
+    assert [label for _, label in kept] == [train.labels[train.positions([id_])[0]] for id_ in chosen.ids]
+    assert list(made().subset(list("abcdefghij"))) == ["j", "c", "f"]
+    with pytest.raises(InputError, match=r"no positions in a data set of 9: .* run.data\(\).train"):
+        made().subset(list("abcdefghi"))
+
+
 def test_highest_is_stable_in_ids() -> None:
     assert highest(np.array([1.0, 3.0, 3.0, -0.0, 0.0]), np.array([7, 9, 8, 2, 1]), 5).tolist() == [2, 1, 0, 4, 3]
 

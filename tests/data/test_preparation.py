@@ -154,9 +154,15 @@ def test_grey_images_are_told_from_the_rows_of_one() -> None:
     torch.testing.assert_close(prepared(images[0].permute(1, 2, 0), to), images[:1])
 
 
-def test_a_folder_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a folder; give the paths of its images"):
-        prepared(tmp_path, Preprocessing((3, 12, 10), "pixels", None))
+def test_a_folder_is_the_pictures_in_it_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    for name, red in (("b.png", 2), ("a.png", 1), ("deeper/c.png", 3)):
+        Image.new("RGB", (10, 12), (red, 0, 0)).save(tmp_path / name)
+    assert prepared(tmp_path, COLOUR)[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert prepared([tmp_path / "b.png", tmp_path / "deeper"], COLOUR)[:, 0, 0, 0].tolist() == [2, 3]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no picture"):
+        prepared(tmp_path / "empty", COLOUR)
 
 
 def test_arrays_of_another_size_are_resized_and_stay_in_range() -> None:
@@ -197,7 +203,7 @@ def test_other_arrays_are_taken_as_they_are() -> None:
         (np.zeros((2, 6)), VECTORS, r"real numbers, not all in \[0, 1\] \(5,\)"),
         (np.zeros((2, 5), np.int64), VECTORS, "int64"),
         (np.zeros((2, 7)), TOKENS, "whole numbers"),
-        (["no-such-file.png"], COLOUR, "cannot be read as an image"),
+        (["no-such-file.png"], COLOUR, "There is no picture no-such-file.png"),
     ],
 )
 def test_what_is_no_such_example_is_refused(given: Any, to: Preprocessing, message: str) -> None:

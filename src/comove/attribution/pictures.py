@@ -19,14 +19,15 @@ from comove.attribution.base import Attributor
 from comove.attribution.cld import replay_losses
 from comove.attribution.scores import Scores, SomeScores, named_scores
 from comove.data import ExampleSet, Ids, Splits
-from comove.data.builtin import IMAGE_ENDINGS
-from comove.errors import InputError, did_you_mean, some
+from comove.data.class_names import class_indices
+from comove.data.preparation import image_files
+from comove.errors import InputError, some
 from comove.store import check_fingerprint
 from comove.trace import Trace
 from comove.training import Run
 from comove.training.sources import Source
 
-__all__ = ["Pictures", "check_answers_pictures", "image_files", "open_pictures", "pictures_of"]
+__all__ = ["Pictures", "check_answers_pictures", "open_pictures", "pictures_of"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Pictures:
             if self.labelled:
                 yield f"{row['picture']}: {predicted}; explained as {row['explained']}, the label given."
             else:
-                yield f"{row['picture']}: {predicted}; explained as that, since no label was given."
+                yield f"{row['picture']}: {predicted}, which is explained, as no label was given."
 
     def rows(self) -> list[dict[str, Any]]:
         """A row of JSON values for each picture: its id, name, the explained and the predicted class, and how sure."""
@@ -114,26 +115,6 @@ class Pictures:
         return replace(splits, validation=None, query=examples, ids_apart=False)
 
 
-def image_files(paths: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    """Return image files: those named, and those in a folder and below it, in the order of their names.
-
-    Raises:
-        InputError: no such file or folder, a folder without images, a file named twice.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"There is no picture {path}.")
-        inside = sorted(path.rglob("*")) if path.is_dir() else []
-        images = [file for file in inside if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".")]
-        if path.is_dir() and not images:
-            raise InputError(f"{path} holds no picture ({', '.join(IMAGE_ENDINGS)}).")
-        found += images or [path]
-    if twice := sorted({str(file) for file in found if found.count(file) > 1}):
-        raise InputError(f"A picture is named twice: {some(twice)}.")
-    return tuple(found)
-
-
 def open_pictures(runs: Sequence[Run], paths: Sequence[str | os.PathLike[str]], labels: Sequence[str] = ()) -> Pictures:
     """Open image files as queries of recorded runs, as :meth:`comove.training.Run.prepare` makes them.
 
@@ -147,14 +128,12 @@ def open_pictures(runs: Sequence[Run], paths: Sequence[str | os.PathLike[str]], 
             images, or without checkpoints.
     """
     files = image_files(paths)
-    if len(labels) not in (0, 1, len(files)):
-        raise InputError(f"Give one label for all pictures, or one each: got {len(labels)} for {len(files)} pictures.")
     examples = runs[0].prepare(files, np.zeros(len(files), np.int64))
-    given = [_class_of(label, examples.classes) for label in labels] * (len(files) if len(labels) == 1 else 1)
+    given = class_indices(labels, examples.classes, len(files)) if labels else None
     probabilities_QC = np.mean([_probabilities(run, examples) for run in runs], axis=0)
     predicted = probabilities_QC.argmax(1).astype(np.int64)
-    explained = np.array(given, np.int64) if given else predicted
-    return Pictures(examples.with_labels(explained), files, predicted, probabilities_QC.max(1), bool(given))
+    explained = predicted if given is None else given
+    return Pictures(examples.with_labels(explained), files, predicted, probabilities_QC.max(1), given is not None)
 
 
 def pictures_of(scores: SomeScores, sources: Sequence[Run | Trace]) -> Pictures | None:
@@ -193,15 +172,6 @@ def _probabilities(run: Run, examples: ExampleSet) -> npt.NDArray[np.float64]:
         raise InputError(f"{run.path} is no classifier: pictures are explained by the class of a prediction.")
     found: npt.NDArray[np.float64] = logits.double().softmax(1).numpy()
     return found
-
-
-def _class_of(label: str, classes: Sequence[str]) -> int:
-    """The index of a class, given by name or index."""
-    if label in classes:
-        return list(classes).index(label)
-    if label.isdecimal() and int(label) < len(classes):
-        return int(label)
-    raise InputError(f"Unknown class {label!r}; the runs know {some(classes)}.{did_you_mean(label, classes)}")
 
 
 def check_answers_pictures(methods: Sequence[Attributor], sources: Sequence[object]) -> None:

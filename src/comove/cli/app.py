@@ -20,6 +20,7 @@ from typing import Annotated, Any, TextIO, TypeVar, get_args, get_type_hints
 import typer
 from typer.core import TyperArgument, TyperCommand
 
+from comove.cli.help import print_help
 from comove.cli.output import (
     STDOUT,
     MachineOptions,
@@ -72,9 +73,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Which training examples a prediction depends on, and which are worth keeping.\n\n"
-        "Start with [bold]comove demo[/bold]. Then: [bold]comove train[/bold] records a run, [bold]comove "
-        "attribute[/bold] and [bold]comove coreset[/bold] read it, [bold]comove lds[/bold] and [bold]comove "
-        "curve[/bold] hold methods to real retraining."
+        "Start with [bold]comove demo[/bold]. Then [bold]comove train[/bold] makes a run, [bold]comove attribute[/bold]"
+        " explains its predictions, [bold]comove coreset[/bold] and [bold]comove clean[/bold] choose examples, and "
+        "[bold]comove lds[/bold], [bold]comove brittleness[/bold] and [bold]comove curve[/bold] measure methods by "
+        "retraining. [bold]comove COMMAND --help[/bold] explains a command."
     ),
 )
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -98,6 +100,10 @@ def _interrupt(number: int, frame: object) -> None:
 
 class ListCommand(TyperCommand):
     """A command whose list options take ``--k 10 50``, ``--k 10 --k 50`` and ``--k 10,50`` alike."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help page."""
+        print_help(self, ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Write every list option once a value, as the parser knows it."""
@@ -312,7 +318,7 @@ def _print_warning(
     if category is UserWarning:
         say(" ".join(str(message).split()), "Warning:", "yellow")
     else:
-        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), "Warning:", "yellow")
 
 
 def _traceback() -> None:
@@ -323,7 +329,7 @@ def _traceback() -> None:
 @app.callback(invoke_without_command=True)
 def _main(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (may stand anywhere).")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (anywhere on the command line).")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
 ) -> None:
     _debugging.set(debug)

@@ -14,7 +14,7 @@ from comove.cli.named import Named, named_examples, told_columns
 from comove.cli.options import Runs, open_banks, open_runs, parse_methods
 from comove.cli.output import STDOUT
 from comove.cli.own import OwnOptions
-from comove.display import counted
+from comove.display import counted, plain_score
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,23 +35,23 @@ DRAWN = 8
 class QueryOptions:
     """What is asked about: recorded queries, or pictures."""
 
-    queries: Annotated[int, typer.Option(min=1, help="How many recorded queries, spread over classes.")] = 20
+    queries: Annotated[int, typer.Option(min=1, help="Number of recorded queries, taken evenly from the classes.")] = 20
     query_id: Annotated[
         list[int] | None,
-        typer.Option(help="A query's id; may be given several times.", show_default="as many as --queries"),
+        typer.Option(help="Ids of the queries.", show_default="chosen by --queries"),
     ] = None
     image: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A picture of your own, or a folder of them, instead of recorded queries; several.",
+            help="Pictures of your own (files or folders), in place of recorded queries.",
             show_default="none",
         ),
     ] = None
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="Class of the pictures to be explained: one for all, or one each.",
-            show_default="what the runs predict",
+            help="The class to explain: one for all pictures, or one each.",
+            show_default="the class that the runs predict",
         ),
     ] = None
 
@@ -74,8 +74,8 @@ def attribute(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for METHOD.safetensors, METHOD-top.csv and METHOD-influence.png (other methods' stay); "
-            "- for the table alone, on standard output."
+            help="Folder for METHOD.safetensors, METHOD-top.csv and METHOD-influence.png; or - to write "
+            "only the table, to standard output."
         ),
     ],
     own: OwnOptions,
@@ -85,22 +85,23 @@ def attribute(
         typer.Option(
             "--method",
             "--methods",
-            help="Methods, as cld trak; options as cld:correlation=spearman.",
+            help="Attribution methods, such as cld trak; options as cld:correlation=spearman.",
             show_default="cld",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many training examples to list for each query.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Training examples listed for each query, at either end.")] = 10,
     blocks: Annotated[
         str | None,
         typer.Option(
-            help="For scores larger than memory (cld): compute them block by block, serial, local or ray.",
+            help="Executor for scores larger than memory, computed block by block (cld): serial, local or ray.",
             show_default="all at once",
         ),
     ] = None,
 ) -> None:
-    """Score every training example for queries: which help the prediction, which hurt it (positive = helps).
+    """Score how much each training example helps (positive) or hurts (negative) the predictions on queries.
 
-    With --blocks the same command goes on after an interruption.
+    Queries are recorded held-out examples, or pictures of your own (--image). With --blocks, the same command goes on
+    after an interruption.
 
     Example: comove attribute runs/a runs/b --methods cld trak --queries 20 --top 10 --out scores/
 
@@ -210,8 +211,7 @@ def _write(scores: Scores, table: pd.DataFrame, source: Any, wanted: Pictures | 
     file = _file(scores.method, out)
     write_table(out / f"{file.stem}-top.csv", table)
     figure = _figure(source, scores, wanted, out / f"{file.stem}-influence.png")
-    about = f"(of each query the {table['rank'].max()} that help and hurt most)"
-    return [file.name, f"{file.stem}-top.csv {about}", *([figure.name] if figure else [])]
+    return [file.name, f"{file.stem}-top.csv", *([figure.name] if figure else [])]
 
 
 def _print(
@@ -237,8 +237,11 @@ def _print(
     if len(found) == 1:
         print_ranking(found[0], query, k, names.get(query, ""), named)
     else:
-        _side_by_side(found, query, k, names.get(query, f"query {query}"))
+        _side_by_side(found, query, k, names.get(query, f"query {query}"), named)
     say("")
+    if (others := found[0].query_ids.size - 1) and out != STDOUT:
+        more = counted(others, "query" if isinstance(wanted, list) else "picture")
+        say(f"{more} more, and up to {tables[0]['rank'].max()} training examples at either end, in METHOD-top.csv.")
     if not isinstance(wanted, list):
         for line in wanted.lines():
             say(line)
@@ -248,16 +251,25 @@ def _print(
         say(_told(scores))
 
 
-def _side_by_side(found: Sequence[Scores], query: int, k: int, name: str) -> None:
-    """A column a method: the id, class and score of the training examples that help and hurt a query most."""
+def _side_by_side(found: Sequence[Scores], query: int, k: int, name: str, named: Named) -> None:
+    """A column a method: the file or else id, the class and the score of the examples that help and hurt a query."""
+    files = named.get("file", {})
     for title, side in (("help", "top"), ("hurt", "bottom")):
         columns = [getattr(scores, side)(k, query=query) for scores in found]
         cells = [
-            [f"{id_} {label} {score:+.3g}" for (id_, score), label in zip(column, column.class_names(), strict=True)]
+            [
+                f"{_who(files.get(id_, str(id_)), label)} {plain_score(score)}"
+                for (id_, score), label in zip(column, column.class_names(), strict=True)
+            ]
             for column in columns
         ]
         rows = [[str(rank), *row] for rank, row in enumerate(zip(*cells, strict=True), 1)]
         table(f"\nTraining examples that {title} {name} most", ["", *(one.method for one in found)], rows)
+
+
+def _who(file: str, label: str) -> str:
+    """A file, and its class where that is not the folder it lies in."""
+    return file if file.startswith(f"{label}/") else f"{file} {label}"
 
 
 def _told(scores: Scores) -> str:

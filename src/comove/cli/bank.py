@@ -9,7 +9,7 @@ import typer
 
 from comove.cli.app import ListCommand, app, command_of, computes_nothing, facts, guarded, result, say, table, written
 from comove.cli.options import ComputeOptions, Device, Quiet, check_bank
-from comove.cli.own import OwnFunction, TaskName, importable, own_training
+from comove.cli.own import OwnDataset, OwnFunction, OwnModel, TaskName, importable, is_object, own_splits, own_training
 
 if TYPE_CHECKING:
     from comove.retraining.status import BankStatus
@@ -20,9 +20,8 @@ bank = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Look at a retraining bank, train it, join shards of it, publish it; read and write those of others.\n\n"
-        "Banks are planned by [bold]comove lds[/bold], [bold]comove brittleness[/bold] and [bold]comove curve[/bold] "
-        "(their OUT/bank), or in Python by RetrainingBank.create."
+        "Retraining banks: state, training, merging, one file to publish, and the formats of other libraries.\n\n"
+        "[bold]comove lds[/bold] and [bold]comove brittleness[/bold] make banks, or RetrainingBank.create in Python."
     ),
 )
 app.add_typer(bank, name="bank")
@@ -34,7 +33,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of the bank.")]
 @command
 @computes_nothing
 def status(path: Annotated[Path, typer.Argument(help="Folder of the bank, or its compact file.")]) -> None:
-    """Show how far a bank is, how fast it goes and who works on it; it may be running.
+    """Show how many models of a bank are trained, how fast it goes and which process is training it.
 
     Example: comove bank status lds/bank
     """
@@ -70,25 +69,25 @@ def _numbers(found: BankStatus) -> dict[str, object]:
 def work(
     path: Folder,
     machines: ComputeOptions,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Your own package.module:factory, named again where the bank was made with it.", show_default="none"
-        ),
-    ] = None,
+    model: OwnModel = None,
     training: OwnFunction = None,
     task: TaskName = None,
+    dataset: OwnDataset = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Train every model that a bank still lacks, here or on a Ray cluster; what was interrupted goes on.
+    """Train the models that a bank still lacks, on this machine or on a Ray cluster.
+
+    Interrupted, it goes on when the same command is run again.
 
     Example: comove bank work lds/bank --executor ray --address auto --gpus 0.25
     """
     from comove.evaluation import RetrainingBank
 
     check_bank(path)
-    found = RetrainingBank.load(path, model=importable(model), training=own_training(training, task))
+    data = own_splits(dataset) if dataset is not None and is_object(dataset) else dataset
+    own = own_training(training, task)
+    found = RetrainingBank.load(path, dataset=data, model=importable(model), training=own)
     pending = len(found.pending)
     found.run(executor=machines.executor_of(), device=device, progress=not quiet)
     result("trained", {"now": pending, "models": len(found.jobs)})
@@ -101,11 +100,12 @@ def work(
 @computes_nothing
 def merge(
     path: Folder,
-    others: Annotated[list[Path], typer.Argument(help="Folders of the same bank, worked on elsewhere.")],
+    others: Annotated[list[Path], typer.Argument(help="Folders of the same bank, trained on other machines.")],
 ) -> None:
-    """Copy into a bank what was trained elsewhere, for machines that share no disk.
+    """Copy into a bank the models that other machines have trained.
 
-    Plan the same bank on each (the same comove lds or RetrainingBank.create), train parts of it, and join them here.
+    Create the same bank on each machine (by the same comove lds or RetrainingBank.create), train parts of it, and merge
+    them here.
 
     Example: comove bank merge lds/bank from-gpu/bank
     """
@@ -128,9 +128,9 @@ def merge(
 def compact(
     path: Folder,
     out: Annotated[Path, typer.Option(help="The file to write, ending in .safetensors.")],
-    half: Annotated[bool, typer.Option("--half", help="Keep logits as float16: half the size, three digits.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store logits as float16: half the size, three digits.")] = False,
 ) -> None:
-    """Write a bank to one file, to publish and to read: RetrainingBank.load takes it in place of the folder.
+    """Write a bank to one file, to publish it; RetrainingBank.load and --bank read it like the folder.
 
     Example: comove bank compact lds/bank --out digits-bank.safetensors
     """
@@ -147,8 +147,8 @@ def compact(
 Layout = Annotated[
     str | None,
     typer.Option(
-        help="trak, datamodels, dattri, kronfluence, npz or parquet; of what is read, told by its files.",
-        show_default="told by the files",
+        help="trak, datamodels, dattri, kronfluence, npz or parquet.",
+        show_default="recognised by the files",
     ),
 ]
 
@@ -159,12 +159,14 @@ def import_(
     layout: Layout = None,
     lower: Annotated[
         list[str] | None,
-        typer.Option(help="Outputs of which less is better, besides loss, as error perplexity.", show_default="none"),
+        typer.Option(
+            help="Outputs, besides loss, of which lower is better, such as error perplexity.", show_default="none"
+        ),
     ] = None,
     first: Annotated[
-        int | None, typer.Option(min=1, help="Read so many models only, from the first on.", show_default="all")
+        int | None, typer.Option(min=1, help="Read only this many models, from the first on.", show_default="all")
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Keep outputs as float16: half the size.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store outputs as float16: half the size.")] = False,
 ) -> None:
     """Read published ground truth (masks and outputs of retrained models) as a bank in one file.
 
@@ -186,10 +188,10 @@ bank.command("import", cls=ListCommand)(guarded(computes_nothing(import_)))
 @computes_nothing
 def export(
     path: Annotated[Path, typer.Argument(help="Folder of the bank, or its compact file.")],
-    out: Annotated[Path, typer.Option(help="A new folder (of npz, a file) to write.")],
+    out: Annotated[Path, typer.Option(help="The new folder (for npz, file) to write.")],
     layout: Annotated[str, typer.Option(help="trak, datamodels, dattri, kronfluence, npz or parquet.")],
     output: Annotated[
-        list[str] | None, typer.Option(help="Outputs to write, as margin loss.", show_default="all")
+        list[str] | None, typer.Option(help="Outputs to write, such as margin loss.", show_default="all")
     ] = None,
 ) -> None:
     """Write a bank's masks and outputs in a layout that other libraries read.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comove.cli.app import command, say, table, written
+from comove.cli.app import command, note, say, table, written
 from comove.cli.options import (
     AttributionOptions,
     ComputeOptions,
@@ -40,10 +40,13 @@ class CounterfactualOptions:
     """Whether to search for the smallest removals that flip a prediction."""
 
     counterfactual: Annotated[
-        bool, typer.Option("--counterfactual", help="Also find the smallest removal that flips each query (bisection).")
+        bool, typer.Option("--counterfactual", help="Find the counterfactual size of each query too, by bisection.")
     ] = False
     max_k: Annotated[
-        int | None, typer.Option(min=1, help="The largest removal of --counterfactual.", show_default="the largest k")
+        int | None,
+        typer.Option(
+            min=1, help="Largest number of examples removed by --counterfactual.", show_default="the largest k"
+        ),
     ] = None
 
 
@@ -55,21 +58,26 @@ def brittleness(
     fitted: AttributionOptions,
     search: CounterfactualOptions,
     k: Annotated[
-        list[int] | None, typer.Option(min=0, help="Examples removed, as 5 20.", show_default="10 50 100")
+        list[int] | None,
+        typer.Option(min=0, help="Numbers of examples to remove, such as 5 20.", show_default="10 50 100"),
     ] = None,
-    queries: Annotated[int, typer.Option(min=1, help="How many queries, spread over classes.")] = 40,
-    seeds: Annotated[int, typer.Option(min=1, help="R, models trained for each query, method and k.")] = 5,
+    queries: Annotated[int, typer.Option(min=1, help="Number of queries, taken evenly from the classes.")] = 40,
+    seeds: Annotated[int, typer.Option(min=1, help="Models trained for each query, method and k (R).")] = 5,
     base_seeds: Annotated[
-        int, typer.Option(min=1, help="Models of all data that vote on the prediction; as many others tell the noise.")
+        int,
+        typer.Option(
+            min=1, help="Models trained on all data, whose majority is the prediction; as many again measure the noise."
+        ),
     ] = 11,
     training: OwnFunction = None,
     fit_subsets: Annotated[
         int, typer.Option(min=4, help="Random halves that fz and datamodels are fitted on (one model each).")
     ] = 200,
 ) -> None:
-    """Remove the training examples said to matter most for a prediction, retrain, and count how many predictions flip.
+    """Measure attribution methods by brittleness: remove the highest-scored examples, retrain, count changes.
 
-    Runs and the bank of random halves may be those of comove lds: give both the same folder.
+    With the --out folder of comove lds, its runs and its bank are used. Interrupted, it goes on when the same command
+    is run again.
 
     Example: comove brittleness --dataset digits --methods cld trak --k 10 50 100 --out brittleness/
     """
@@ -161,7 +169,10 @@ def _show(found: Brittleness, out: Path) -> None:
     lost = f"\n{'Margin of the label' if 'training' not in found.info else 'Output'} lost, with {level}"
     table(lost, columns, [[NOTHING, _amount(found.noise_margin_drop), *blank], *drops], name="lost")
     save_figure(found.plot(), out / "brittleness.png")
-    say("\n".join(found.notes()))
+    models, *remarks = found.notes()
+    say(models)
+    for remark in remarks:
+        note(remark)
     written(out, *(f"brittleness.{end}" for end in ENDS), "runs", "removal-scores", "removal-bank")
 
 

@@ -15,17 +15,17 @@ __all__ = ["check"]
 
 @command
 def check(
-    methods: Annotated[list[str], typer.Argument(help="Attribution methods, as cld or trak:proj_dim=256.")],
+    methods: Annotated[list[str], typer.Argument(help="Attribution methods, such as cld or trak:proj_dim=256.")],
     task: TrainingOptions,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the runs and checks.json.", show_default="a temporary one")
     ] = None,
-    queries: Annotated[int, typer.Option(min=2, help="Queries of each check.")] = 15,
+    queries: Annotated[int, typer.Option(min=2, help="Queries in each check.")] = 15,
 ) -> None:
-    """Hold methods to planted examples: copies, wrong labels, a shortcut, and a model trained on shuffled labels.
+    """Test attribution methods where the answer is known: copies, wrong labels, a shortcut, shuffled labels.
 
-    Three models are trained and nothing is retrained. A method that fails one of these is not wrong in all it says, but
-    not to be trusted with that question.
+    Three models are trained. Do not use a method for a question whose check it fails; for other questions it may
+    still be right.
 
     Example: comove check cld trak --out checks/
     """

@@ -28,31 +28,34 @@ GALLERY = "suspicious.png"
 
 @command
 def clean(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs or traces of the same data (averaged).")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or traces of the same data (values are averaged).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the ranking, tables and figures.")],
     own: OwnOptions,
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of aum loss trak tracin forgetting cld random, or all; options as trak:proj_dim=256.",
-            show_default="all that the runs can feed",
+            help="aum loss trak tracin forgetting cld random, or all; options as trak:proj_dim=256.",
+            show_default="all that the runs have the data for",
         ),
     ] = None,
-    by: Annotated[str | None, typer.Option(help="The method that orders the tables.", show_default="the first")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many suspicious labels to print and to show.")] = 20,
+    by: Annotated[str | None, typer.Option(help="Method that tables are sorted by.", show_default="the first")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of suspicious labels to print and to draw.")] = 20,
     folds: Annotated[
         int | None,
         typer.Option(
             min=2,
-            help="Rank all examples, held-out ones too: train so many models, each without a share of the data.",
+            help="Rank all examples, held-out ones too, by cross-fitting: train this many models.",
             show_default="none",
         ),
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Rank training labels by how suspicious they look; where some were flipped on purpose, say who finds them.
+    """Rank training labels by how likely they are to be wrong.
 
-    With --folds each example is judged by the model that was trained without it (by aum and loss).
+    With --folds each example is judged by the model that was trained without it (by aum and loss). Where labels were
+    flipped on purpose (--flip-labels), the methods' precision is shown.
 
     Example: comove clean runs/a runs/b --methods aum cld --top 20 --out clean/
     """
@@ -95,7 +98,6 @@ def clean(
         files += _hold_to(found, wrong, out)
     files += _gallery([] if "text" in named else sources, found, top, order, wrong, out)
     say(f"\n{_coverage(sources, found, folds)}")
-    say(f"{found}")
     written(out, *files)
 
 
@@ -128,12 +130,12 @@ def _coverage(sources: list[Any], found: Suspicion, folds: int | None) -> str:
     from comove.training.sources import as_sources
 
     if folds is not None:
-        return f"All {len(found):,} examples were looked at, each by a model trained without it ({folds} folds)."
+        return f"All {len(found):,} examples were ranked, each by a model trained without it ({folds} folds)."
     held_out = as_sources(sources, frozenset(), "clean")[0].query_ids.size
     share = len(found) / (len(found) + held_out)
     return (
-        f"{len(found):,} of {len(found) + held_out:,} examples ({share:.0%}) were looked at: the {held_out:,} held-out "
-        "ones were not; --folds 5 trains more models and ranks all of them."
+        f"{len(found):,} of {len(found) + held_out:,} examples ({share:.0%}) were ranked, "
+        f"not the {held_out:,} held-out ones; --folds 5 trains five models and ranks all."
     )
 
 
@@ -170,7 +172,7 @@ def _print_detection(detection: Detection) -> None:
     wrong = detection.wrong
     head = ["method", "average precision", "low", "high", f"of the first {wrong} wrong"]
     table(
-        f"\n{wrong} of {detection.n:,} labels were flipped on purpose; who finds them",
+        f"\n{wrong} of {detection.n:,} labels were flipped on purpose; how well each method finds them",
         head,
         rows,
         name="detection",

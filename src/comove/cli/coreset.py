@@ -29,16 +29,14 @@ ENDINGS = (".csv", ".safetensors")
 @one_table
 def coreset(
     run: Annotated[Path, typer.Argument(help="Folder of a recorded run or trace.")],
-    out: Annotated[
-        Path, typer.Option(help="A .csv table, or a .safetensors file; - for the table on standard output.")
-    ],
+    out: Annotated[Path, typer.Option(help="A .csv or .safetensors file; or - to write the table to standard output.")],
     own: OwnOptions,
-    method: Annotated[str, typer.Option(help="A method, with options as random:seed=1.")] = "cld",
+    method: Annotated[str, typer.Option(help="Coreset method; options as random:seed=1.")] = "cld",
     budget: Annotated[
         str,
         typer.Option(
             metavar="SHARE|NUMBER",
-            help="A share (0.1, 10%; 100% is all), or a number of examples from 2 on (500); a bare 1 is refused.",
+            help="How many to keep: a share (0.1, 10%), or a number of examples from 2 on (500); a bare 1 is refused.",
         ),
     ] = "0.1",
 ) -> None:

@@ -15,12 +15,10 @@ from comove.cli.options import (
     budget_list,
     coreset_method_list,
     coreset_methods,
-    open_runs,
     parse_shares,
     width_option,
 )
-from comove.cli.own import OwnOptions, importable
-from comove.errors import InputError
+from comove.cli.own import importable
 
 if TYPE_CHECKING:
     from comove.evaluation import Curve
@@ -34,7 +32,7 @@ class TargetOptions:
     """What is trained on the coresets."""
 
     target_model: Annotated[
-        list[str] | None, typer.Option(help="Train these from scratch on the coresets.", show_default="the run's model")
+        list[str] | None, typer.Option(help="Models to train on the coresets.", show_default="the run's model")
     ] = None
     target_width: Annotated[
         float | None, typer.Option(help="Width of the target model.", show_default="the model's own")
@@ -46,22 +44,24 @@ class TargetOptions:
 
 @command
 def curve(
-    out: Annotated[Path, typer.Option(help="Folder for coresets, models' results, tables and figures.")],
+    out: Annotated[Path, typer.Option(help="Folder for coresets, results, tables and figures.")],
     task: TrainingOptions,
     machines: ComputeOptions,
     wanted: TargetOptions,
     run: Annotated[
         Path | None,
-        typer.Argument(help="The recorded run to select with.", show_default="one is trained, as comove train"),
+        typer.Argument(help="The run that coresets are chosen from.", show_default="a new one is trained"),
     ] = None,
     methods: Annotated[list[str] | None, coreset_method_list("cld random")] = None,
     budgets: Annotated[list[str] | None, budget_list("0.1 0.3 0.5")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Models trained per point.")] = 3,
-    tolerance: Annotated[float, typer.Option(min=0, help="How far below the full data is near enough.")] = 0.01,
+    seeds: Annotated[int, typer.Option(min=1, help="Models trained on each coreset.")] = 3,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Accuracy below that of the full data at which a coreset counts as sufficient.")
+    ] = 0.01,
 ) -> None:
-    """Train from scratch on coresets of several sizes, and compare accuracies with random and with the full data.
+    """Measure coreset methods: accuracy of models trained on coresets of several sizes, and on the full data.
 
-    Interrupted, it goes on where it was; more methods, budgets or seeds use what is there.
+    Interrupted, it goes on when the same command is run again; more methods, budgets or seeds reuse trained models.
 
     Example: comove curve runs/a --methods cld random --budgets 0.1 0.3 --seeds 3 --out curve/
 
@@ -103,13 +103,11 @@ def curve(
 
 def _proxy(run: Path | None, task: TrainingOptions, out: Path) -> Run:
     """The run to select with: the one named, or a new one that records what every method reads."""
-    from comove.training import Recording, Run, train
+    from comove.training import Recording, train
 
     if run is not None:
-        (source,) = open_runs([run], OwnOptions(task.model if task.model and ":" in task.model else None))
-        if not isinstance(source, Run):
-            raise InputError("A coreset curve trains models: pass a run made by comove.train, not a bare trace.")
-        return source
+        found: Run = task.opened(run)
+        return found
     splits = task.splits()
     recipe = task.recipe_for(splits)
     return train(

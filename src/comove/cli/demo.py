@@ -16,13 +16,13 @@ __all__ = ["demo"]
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and of everything after it.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, of training and of retraining.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Everything below on real handwritten digits, with a report, in about a minute.
+    """Try attribution, LDS, brittleness, cleaning and coresets on handwritten digits, with a report, in about a minute.
 
-    Interrupted, it goes on from what it has when the same command is run again.
+    Interrupted, it goes on when the same command is run again.
 
     Example: comove demo --out demo/
     """

@@ -20,26 +20,26 @@ __all__ = ["explore"]
 class ExplorationOptions:
     """How weights are drawn; the defaults are those of :class:`comove.Exploration`."""
 
-    chains: Annotated[int, typer.Option(min=1, help="Independent chains from the trained weights.")] = 16
+    chains: Annotated[int, typer.Option(min=1, help="Independent chains, which start at the trained weights.")] = 16
     steps: Annotated[int, typer.Option(min=1, help="Steps of each chain.")] = 1500
-    every: Annotated[int, typer.Option(min=1, help="Steps between draws.")] = 20
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples of a step's gradient.")] = 32
-    inverse_temperature: Annotated[float, typer.Option(help="What the mean loss is multiplied with.")] = 100.0
-    localization: Annotated[float, typer.Option(help="Pull back to the trained weights.")] = 10.0
-    step_size: Annotated[float, typer.Option(help="Of each step; smaller where a chain diverges.")] = 5e-4
-    seed: Annotated[int, typer.Option(min=0, help="Of batches and noise.")] = 0
+    every: Annotated[int, typer.Option(min=1, help="Steps between samples.")] = 20
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in the batch of a step.")] = 32
+    inverse_temperature: Annotated[float, typer.Option(help="Factor of the mean loss.")] = 100.0
+    localization: Annotated[float, typer.Option(help="Strength of the pull back to the trained weights.")] = 10.0
+    step_size: Annotated[float, typer.Option(help="Size of a step; take a smaller one if a chain diverges.")] = 5e-4
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the batches and the noise.")] = 0
 
 
 @command
 def explore(
     runs: Runs,
-    out: Annotated[Path, typer.Option(help="Folder for the draws, one sub-folder a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the samples, a sub-folder for each run.")],
     own: OwnOptions,
     setting: ExplorationOptions,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Record losses at weights drawn around those of trained models, for the method bayesian-influence.
+    """Record losses at weights sampled around those of trained models, for the method bayesian-influence.
 
     Interrupted, it goes on when the same command is run again.
 
@@ -59,20 +59,26 @@ def explore(
         last = trace.train_losses[-how.chains :].mean()
         before, after = source.trace.train_losses[[0, -1]].mean(1)
         facts(
-            f"{path}: {len(trace.rows)} draws",
+            f"{path}: {len(trace.rows)} samples",
             {
-                "mean training loss of the last draws": f"{last:.4g}",
+                "mean training loss of the last samples": f"{last:.4g}",
                 "before training": f"{before:.4g}",
                 "of the trained model": f"{after:.4g}",
             },
             name="explored",
             values=[
-                {"path": path, "draws": len(trace.rows), "loss_drawn": last, "loss_before": before, "loss_after": after}
+                {
+                    "path": path,
+                    "draws": len(trace.rows),
+                    "loss_drawn": last,
+                    "loss_before": before,
+                    "loss_after": after,
+                }
             ],
         )
         if last > (before + after) / 2:
             note(
-                "The draws have left the region of the trained weights: use a greater inverse_temperature and "
-                "localization, or a smaller step_size."
+                "The samples have left the region of the trained weights: use a greater --inverse-temperature and "
+                "--localization, or a smaller --step-size."
             )
     written(out)

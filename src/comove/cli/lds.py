@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, result, say, table, written
+from comove.cli.groups import RESULTS
 from comove.cli.options import (
     AttributionOptions,
     ComputeOptions,
@@ -40,74 +41,97 @@ class FitOptions:
         int | None,
         typer.Option(
             min=4,
-            help="Other subsets that fz and datamodels are fitted on (one model each).",
-            show_default="as many as models at one alpha",
+            help="Subsets that fz and datamodels are fitted on, apart from those of the test (one model each).",
+            show_default="as many as there are models for an alpha",
         ),
     ] = None
     fit_alpha: Annotated[
-        float | None, typer.Option(help="Share of the training data in these.", show_default="the alpha nearest to 0.5")
+        float | None,
+        typer.Option(help="Share of the training data in these subsets.", show_default="the alpha nearest to 0.5"),
     ] = None
 
 
 @dataclass(frozen=True)
 class TruthOptions:
-    """The retrained models that methods are held to."""
+    """The retrained models that methods are measured by."""
 
     alpha: Annotated[
         list[str] | None,
         typer.Option(
-            help="Shares of the training data in a subset, as 0.3 0.5 loo; loo is (N-1)/N.", show_default="0.5"
+            help="Shares of the training data in a subset, such as 0.3 0.5; loo leaves out one example.",
+            show_default="0.5",
         ),
     ] = None
     subsets: Annotated[
-        int | None, typer.Option(min=3, help="C, subsets for each alpha.", show_default=str(SUBSETS))
+        int | None, typer.Option(min=3, help="Subsets for each alpha (C).", show_default=str(SUBSETS))
     ] = None
-    seeds: Annotated[int | None, typer.Option(min=1, help="R, models trained a subset.", show_default=str(SEEDS))] = (
-        None
-    )
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Models trained on each subset (R).", show_default=str(SEEDS))
+    ] = None
     same_seed: Annotated[
         bool,
-        typer.Option("--same-seed", help="All subsets share initial weights and batches; what is absent weighs 0."),
+        typer.Option(
+            "--same-seed", help="Train all models with the same initial weights and batches (a fixed-seed bank)."
+        ),
     ] = False
     bank: Annotated[
         Path | None,
         typer.Option(
-            help="An existing bank of these data (its folder or compact file) as ground truth.",
-            show_default="one is trained",
+            help="A bank to use as ground truth: its folder, or its file made by comove bank compact.",
+            show_default="a new one is trained",
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Scores of other libraries, held to a bank as they are."""
+    """Scores of other libraries, measured by a bank as they are."""
 
     scores: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Files (.npy, .npz, .pt, .safetensors), or a folder, of scores that are there, for --bank.",
+            help="Scores to measure by --bank: .npy, .npz, .pt or .safetensors files, or a folder.",
             show_default="none",
+            rich_help_panel=RESULTS,
         ),
     ] = None
     scores_name: Annotated[
-        list[str] | None, typer.Option(help="What these are called.", show_default="the files' names")
+        list[str] | None,
+        typer.Option(help="Names of these scores.", show_default="the files' names", rich_help_panel=RESULTS),
     ] = None
     orientation: Annotated[
-        str, typer.Option(help="Their axes: train,query or query,train, or captum, dattri, kronfluence, quanda, trak.")
+        str,
+        typer.Option(
+            help="Axes of the scores: train,query or query,train; or their library: captum, dattri, kronfluence, "
+            "quanda, trak.",
+            rich_help_panel=RESULTS,
+        ),
     ] = "train,query"
-    positive: Annotated[str, typer.Option(help="What a positive one says: that the example helps, or hurts.")] = "helps"
+    positive: Annotated[
+        str, typer.Option(help="Meaning of a positive score: helps or hurts.", rich_help_panel=RESULTS)
+    ] = "helps"
     train_ids: Annotated[
-        Path | None, typer.Option(help="A file of their training ids.", show_default="the bank's, in its order")
+        Path | None,
+        typer.Option(
+            help="File with the training ids of the scores.",
+            show_default="the bank's, in its order",
+            rich_help_panel=RESULTS,
+        ),
     ] = None
     query_ids: Annotated[
-        Path | None, typer.Option(help="A file of their query ids.", show_default="the bank's, in its order")
+        Path | None,
+        typer.Option(
+            help="File with the query ids of the scores.",
+            show_default="the bank's, in its order",
+            rich_help_panel=RESULTS,
+        ),
     ] = None
 
     def check_unused(self) -> None:
         """Refuse what says something of scores where none are given."""
         values = {"--scores-name": self.scores_name, "--train-ids": self.train_ids, "--query-ids": self.query_ids}
         if given := [name for name, value in values.items() if value is not None]:
-            raise InputError(f"{' '.join(given)} is about scores that are there: name them, --scores FILE.")
+            raise InputError(f"{' '.join(given)} is for scores from files: name them with --scores.")
 
 
 @command
@@ -121,10 +145,14 @@ def lds(
     theirs: ScoreOptions,
     training: OwnFunction = None,
     output: Annotated[
-        list[str] | None, typer.Option(help="margin, correct, loss, probability, or several.", show_default="margin")
+        list[str] | None,
+        typer.Option(help="Outputs to predict: margin, correct, loss, probability.", show_default="margin"),
     ] = None,
 ) -> None:
-    """Hold attribution methods to real retraining: the linear datamodeling score, with interval and noise ceiling.
+    """Measure attribution methods by retraining: linear datamodeling score (LDS), interval and noise ceiling.
+
+    Models are retrained on random subsets of the training data. The LDS is the rank correlation between what a method
+    predicts for the subsets and what their models do. Interrupted, it goes on when the same command is run again.
 
     Example: comove lds --dataset digits --methods cld cld:correlation=spearman --subsets 50 --seeds 2 --out lds/
 
@@ -180,7 +208,7 @@ def _report(benchmark: Benchmark, out: Path, kept: Sequence[str]) -> None:
 def _held(
     theirs: ScoreOptions, held_to: TruthOptions, given: Sequence[str], output: list[str] | None, out: Path
 ) -> Benchmark:
-    """Hold scores that are there to a bank that is there."""
+    """Measure scores from files by an existing bank."""
     from comove.evaluation import RetrainingBank, at_alphas, lds_of_scores, read_scores
     from comove.evaluation.lds_benchmark.known_scores import score_files
     from comove.retraining.array_files import read_array
@@ -190,7 +218,7 @@ def _held(
     if ignored:
         raise InputError(f"With --scores, nothing is trained or computed: leave out {' '.join(ignored)}.")
     if held_to.bank is None:
-        raise InputError("--scores are held to a bank that is there: name it, --bank BANK.")
+        raise InputError("--scores are measured by a bank: name it with --bank.")
     files = score_files(theirs.scores or [])
     if theirs.scores_name is not None and len(theirs.scores_name) != len(files):
         raise InputError(

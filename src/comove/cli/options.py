@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import say
+from comove.cli.groups import DATA, METHODS, TRAINING, WHERE
 from comove.cli.output import Device, Quiet
 from comove.cli.own import OwnOptions, TaskName, importable, is_object, open_object, own_splits, own_training
 from comove.errors import InputError, some
@@ -44,117 +45,207 @@ LONGEST_COUNT = 18
 """Digits of a count; Python refuses to read numbers of thousands of digits."""
 
 Dataset = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="digits (embedded), cifar10, a folder with one sub-folder of images a class, a .csv, .tsv or .parquet "
-        "table of texts, or module:object."
+        help="digits (built in), cifar10, a folder with a sub-folder of images for each class, a .csv, .tsv or "
+        ".parquet table of texts, or your own module:object.",
+        show_default="digits",
+        rich_help_panel=DATA,
     ),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Where cifar10 lies.", show_default="$COMOVE_DATA, then ./data")]
-Download = Annotated[bool, typer.Option("--download", help="Let torchvision download cifar10 into --data-dir.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder that holds cifar10.", show_default="$COMOVE_DATA, then ./data", rich_help_panel=DATA),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Download cifar10 into --data-dir (by torchvision).", rich_help_panel=DATA)
+]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="mlp, cnn-small, resnet9, resnet18, ... (comove methods lists them) or package.module:factory.",
-        show_default="what suits the data",
+        help="mlp, cnn-small, resnet9, resnet18, ... (comove methods lists them), or your own module:factory.",
+        show_default="chosen for the data",
+        rich_help_panel=TRAINING,
     ),
 ]
 Width = Annotated[
     float | None,
-    typer.Option(help="Width of resnet9 and cnn-small; 1 is the full network.", show_default="the model's own"),
+    typer.Option(
+        help="Width of the model; of resnet9 and cnn-small 1 is the full network.",
+        show_default="the model's own",
+        rich_help_panel=TRAINING,
+    ),
 ]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="A named recipe (comove methods lists them).", show_default="the model's")
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="A named recipe (comove methods lists them).",
+        show_default="the model's",
+        rich_help_panel=TRAINING,
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="the recipe's")]
-BatchSize = Annotated[int | None, typer.Option(min=2, help="Examples a step.", show_default="the recipe's")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="the recipe's")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Passes over the data.", show_default="the recipe's", rich_help_panel=TRAINING),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=2, help="Examples in a batch.", show_default="the recipe's", rich_help_panel=TRAINING),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--lr", help="Highest learning rate.", show_default="the recipe's", rich_help_panel=TRAINING),
+]
 OptimizerName = Annotated[
     str | None,
     typer.Option(
-        "--optimizer", help="sgd or adamw; a change to adamw takes its usual --lr 0.001.", show_default="the recipe's"
+        "--optimizer",
+        help="sgd or adamw; with adamw in place of sgd, --lr is 0.001 unless given.",
+        show_default="the recipe's",
+        rich_help_panel=TRAINING,
     ),
 ]
 ClipNorm = Annotated[
-    float | None, typer.Option(help="Longest gradient.", show_default="the recipe's: no limit, in adamw 1")
+    float | None,
+    typer.Option(
+        help="Clip the gradient to this norm.",
+        show_default="the recipe's: no clipping; with adamw 1",
+        rich_help_panel=TRAINING,
+    ),
 ]
 WarmupEpochs = Annotated[
-    float | None, typer.Option(help="Epochs of linear warm-up.", show_default="the recipe's: 0, in adamw 2")
+    float | None,
+    typer.Option(
+        help="Epochs of linear warm-up.", show_default="the recipe's: 0; with adamw 2", rich_help_panel=TRAINING
+    ),
 ]
 Patience = Annotated[
     int | None,
-    typer.Option(min=1, help="Stop after so many epochs without a lower validation loss.", show_default="never early"),
+    typer.Option(
+        min=1,
+        help="Stop after this many epochs without a lower validation loss.",
+        show_default="no early stopping",
+        rich_help_panel=TRAINING,
+    ),
 ]
 EMADecay = Annotated[
     float | None,
-    typer.Option("--ema", help="Keep and record a moving average of the weights, as 0.999.", show_default="none"),
+    typer.Option(
+        "--ema",
+        help="Decay of a moving average of the weights, such as 0.999, which is then used for the weights.",
+        show_default="no average",
+        rich_help_panel=TRAINING,
+    ),
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="Use only so many training examples, classes in proportion.", show_default="all"),
+    typer.Option(
+        min=1,
+        help="Use only this many training examples, classes in proportion.",
+        show_default="all",
+        rich_help_panel=DATA,
+    ),
 ]
 HeldOut = Annotated[
     int | None,
     typer.Option(
         "--held-out",
         min=1,
-        help="How many query examples are held out and recorded.",
+        help="Number of queries: held-out examples whose losses are recorded.",
         show_default="the data set's own",
+        rich_help_panel=DATA,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the weights, the order and the augmentation.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Seed of the initial weights, the order of examples and the augmentation.",
+        rich_help_panel=TRAINING,
+    ),
+]
 SplitSeed = Annotated[
-    int, typer.Option(min=0, help="Of the split (and --limit); runs to be averaged need the same one.")
+    int,
+    typer.Option(
+        min=0,
+        help="Seed of the split (and of --limit); runs to be averaged need the same one.",
+        rich_help_panel=DATA,
+    ),
 ]
 FlipLabels = Annotated[
-    float, typer.Option(min=0, max=0.99, help="Give this share of the training examples a wrong label, on purpose.")
+    float,
+    typer.Option(
+        min=0,
+        max=0.99,
+        help="Give this share of the training examples a wrong label, to test methods.",
+        rich_help_panel=DATA,
+    ),
 ]
 Drop = Annotated[
     Path | None,
     typer.Option(
-        help="Leave out the examples of this table, with a column id or file (of comove clean).", show_default="none"
+        help="Leave out the examples in this table, which has a column id or file (as comove clean writes).",
+        show_default="none",
+        rich_help_panel=DATA,
     ),
 ]
 Relabel = Annotated[
     Path | None,
     typer.Option(
-        help="Give other labels: a table with a column id or file, and label, the right class.", show_default="none"
+        help="Change the labels of the examples in this table, which has a column id or file, and a column label.",
+        show_default="none",
+        rich_help_panel=DATA,
     ),
 ]
 ImageSize = Annotated[
     int | None,
     typer.Option(
-        min=4, help="Of a folder of images: bring them to so many pixels.", show_default="the first one's, to 224"
+        min=4,
+        help="Height and width, in pixels, that a folder's images are brought to.",
+        show_default="that of the first image, at most 224",
+        rich_help_panel=DATA,
     ),
 ]
 TextColumn = Annotated[
-    str | None, typer.Option(help="Of a table of texts, the column of the texts.", show_default="text")
+    str | None,
+    typer.Option(help="Column of the texts, in a table of texts.", show_default="text", rich_help_panel=DATA),
 ]
 LabelColumn = Annotated[
-    str | None, typer.Option(help="Of a table of texts, the column of the classes.", show_default="label")
+    str | None,
+    typer.Option(help="Column of the classes, in a table of texts.", show_default="label", rich_help_panel=DATA),
 ]
-Encoding = Annotated[str | None, typer.Option(help="Of a .csv or .tsv table, such as latin-1.", show_default="utf-8")]
+Encoding = Annotated[
+    str | None,
+    typer.Option(help="Encoding of a .csv or .tsv table, such as latin-1.", show_default="utf-8", rich_help_panel=DATA),
+]
 Runs = Annotated[
     list[Path],
     typer.Argument(
-        help="Folders of runs (several are averaged) or traces, or module:object; of a bank for fz, datamodels, ..."
+        help="Folders of runs or traces (scores of several are averaged), or your own module:object; for fz, "
+        "datamodels and leave-one-out the folder of a bank."
     ),
 ]
 MethodList = Annotated[
     list[str] | None,
-    typer.Option("--methods", help="As cld trak, or all; options as cld:correlation=spearman.", show_default="cld"),
+    typer.Option(
+        "--methods",
+        help="Attribution methods, such as cld trak, or all; options as cld:correlation=spearman.",
+        show_default="cld",
+        rich_help_panel=METHODS,
+    ),
 ]
 
 
 def budget_list(default: str) -> Any:
     """The option for several shares to keep."""
-    shares = "Shares to keep, as 0.1 0.3 0.5 or 10% 30% 50%."
+    shares = "Shares of the training examples to keep, such as 0.1 0.3 or 10% 30%."
     return typer.Option("--budgets", metavar="SHARE", help=shares, show_default=default)
 
 
 def coreset_method_list(default: str) -> Any:
     """The option for several coreset methods."""
-    methods = "Coreset methods, as cld random el2n, or all; options as random:seed=1."
+    methods = "Coreset methods, such as cld random el2n, or all; options as random:seed=1."
     return typer.Option("--methods", help=methods, show_default=default)
 
 
@@ -162,7 +253,7 @@ def coreset_method_list(default: str) -> Any:
 class TrainingOptions:
     """What is trained on which data, and how."""
 
-    dataset: Dataset = "digits"
+    dataset: Dataset = None
     data_dir: DataDir = None
     model: Model = None
     width: Width = None
@@ -208,13 +299,14 @@ class TrainingOptions:
     def _loaded(self) -> Splits:
         from comove.data.builtin import load_dataset
 
-        if is_object(self.dataset):
+        dataset = self.dataset or "digits"
+        if is_object(dataset):
             chosen = {"--limit": self.limit, "--held-out": self.held_out, "--flip-labels": self.flip_labels or None}
             if given := [name for name, value in chosen.items() if value is not None]:
-                raise InputError(f"--dataset {self.dataset} is split by your own code: leave out {' '.join(given)}.")
-            return own_splits(self.dataset)
+                raise InputError(f"--dataset {dataset} is split by your own code: leave out {' '.join(given)}.")
+            return own_splits(dataset)
         return load_dataset(
-            self.dataset,
+            dataset,
             data_dir=self.data_dir,
             seed=self.split_seed,
             limit=self.limit,
@@ -274,8 +366,32 @@ class TrainingOptions:
     def given(self) -> list[str]:
         """The options of how models are trained that were given, as written on the command line."""
         recipe = ("recipe", "epochs", "batch_size", "lr", "optimizer", "clip_norm", "warmup_epochs", "patience", "ema")
-        names = ("width", *recipe)
-        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        return self._named("width", *recipe)
+
+    @property
+    def given_data(self) -> list[str]:
+        """The options of which examples there are and of their labels that were given, likewise."""
+        chosen = ("limit", "held_out", "drop", "relabel", "image_size", "text_column", "label_column", "encoding")
+        return [*self._named(*chosen), *(["--flip-labels"] if self.flip_labels else [])]
+
+    def _named(self, *fields: str) -> list[str]:
+        return [f"--{name.replace('_', '-')}" for name in fields if getattr(self, name) is not None]
+
+    def opened(self, run: Path) -> Any:
+        """Open the run that a command goes on from; what it is trained on, and how, is known.
+
+        Raises:
+            InputError: an option of these is given; the run is none, or cannot be opened.
+        """
+        from comove.training import Run
+
+        if given := [*self.given, *self.given_data]:
+            raise InputError(f"{run} was trained on its own data and in its own way: leave out {' '.join(given)}.")
+        own = OwnOptions(self.model if self.model and ":" in self.model else None, self.own_task, self.dataset)
+        (found,) = open_runs([run], own)
+        if not isinstance(found, Run):
+            raise InputError(f"{run} is a bare trace, with which no model can be trained; give a run of comove train.")
+        return found
 
     def own(self, training: str | None = None) -> OwnTraining | None:
         """The user's training function of this name with ``--task``; errors as of :func:`own_training`."""
@@ -292,14 +408,28 @@ class TrainingOptions:
 class ComputeOptions:
     """Where retrainings run."""
 
-    executor: Annotated[str, typer.Option(help="local (processes here), serial (this process) or ray (a cluster).")] = (
-        "local"
-    )
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of local.", show_default="one a core")] = None
-    address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster, such as auto.", show_default="a cluster of its own")
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="local (several processes on this machine), serial (this process) or ray (a cluster).",
+            rich_help_panel=WHERE,
+        ),
+    ] = "local"
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of the local executor.", show_default="one a core", rich_help_panel=WHERE),
     ] = None
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs (or a share of one) for each task on Ray.")] = 0.0
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a running Ray cluster, such as auto.",
+            show_default="a cluster is started",
+            rich_help_panel=WHERE,
+        ),
+    ] = None
+    gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs, or a share of one, for each job on Ray.", rich_help_panel=WHERE)
+    ] = 0.0
 
     def executor_of(self) -> Executor:
         """The executor."""
@@ -319,11 +449,21 @@ class AttributionOptions:
     """Which methods, and the runs that they are fitted on."""
 
     methods: MethodList = None
-    runs: Annotated[int, typer.Option(min=1, help="Models that the methods are fitted on.")] = 3
-    controls: Annotated[bool, typer.Option(help="Show the random and same-class controls too.")] = True
+    runs: Annotated[
+        int,
+        typer.Option(min=1, help="Runs that scores are averaged over; they are trained.", rich_help_panel=METHODS),
+    ] = 3
+    controls: Annotated[
+        bool, typer.Option(help="Add the random and the same-class control.", rich_help_panel=METHODS)
+    ] = True
     record_every: Annotated[
         int | None,
-        typer.Option(min=1, help="Also a row every so many steps.", show_default="rows at the ends of epochs"),
+        typer.Option(
+            min=1,
+            help="Record a row every so many steps too.",
+            show_default="a row after each epoch",
+            rich_help_panel=METHODS,
+        ),
     ] = None
 
 

@@ -19,6 +19,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from comove.cli.groups import EVERY, WHERE
 from comove.errors import ComoveError, InputError
 from comove.terminal import console
 
@@ -56,11 +57,17 @@ out_console = console()
 err_console = console(stderr=True)
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print the result, warnings and errors only: no progress, no remarks.")
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print no progress and no remarks; results, notes, warnings and errors stay.",
+        rich_help_panel=EVERY,
+    ),
 ]
 
 
-Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU where there is one), cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.", rich_help_panel=WHERE)]
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,9 @@ class PrintingOptions:
 
     json: Annotated[
         bool,
-        typer.Option("--json", help="Print the result as one JSON document, and nothing else, on standard output."),
+        typer.Option(
+            "--json", help="Print the result as JSON, and nothing else, on standard output.", rich_help_panel=EVERY
+        ),
     ] = False
     quiet: Quiet = False
 
@@ -80,7 +89,10 @@ class MachineOptions:
 
     device: Device = "auto"
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of this process.", show_default="torch's choice")
+        int | None,
+        typer.Option(
+            min=1, help="CPU threads of this process.", show_default="PyTorch's choice", rich_help_panel=WHERE
+        ),
     ] = None
 
 
@@ -291,13 +303,14 @@ def print_ranking(
         named: files and texts by id, where they are known (:mod:`comove.cli.named`).
     """
     from comove.cli.named import plain_cells
+    from comove.display import plain_score
 
     told = named or {}
     own = " ".join(f"({cell})" for cell in plain_cells(told, query) if cell)
     called = name or f"query {query}{f' {own}' if own else ''}"
     for title, ranking in (("help", scores.top(k, query=query)), ("hurt", scores.bottom(k, query=query))):
         rows = [
-            [str(id_), label, f"{score:+.4f}", *plain_cells(told, id_)]
+            [str(id_), label, plain_score(score), *plain_cells(told, id_)]
             for (id_, score), label in zip(ranking, ranking.class_names(), strict=True)
         ]
         heading = f"\nTraining examples that {title} {called} most"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import say
+from comove.cli.groups import OWN
 from comove.errors import ComoveError, InputError, first_line
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from comove.training import Run
 
 __all__ = [
+    "OwnDataset",
     "OwnFunction",
+    "OwnModel",
     "OwnOptions",
     "TaskName",
     "importable",
@@ -46,16 +49,38 @@ OwnFunction = Annotated[
     str | None,
     typer.Option(
         "--training",
-        help="Your own module:object, an OwnTraining: how models are retrained.",
+        help="module:object of your own training function (an OwnTraining), which retrains models.",
         show_default="comove's own loop",
+        rich_help_panel=OWN,
     ),
 ]
 TaskName = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="Your own module:object, a Task: the loss, and what is explained, of your own model.",
+        help="module:object of your own Task: the loss of your model, and the output that is explained.",
         show_default="classification",
+        rich_help_panel=OWN,
+    ),
+]
+
+
+OwnModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="module:factory of your own model, where the run was trained with it.",
+        show_default="a model of comove",
+        rich_help_panel=OWN,
+    ),
+]
+OwnDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="Where the data is now, if the folder or table has moved; or module:object of your own data.",
+        show_default="where it was",
+        rich_help_panel=OWN,
     ),
 ]
 
@@ -64,21 +89,9 @@ TaskName = Annotated[
 class OwnOptions:
     """Code behind a run that was trained with the user's own, named again."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Your own module:factory, named again for a run that was trained with it.", show_default="none"
-        ),
-    ] = None
+    model: OwnModel = None
     task: TaskName = None
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the data is now, if it has moved; or your own module:object, Splits or (train, queries), named "
-            "again where they were your own.",
-            show_default="as the run names it",
-        ),
-    ] = None
+    dataset: OwnDataset = None
 
     def open(self, path: Path) -> Run | Trace:
         """Open the folder of a run or of a trace with what is named.

@@ -22,30 +22,41 @@ __all__ = ["report"]
 
 @command
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of the runs or traces that the scores were made from.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of the runs or traces that the scores were computed from.")
+    ],
     own: OwnOptions,
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     scores: Annotated[
         list[Path] | None,
-        typer.Option(help="Files of scores, or folders of comove attribute.", show_default="CLD of the runs"),
+        typer.Option(help="Scores: files, or folders written by comove attribute.", show_default="CLD is computed"),
     ] = None,
-    lds: Annotated[list[Path] | None, typer.Option("--lds", help="Folders of comove lds.", show_default="none")] = None,
+    lds: Annotated[
+        list[Path] | None, typer.Option("--lds", help="Folders written by comove lds.", show_default="none")
+    ] = None,
     brittleness: Annotated[
-        list[Path] | None, typer.Option(help="Folders of comove brittleness.", show_default="none")
+        list[Path] | None, typer.Option(help="Folders written by comove brittleness.", show_default="none")
     ] = None,
-    curve: Annotated[list[Path] | None, typer.Option(help="Folders of comove curve.", show_default="none")] = None,
+    curve: Annotated[
+        list[Path] | None, typer.Option(help="Folders written by comove curve.", show_default="none")
+    ] = None,
     clean: Annotated[
-        list[Path] | None, typer.Option(help="Folders of comove clean, or tables of suspects.", show_default="none")
+        list[Path] | None,
+        typer.Option(help="Folders written by comove clean, or their suspects.csv.", show_default="none"),
     ] = None,
     texts: Annotated[
         Path | None,
-        typer.Option(help="A table with columns id and text, where examples are texts.", show_default="none"),
+        typer.Option(
+            help="A table with columns id and text, for examples that are texts of your own.", show_default="none"
+        ),
     ] = None,
-    queries: Annotated[int, typer.Option(min=1, help="At most so many queries, spread over classes.")] = 1000,
-    top: Annotated[int, typer.Option(min=1, help="Training examples a method shows at either end.")] = 8,
+    queries: Annotated[int, typer.Option(min=1, help="Most queries shown, taken evenly from the classes.")] = 1000,
+    top: Annotated[
+        int, typer.Option(min=1, help="Training examples shown for each query and method, at either end.")
+    ] = 8,
     title: Annotated[str, typer.Option(help="Heading of the page.", show_default="the name of the data")] = "",
 ) -> None:
-    """Write one HTML file that opens from disk: queries, what helped and hurt each by every method, and measurements.
+    """Write one HTML file: queries, the training examples that help and hurt each, and the measurements.
 
     Example: comove report runs/a runs/b --scores scores/ --out report.html
 

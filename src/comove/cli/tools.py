@@ -19,12 +19,12 @@ __all__ = ["doctor", "methods"]
 @computes_nothing
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="A method, to tell everything of it.", show_default="lists of all")
+        str | None, typer.Argument(help="A method to describe in full.", show_default="all are listed")
     ] = None,
 ) -> None:
-    """List attribution methods, coreset methods, models, recipes and data sets; or tell all of one method.
+    """List methods, models, recipes and data sets; or describe one method.
 
-    On a narrow terminal the lists lack costs and options; in a pipe (comove methods | less -S) they never do.
+    On a narrow terminal costs and options are left out; comove methods | less -S shows them.
 
     Example: comove methods
 
@@ -50,7 +50,7 @@ def methods(
     data = f"{', '.join(dataset_names())}, or a folder of images"
     facts("", {"Models": ", ".join(model_names()), "Data sets": data}, name="known")
     if not whole:
-        say("\ncomove methods NAME tells what a method costs, and its options; comove methods | less -S those of all.")
+        say("\ncomove methods NAME shows the cost and options of a method; comove methods | less -S those of all.")
 
 
 def _list(title: str, found: Mapping[str, Any], what: str) -> bool:
@@ -92,7 +92,7 @@ def _tell(name: str, known: Mapping[str, Mapping[str, Any]]) -> None:
 @command
 @computes_nothing
 def doctor(data_dir: DataDir = None) -> None:
-    """Show versions, device, threads and where data was found.
+    """Show versions, device, threads and the folders in which data was found.
 
     Example: comove doctor --data-dir DIR
     """
@@ -109,8 +109,8 @@ def doctor(data_dir: DataDir = None) -> None:
         **versions(),
         "CUDA device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "torch threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "digits": "embedded (scikit-learn)",
-        "cifar10": f"{found[0]} in {found[1]}" if found else f"not found in {looked}; name its folder with --data-dir",
+        "digits": "built in (from scikit-learn)",
+        "cifar10": f"{found[0]} in {found[1]}" if found else f"not found in {looked}; give its folder with --data-dir",
         "free disk here": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB",
     }
     facts("comove doctor", found_here, name="doctor")

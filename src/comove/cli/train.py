@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,6 @@ import typer
 
 from comove.cli.app import command, facts
 from comove.cli.options import TrainingOptions, is_whole
-from comove.cli.own import OwnOptions, is_object
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,33 +24,39 @@ def train(
     task: TrainingOptions,
     run: Annotated[
         Path | None,
-        typer.Argument(help="A finished run to be trained further, to --epochs in all.", show_default="a new run"),
+        typer.Argument(help="A finished run to train further, up to --epochs in all.", show_default="a new run"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run.", show_default="that of RUN; a new run needs one")
+        Path | None, typer.Option(help="Folder of the run.", show_default="RUN; needed for a new run")
     ] = None,
-    mode: Annotated[str, typer.Option(help="sweep: clean passes; in_pass: from the training pass.")] = "sweep",
+    mode: Annotated[
+        str,
+        typer.Option(help="sweep: losses of all examples after each epoch; in_pass: those of the training batches."),
+    ] = "sweep",
     record_every: Annotated[
         int | None,
-        typer.Option(min=1, help="Also a row every so many steps.", show_default="rows at the ends of epochs"),
+        typer.Option(min=1, help="Record a row every so many steps too.", show_default="a row after each epoch"),
     ] = None,
     anchors: Annotated[
         list[int] | None,
         typer.Option(
-            help="Epochs after which features are kept, for coreset methods that read them; -1 is the last.",
+            help="Epochs after which features are stored, which some coreset methods need; -1 is the last.",
             show_default="-1",
         ),
     ] = None,
     checkpoints: Annotated[
-        str, typer.Option(help="all, last, or a number N: every N epochs. New queries are replayed from them.")
+        str,
+        typer.Option(
+            help="Which to keep: all, last, or N for every N epochs. Gradient methods and new queries need them."
+        ),
     ] = "all",
 ) -> None:
     """Train a model and record its trace: losses, margins and more of every example, before training and each epoch.
 
     Interrupted, it goes on from the last finished epoch when the same command is run again.
 
-    A finished run is trained further where its schedule does not go by the number of epochs (constant, multistep); it
-    becomes what so many epochs from the start give, to the bit.
+    A finished run can be trained further if its learning rate schedule does not depend on the number of epochs
+    (constant, multistep). The result is the same, to the bit, as training for all epochs at once.
 
     Example: comove train --out runs/a
 
@@ -86,16 +92,12 @@ def train(
 
 def _extended(path: Path, task: TrainingOptions, out: Path | None) -> Run:
     """Train a run further; all but the number of epochs is as it was."""
-    from comove.training import Run, extend
+    from comove.training import extend
 
-    given = [*([] if out is None else ["--out"]), *(name for name in task.given if name != "--epochs")]
-    if given or task.epochs is None:
-        wrong = f"leave out {' '.join(given)}" if given else "say to how many in all"
-        raise InputError(f"comove train RUN --epochs N trains a run further, and nothing else of it changes: {wrong}.")
-    own = task.model if task.model and ":" in task.model else None
-    found = OwnOptions(own, None, task.dataset if is_object(task.dataset) else None).open(path)
-    if not isinstance(found, Run):
-        raise InputError(f"{path} is a bare trace; only runs made by comove train can be trained further.")
+    if out is not None or task.epochs is None:
+        wrong = "leave out --out" if out is not None else "say to how many in all"
+        raise InputError(f"comove train RUN --epochs N trains a run further, in its folder: {wrong}.")
+    found = replace(task, epochs=None).opened(path)
     return extend(found, task.epochs, device=task.device, progress=not task.quiet)
 
 

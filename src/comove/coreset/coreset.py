@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.data import ExampleSet, Ids
+from comove.data import ExampleSet, Ids, MapDataset
 from comove.data.tables import read_rows, write_rows
 from comove.display import are_counts, html_table, scored, short
 from comove.errors import InputError
@@ -25,6 +25,7 @@ from comove.store.results import freeze, load_result, save_result
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from torch.utils.data import Subset
 
 __all__ = ["Coreset"]
 
@@ -93,6 +94,29 @@ class Coreset:
             return None
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return float(counts.min() * len(self.classes) / max(1, len(self)))
+
+    def subset(self, dataset: MapDataset) -> Subset[Any]:
+        """Return the kept examples of a data set, the best first, for a ``DataLoader`` of your own.
+
+        >>> coreset.subset(run.data().train)  # doctest: +SKIP
+
+        Args:
+            dataset: an :class:`ExampleSet`, as ``run.data().train``, in which the ids are looked up; or the data set
+                that an ``ExampleSet`` without ids of its own was made from, where an id is a position.
+
+        Raises:
+            InputError: ids that the data set has not.
+        """
+        from torch.utils.data import Subset
+
+        if isinstance(dataset, ExampleSet):
+            return Subset(dataset, dataset.positions(self.ids).tolist())  # type: ignore[arg-type]  # any map-style one
+        if self.ids.min(initial=0) < 0 or self.ids.max(initial=0) >= len(dataset):
+            raise InputError(
+                f"The ids of this coreset are no positions in a data set of {len(dataset):,}: give the ExampleSet they "
+                "were chosen from, as run.data().train."
+            )
+        return Subset(dataset, self.ids.tolist())  # type: ignore[arg-type]
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with columns id, score, weight and, where known, label."""

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from comove.data.class_names import class_index
 from comove.data.examples import Splits
 from comove.errors import InputError, did_you_mean, some
 
@@ -69,11 +70,10 @@ def read_fixes(path: Path, splits: Splits) -> dict[int, int]:
 
 
 def _class(word: str, classes: Sequence[str], path: Path) -> int:
-    if word in classes:
-        return classes.index(word)
-    if word.isdecimal() and int(word) < len(classes):
-        return int(word)
-    raise InputError(f"{path} names a class {word!r}; the classes are {some(classes)}.{did_you_mean(word, classes)}")
+    try:
+        return class_index(word, classes)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _examples(path: Path, splits: Splits) -> list[tuple[int, Mapping[str, str]]]:

@@ -7,6 +7,7 @@ numbers are, and the normalisation. Scores of an example that is prepared otherw
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comove.data.builtin import as_rgb, open_image
+from comove.data.builtin import IMAGE_ENDINGS, as_rgb, open_image
 from comove.data.examples import ExampleSet, Normalization, as_input
-from comove.errors import CorruptFileError, InputError, InputTypeError
+from comove.errors import CorruptFileError, InputError, InputTypeError, some
 
-__all__ = ["Picture", "Preprocessing", "prepared"]
+__all__ = ["Picture", "Preprocessing", "image_files", "prepared"]
 
 Kind = Literal["pixels", "unit", "real", "tokens", "flags"]
 """8-bit pixels; images of real numbers in [0, 1]; other real numbers; whole numbers; true and false."""
@@ -131,13 +132,34 @@ def _kind(examples: ExampleSet) -> Kind:
 # --- new examples ------------------------------------------------------------------------------------------------
 
 
+def image_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
+    """Return image files: those named, and those in a folder and below it, in the order of their names.
+
+    Raises:
+        InputError: no such file or folder, a folder without images, a file named twice.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"There is no picture {path}.")
+        inside = sorted(path.rglob("*")) if path.is_dir() else []
+        images = [file for file in inside if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".")]
+        if path.is_dir() and not images:
+            raise InputError(f"{path} holds no picture ({', '.join(IMAGE_ENDINGS)}).")
+        found += images or [path]
+    if twice := sorted({str(file) for file in found if found.count(file) > 1}):
+        raise InputError(f"A picture is named twice: {some(twice)}.")
+    return tuple(found)
+
+
 def prepared(examples: Picture | Iterable[Picture], to: Preprocessing) -> Tensor:
     """Return new examples ``(N, *shape)`` as the run's raw inputs are, before the normalisation.
 
     Where the run's examples are images (8-bit, or numbers in [0, 1] with 1, 3 or 4 channels):
 
-    - a PIL image or the path of one is brought to the run's colours (grey, RGB or RGBA) and size: the shorter side is
-      resized, the centre cut out, as for folders of images;
+    - a PIL image, or the path of one, or of a folder of them (taken in the order of their names), is brought to the
+      run's colours (grey, RGB or RGBA) and size: the shorter side is resized, the centre cut out, as for folders of
+      images;
     - an array or tensor of 8-bit numbers, or of real numbers in [0, 1], is one image (C, H, W), (H, W, C) or, with one
       channel, (H, W); or N of them, (N, C, H, W), (N, H, W, C) or, with one channel, (N, H, W). It needs the run's
       channels; another size is resized likewise.
@@ -192,10 +214,7 @@ def _plain(example: Picture, to: Preprocessing) -> Tensor:
 
 def _images(picture: Picture, to: Preprocessing) -> Tensor:
     if isinstance(picture, str | Path):
-        if Path(picture).is_dir():
-            raise InputError(f"{picture} is a folder; give the paths of its images, sorted(Path(folder).iterdir()).")
-        with open_image(Path(picture)) as opened:
-            return _from_pil(opened, to)
+        return torch.cat([_from_file(file, to) for file in image_files([picture])])
     if hasattr(picture, "getbands"):
         return _from_pil(picture, to)
     if isinstance(picture, np.ndarray | Tensor):
@@ -203,6 +222,11 @@ def _images(picture: Picture, to: Preprocessing) -> Tensor:
     raise InputTypeError(
         f"A new image must be a PIL image, a path, an array or a tensor; got {type(picture).__name__}."
     )
+
+
+def _from_file(file: Path, to: Preprocessing) -> Tensor:
+    with open_image(file) as opened:
+        return _from_pil(opened, to)
 
 
 def _from_pil(picture: Any, to: Preprocessing) -> Tensor:

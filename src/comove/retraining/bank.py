@@ -230,7 +230,7 @@ class RetrainingBank:
         cls,
         path: str | os.PathLike[str],
         *,
-        dataset: Splits | ExampleSet | None = None,
+        dataset: str | Splits | ExampleSet | None = None,
         model: str | Factory | None = None,
         training: OwnTraining | None = None,
         task: Task | None = None,
@@ -240,7 +240,8 @@ class RetrainingBank:
 
         Args:
             path: the folder, or a file made by :meth:`compact` (which can be read, not trained).
-            dataset: the splits it was made with; needed to go on training when they were the user's own.
+            dataset: the splits it was made with, needed to go on training when they were the user's own; or where a
+                folder or table that has moved is now.
             model: the user's own factory (or its ``"package.module:factory"``), likewise.
             training: the user's own training function, to go on with it.
             task: that of the function's modules, where it is not in ``training``.
@@ -253,6 +254,8 @@ class RetrainingBank:
         folder = Path(path)
         compact = read_compact(folder) if folder.is_file() else None
         identity = open_bank(folder) if compact is None else compact.identity
+        if isinstance(dataset, str):
+            dataset = reload_splits(identity["dataset"], folder, name=dataset)
         if dataset is not None:
             found = identity["dataset"]["fingerprint"]
             check_fingerprint("data set", found=found, expected=dataset.fingerprint, where=folder)

@@ -19,6 +19,7 @@ from torch import nn
 
 from comove.data import ExampleSet, MapDataset, Splits
 from comove.data.builtin import as_splits, reload_splits
+from comove.data.class_names import class_indices
 from comove.data.preparation import Picture, Preprocessing, prepared
 from comove.display import html_facts
 from comove.errors import CorruptFileError, InputError
@@ -449,18 +450,19 @@ class Run:
     def prepare(self, examples: Picture | Iterable[Picture], labels: object = None, ids: object = None) -> ExampleSet:
         """Make new examples as the run's own were made: colours, size, scale and normalisation.
 
-        >>> queries = run.prepare(["cat.png", "dog.jpg"])  # doctest: +SKIP
+        >>> queries = run.prepare("mine/", labels="cat")  # doctest: +SKIP
         >>> CLD().fit(run).attribute(queries).top(10, query=0)  # doctest: +SKIP
 
-        Where the run's examples are images: PIL images and paths are brought to its colours and size (the shorter side
-        resized, the centre cut out); arrays and tensors of 8-bit numbers, or of real numbers in [0, 1], are one image
-        (C, H, W) or (H, W, C), or N of them, with the run's channels; another size is resized. Elsewhere: arrays of the
-        run's shape, or ``(N, *shape)``, taken as they are. See :func:`comove.data.preparation.prepared`.
+        Where the run's examples are images: PIL images and the paths of files or folders are brought to its colours and
+        size (the shorter side resized, the centre cut out); arrays and tensors of 8-bit numbers, or of real numbers in
+        [0, 1], are one image (C, H, W) or (H, W, C), or N of them, with the run's channels; another size is resized.
+        Elsewhere: arrays of the run's shape, or ``(N, *shape)``, taken as they are. See
+        :func:`comove.data.preparation.prepared`.
 
         Args:
             examples: one of these, or several.
-            labels: (N,) class indices; by default the classes that the run's last checkpoint predicts, so that scores
-                tell what the prediction depends on, right or wrong.
+            labels: (N,) class indices or names, or one name for all; by default the classes that the run's last
+                checkpoint predicts, so that scores tell what the prediction depends on, right or wrong.
             ids: (N,) unique ids; by default 0 ... N-1.
 
         Returns:
@@ -478,6 +480,9 @@ class Run:
         def made(found: object, name: str) -> ExampleSet:
             return ExampleSet.from_arrays(raw, found, ids=ids, classes=names, normalization=to.normalization, name=name)
 
+        named = [labels] if isinstance(labels, str) else labels if isinstance(labels, list | tuple) else []
+        if any(isinstance(label, str) for label in named):
+            labels = class_indices(map(str, named), names, len(raw))
         if labels is not None:
             return made(labels, "new examples")
         unlabelled = made(np.zeros(len(raw), np.int64), "new examples")
