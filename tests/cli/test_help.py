@@ -8,6 +8,7 @@ import pytest
 from tests.cli.test_scripts import NAMES, commands, comove_
 
 from comove.cli.groups import EVERY, ORDER
+from comove.cli.help import COMMANDS
 from comove.cli.help import NAMES as NAME_WIDTH
 from comove.cli.output import out_console
 
@@ -57,3 +58,20 @@ def test_the_usage_names_what_is_needed_and_values_have_names() -> None:
     controls = " ".join(comove_("lds", "--help").stdout.split())
     assert "--controls, --no-controls" in controls
     assert "same-class control. [default: --controls]" in controls
+
+
+def test_the_first_page_names_every_command_once_by_what_it_is_for(width: int) -> None:
+    lines = comove_("--help").stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    named = [name for names in COMMANDS.values() for name in names]
+    assert len(set(named)) == len(named)
+    assert set(named) == {name.split()[0] for name in NAMES}
+    assert "Commands:" not in lines
+    assert [line.split()[0] for line in lines if re.match(r"  [a-z]", line)] == named
+    assert [line for line in lines if line[:-1] in COMMANDS] == [f"{title}:" for title in COMMANDS]
+
+
+def test_a_group_lists_its_commands() -> None:
+    lines = comove_("bank", "--help").stdout.splitlines()
+    found = [line.split()[0] for line in lines[lines.index("Commands:") :] if re.match(r"  [a-z]", line)]
+    assert found == [name.split()[1] for name in NAMES if name.startswith("bank ")]

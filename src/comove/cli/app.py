@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeVar, get_args, get_type_hints
 
 import typer
-from typer.core import TyperArgument, TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from comove.cli.help import print_help
+from comove.cli.help import print_group_help, print_help
 from comove.cli.output import (
     STDOUT,
     MachineOptions,
@@ -45,6 +45,7 @@ from comove.cli.output import (
 from comove.errors import ComoveError, InputError
 
 __all__ = [
+    "CommandGroup",
     "app",
     "command",
     "command_of",
@@ -66,7 +67,17 @@ __all__ = [
     "written",
 ]
 
+
+class CommandGroup(TyperGroup):
+    """A group of commands with a help page like those of the commands."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help page."""
+        print_group_help(self, ctx)
+
+
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -339,4 +350,4 @@ def _main(
         out_console.print(f"comove {installed('comove')}", highlight=False)
         raise typer.Exit
     if context.invoked_subcommand is None:
-        out_console.print(context.get_help())
+        context.get_help()  # prints it

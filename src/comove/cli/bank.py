@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comove.cli.app import ListCommand, app, command_of, computes_nothing, facts, guarded, result, say, table, written
+from comove.cli.app import (
+    CommandGroup,
+    ListCommand,
+    app,
+    command_of,
+    computes_nothing,
+    facts,
+    guarded,
+    result,
+    say,
+    table,
+    written,
+)
 from comove.cli.options import ComputeOptions, Device, Quiet, check_bank
 from comove.cli.own import OwnDataset, OwnFunction, OwnModel, TaskName, importable, is_object, own_splits, own_training
 
@@ -17,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["bank", "compact", "export", "import_", "merge", "status", "work"]
 
 bank = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(

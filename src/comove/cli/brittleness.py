@@ -74,7 +74,7 @@ def brittleness(
         int, typer.Option(min=4, help="Random halves that fz and datamodels are fitted on (one model each).")
     ] = 200,
 ) -> None:
-    """Measure attribution methods by brittleness: remove the highest-scored examples, retrain, count changes.
+    """Prediction brittleness: remove the highest-scored examples, retrain, and count changed predictions.
 
     With the --out folder of comove lds, its runs and its bank are used. Interrupted, it goes on when the same command
     is run again.

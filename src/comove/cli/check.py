@@ -22,7 +22,7 @@ def check(
     ] = None,
     queries: Annotated[int, typer.Option(min=2, help="Queries in each check.")] = 15,
 ) -> None:
-    """Test attribution methods where the answer is known: copies, wrong labels, a shortcut, shuffled labels.
+    """Test methods where the answer is known: copies of queries, wrong labels, a shortcut, shuffled labels.
 
     Three models are trained. Do not use a method for a question whose check it fails; for other questions it may
     still be right.

@@ -59,7 +59,7 @@ def curve(
         float, typer.Option(min=0, help="Accuracy below that of the full data at which a coreset counts as sufficient.")
     ] = 0.01,
 ) -> None:
-    """Measure coreset methods: accuracy of models trained on coresets of several sizes, and on the full data.
+    """Accuracy of models trained on coresets of several sizes, beside that of models trained on the full data.
 
     Interrupted, it goes on when the same command is run again; more methods, budgets or seeds reuse trained models.
 

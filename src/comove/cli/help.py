@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from textwrap import fill, wrap
 from typing import Any
@@ -11,15 +12,23 @@ from rich.text import Text
 from comove.cli.groups import EVERY, ORDER
 from comove.cli.output import out_console
 
-__all__ = ["print_help"]
+__all__ = ["COMMANDS", "print_group_help", "print_help"]
 
 WIDEST, NARROWEST = 100, 50
 """Letters a line, however wide or narrow the terminal is."""
-NAMES = 25
-"""Letters of the left column; a longer name stands in a line of its own."""
+NAMES, COMMAND = 25, 11
+"""Letters of the left column, for options and for commands; a longer name stands in a line of its own."""
 VALUES = {"str": "TEXT", "int": "N", "int range": "N", "float": "X", "float range": "X", "path": "PATH", "Path": "PATH"}
 """What stands for a value, by the name of its type."""
 EXAMPLE = "Example: "
+COMMANDS = {
+    "Start": ("demo", "train", "methods", "doctor"),
+    "Explain predictions": ("attribute", "explore", "report"),
+    "Choose and correct examples": ("coreset", "clean"),
+    "Measure attribution methods": ("lds", "brittleness", "check", "bank"),
+    "Measure coreset methods": ("curve", "stability", "diagnose", "cost"),
+}
+"""The commands by what they are for."""
 
 
 def print_help(command: Any, ctx: Any) -> None:
@@ -49,6 +58,26 @@ def print_help(command: Any, ctx: Any) -> None:
     _print("")
 
 
+def print_group_help(group: Any, ctx: Any) -> None:
+    """Print the page of a group of commands: what they are for, a line for each command, and the group's options."""
+    width = max(NARROWEST, min(out_console.width, WIDEST))
+    texts = [f"Usage: {ctx.command_path} COMMAND [OPTIONS]", *re.sub(r"\[/?bold]", "", group.help or "").split("\n\n")]
+    for part in texts:
+        _print(f"\n{fill(' '.join(part.split()), width, break_on_hyphens=False)}")
+    known = {name: group.get_command(ctx, name) for name in group.list_commands(ctx)}
+    grouped = {title: [name for name in names if name in known] for title, names in COMMANDS.items()}
+    rest = [name for name in known if not any(name in names for names in grouped.values())]
+    for title, names in {**grouped, "Commands": rest}.items():
+        if names:
+            _print(f"\n{title}:", style="bold")
+        for name in names:
+            about = " ".join((known[name].help or "").split("\n\n")[0].split())
+            _print_entry(name, about, width, COMMAND)
+    options = [entry for entry in group.get_params(ctx) if not getattr(entry, "hidden", False)]
+    _print_list("Options", options, ctx, width)
+    _print("")
+
+
 def _print(text: str, style: str = "") -> None:
     out_console.print(Text(text, style), soft_wrap=True)
 
@@ -61,18 +90,17 @@ def _print_list(title: str, entries: list[Any], ctx: Any, width: int) -> None:
     if entries:
         _print(f"\n{title}:", style="bold")
     for entry in entries:
-        name, about = _name(entry, ctx), " ".join(_about(entry))
-        lines = wrap(about, width - NAMES - 4, break_on_hyphens=False, break_long_words=False)
-        if len(name) > NAMES:
-            _print(f"  {name}", style="cyan")
-            name = ""
-        for line in lines or [""]:
-            _print_row(name, line)
-            name = ""
+        _print_entry(_name(entry, ctx), " ".join(_about(entry)), width, NAMES)
 
 
-def _print_row(name: str, line: str) -> None:
-    out_console.print(Text.assemble("  ", (f"{name:<{NAMES}}", "cyan"), f"  {line}"), soft_wrap=True)
+def _print_entry(name: str, about: str, width: int, names: int) -> None:
+    """Print a name in a column of so many letters, and beside it what it is."""
+    if len(name) > names:
+        _print(f"  {name}", style="cyan")
+        name = ""
+    for line in wrap(about, width - names - 4, break_on_hyphens=False, break_long_words=False):
+        out_console.print(Text.assemble("  ", (f"{name:<{names}}", "cyan"), f"  {line}"), soft_wrap=True)
+        name = ""
 
 
 def _name(entry: Any, ctx: Any) -> str:

@@ -149,7 +149,7 @@ def lds(
         typer.Option(help="Outputs to predict: margin, correct, loss, probability.", show_default="margin"),
     ] = None,
 ) -> None:
-    """Measure attribution methods by retraining: linear datamodeling score (LDS), interval and noise ceiling.
+    """Linear datamodeling score (LDS) of attribution methods, with interval and noise ceiling, by retraining.
 
     Models are retrained on random subsets of the training data. The LDS is the rank correlation between what a method
     predicts for the subsets and what their models do. Interrupted, it goes on when the same command is run again.
