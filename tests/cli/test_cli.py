@@ -128,6 +128,8 @@ def test_train_tells_memory_so_that_it_can_be_read(trained: tuple[Path, Path]) -
     used = Run.load(trained[0]).result["peak_memory_bytes"]
     assert re.search(rf"^peak memory +{re.escape(f'{used / 2**20:,.0f} MiB')}$", told, re.MULTILINE)
     assert str(used) not in told
+    assert re.search(r"^examples +200 training, 197 validation, 40 query$", told, re.MULTILINE)
+    assert re.search(r"^training accuracy +0\.\d+$", told, re.MULTILINE)
 
 
 def test_train_is_python_train(trained: tuple[Path, Path]) -> None:
@@ -405,7 +407,7 @@ def test_doctor_tells_versions_and_where_cifar10_is(tmp_path: Path, cifar_folder
 
 def test_unknown_names_suggest_the_nearest(trained: tuple[Path, Path], tmp_path: Path) -> None:
     out = ("--out", tmp_path / "x")
-    refused(comove_("train", "--dataset", "digit", *out), "Unknown data set 'digit'", "Did you mean 'digits'?")
+    refused(comove_("train", "--dataset", "digit", *out), "There is no data set 'digit'", "Did you mean 'digits'?")
     refused(comove_("train", "--model", "mpl", *out), "no model called 'mpl'", "Did you mean 'mlp'?")
     refused(comove_("train", "--recipe", "digits", *out), "Unknown recipe", "Did you mean 'digits-mlp'?")
     refused(comove_("attribute", trained[0], "--method", "cdl", *out), "Did you mean 'cld'?")
@@ -598,7 +600,7 @@ def test_debug_may_stand_last_on_the_line(
     assert sys.argv == words
     err = capfd.readouterr().err
     assert "Traceback" in err
-    assert "Unknown data set 'nowhere'" in err.splitlines()[-1]
+    assert "There is no data set 'nowhere'" in err.splitlines()[-1]
 
 
 def test_a_factory_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

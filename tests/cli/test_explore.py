@@ -19,7 +19,7 @@ FEW = ("--chains", "3", "--steps", "8", "--every", "4", "--batch-size", "8", "--
 def test_draws_are_where_the_method_looks_for_them(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = comove_("explore", run.path, *FEW, "--out", tmp_path / "explored")
     assert made.exit_code == 0, made.stderr
-    assert "6 draws" in made.stdout
+    assert "6 samples" in made.stdout
     how = Exploration(chains=3, steps=8, every=4, batch_size=8)
     assert len(Trace.load(explored_folder(run, how, tmp_path / "explored")).rows) == 6
     method = f"bayesian-influence:chains=3:steps=8:every=4:batch_size=8:cache={tmp_path / 'explored'}"

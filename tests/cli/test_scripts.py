@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.fork_server import STRICT, Warm
 from typer.testing import CliRunner
 
 from comove import cli
+from comove.cli.app import command_of, say
 from comove.coreset import Coreset
 from comove.training import Run, loop
 
@@ -123,9 +125,26 @@ def test_quiet_keeps_the_result_and_warnings_only(runs: tuple[Run, ...], tmp_pat
     words = ("attribute", runs[0].path, "--queries", 2, "--out", tmp_path)
     loud, quiet = comove_(*words), comove_(*words, "--quiet")
     assert quiet.stdout == loud.stdout != ""
-    assert (quiet.stderr, loud.stderr.count("\n")) == ("", 3)
+    assert (quiet.stderr, loud.stderr.count("\n")) == ("", 4)
     noted = comove_("stability", runs[0].path, "--budgets", "0.2", "--epochs", 3, "--quiet")
     assert noted.stderr == "Note: One run says nothing about seeds: give runs of several.\n"
+
+
+@pytest.mark.filterwarnings("default")
+def test_quiet_keeps_the_warnings_of_other_libraries() -> None:
+    group = typer.Typer()
+
+    @command_of(group)
+    def warns() -> None:
+        """Warn as NumPy does."""
+        say("a remark")
+        warnings.warn("overflow in exp", RuntimeWarning, stacklevel=1)
+
+    made = CliRunner().invoke(group, ["--quiet"])
+    assert made.exit_code == 0
+    assert "Warning: " in made.stderr
+    assert "RuntimeWarning: overflow in exp" in made.stderr
+    assert "a remark" not in made.stderr
 
 
 def test_one_table_goes_to_standard_output_where_there_is_one(run: Run, tmp_path: Path) -> None:

@@ -500,7 +500,7 @@ def test_a_damaged_note_of_changes_is_refused(flat: Path, changes: dict[str, Any
 def test_a_folder_that_moved_is_named_anew(flat: Path) -> None:
     splits = load_dataset(str(flat), limit=20)
     moved = flat.rename(flat.parent / "animals")
-    with pytest.raises(InputError, match=r"Unknown data set .*The data of runs/a was there.*--dataset NEW"):
+    with pytest.raises(InputError, match=r"There is no data set .*The data of runs/a was there.*--dataset NEW"):
         reload_splits(splits.describe(), "runs/a")
     again = reload_splits(splits.describe(), "runs/a", name=str(moved))
     assert again.fingerprint == splits.fingerprint

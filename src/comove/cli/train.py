@@ -11,6 +11,7 @@ import typer
 
 from comove.cli.app import command, facts
 from comove.cli.options import TrainingOptions, is_whole
+from comove.display import counted
 from comove.errors import InputError
 
 if TYPE_CHECKING:
@@ -108,11 +109,25 @@ def recording_of(mode: str, every: int | None, anchors: Sequence[int] | None = N
     return Recording(mode=mode, every=every, anchors=tuple(anchors or (-1,)))  # type: ignore[arg-type]  # it checks
 
 
+CALLED = {
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy",
+    "seconds_of_last_sitting": "seconds in the last call",
+    "peak_memory_bytes": "peak memory",
+}
+"""What an entry of a run's result is called when it is printed."""
+
+
 def _print_run(finished: Run) -> None:
-    result = finished.result
-    shown: dict[str, object] = {"trace": finished.trace, "checkpoints": len(finished.checkpoints)}
+    result, trace = finished.result, finished.trace
+    counts = {"training": trace.train_ids.size, **trace.held_out_counts()}
+    shown: dict[str, object] = {
+        "examples": ", ".join(f"{count:,} {name}" for name, count in counts.items()),
+        "trace": f"{counted(len(trace.rows), 'row')} of {', '.join(trace.fields)} ({trace.mode})",
+        "checkpoints": len(finished.checkpoints),
+    }
     for name, value in result.items():
-        shown[name.removesuffix("_bytes").replace("_", " ")] = _shown(name, value)
+        shown[CALLED.get(name, name.replace("_", " "))] = _shown(name, value)
     summary = {"path": finished.path, "seed": finished.seed, "rows": len(finished.trace.rows), **result}
     facts(str(finished), shown, name="run", values=summary)
 

@@ -130,7 +130,7 @@ def _load(source: Mapping[str, Any], download: bool = False) -> Splits:
         read: Callable[..., Splits] = _image_folder if Path(name).is_dir() else text_splits
         return read(Path(name), *wanted, source={**source, "name": str(Path(name).resolve())})
     raise InputError(
-        f"Unknown data set {name!r}: it is neither one of {', '.join(_LOADERS)} nor a folder"
+        f"There is no data set {name!r}: it is neither one of {', '.join(_LOADERS)} nor a folder"
         f"{', nor a file that is there' if is_table(name) else ''}.{did_you_mean(name, _LOADERS)}"
     )
 

@@ -228,7 +228,8 @@ def check_methods(
         compute: device and progress.
 
     Raises:
-        InputError: a method that is computed from a retraining bank (hold it to the LDS); data that cannot be planted.
+        InputError: a method that is computed from a retraining bank (measure it by comove lds);
+            data that cannot be planted.
     """
     chosen = [attributor(method) if isinstance(method, str) else method for method in methods]
     for method in chosen:

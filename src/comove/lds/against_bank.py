@@ -1,4 +1,4 @@
-"""Scores held to a bank: matched by ids, refused where they were fitted on the very subsets they are measured on.
+"""Scores measured by a bank: matched by ids, refused where they were fitted on the very subsets they are measured on.
 
 Every score matrix meets every part of a bank in one matrix product, whatever the number of outputs; the truth's
 reliability and resamples are computed once for all methods.

@@ -40,7 +40,8 @@ def check_measurable(kind: str) -> None:
     measurable = [name for name in OUTPUTS if name != "predicted"]
     if kind not in measurable:
         raise InputError(
-            f"Attributions are held to one of {', '.join(measurable)}, got {kind!r}.{did_you_mean(kind, measurable)}"
+            f"Attributions are measured by one of {', '.join(measurable)}, got {kind!r}."
+            f"{did_you_mean(kind, measurable)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The retraining bank: the ground truth that attribution is held to.
+"""The retraining bank: the ground truth that attribution is measured by.
 
 For each of C subsets of the training data and each of R seeds a model is trained from scratch, and its logits on the
 queries are kept. On disk::
@@ -685,7 +685,7 @@ class RetrainingBank:
         self._contents.check(output, self.output_names)
         if output == "predicted":
             amounts = [name for name in self.output_names if name != "predicted"]
-            raise InputError(f"Attributions are held to one of {', '.join(amounts)}, got {output!r}.")
+            raise InputError(f"Attributions are measured by one of {', '.join(amounts)}, got {output!r}.")
         return self._contents.higher(output)
 
     def _known(self) -> str:

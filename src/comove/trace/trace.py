@@ -426,19 +426,19 @@ class Trace:
         """Draw the losses of training and of held-out examples by epoch: medians, and 10th to 90th percentiles."""
         return losses_figure([row.epoch for row in self.rows], self.train_losses, self.query_losses)
 
-    def _held_out(self) -> dict[str, int]:
-        """How many validation examples and queries there are, counted as splits count them."""
+    def held_out_counts(self) -> dict[str, int]:
+        """Return how many validation examples and queries there are, counted as splits count them."""
         validation, every = self.validation_ids.size, self.query_ids.size
         return {"query": every} if validation == every else {"validation": validation, "query": every - validation}
 
     def _repr_html_(self) -> str:
         facts = {"rows": len(self.rows), "last epoch": self.rows[-1].epoch, "mode": self.mode}
-        facts |= {"train": self.train_ids.size, **self._held_out()}
+        facts |= {"train": self.train_ids.size, **self.held_out_counts()}
         kept = ", ".join(f"{self.rows[row].epoch:g}" for row in self.anchors)
         return html_facts("Trace", {**facts, "fields": ", ".join(self.fields), "features kept at epochs": kept or None})
 
     def __repr__(self) -> str:
-        held_out = ", ".join(f"{count:,} {name}" for name, count in self._held_out().items())
+        held_out = ", ".join(f"{count:,} {name}" for name, count in self.held_out_counts().items())
         return (
             f"Trace({len(self.rows)} rows, {self.train_ids.size:,} train, {held_out}, "
             f"mode {self.mode}, fields {', '.join(self.fields) or 'none'})"

@@ -1,1 +1,1 @@
-"""Hunting for wrong labels: rank them by suspicion, and hold the ranking to labels that were flipped on purpose."""
+"""Finding wrong labels: rankings by suspicion, measured by labels that were flipped on purpose."""

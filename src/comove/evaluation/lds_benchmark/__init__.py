@@ -1,1 +1,1 @@
-"""The linear datamodeling score: scores held to models that were retrained without examples."""
+"""The linear datamodeling score: scores measured by models that were retrained on subsets."""

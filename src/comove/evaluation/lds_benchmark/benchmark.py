@@ -167,7 +167,7 @@ def lds_benchmark(
     """
     if isinstance(training, OwnTraining):
         raise InputError(
-            "training= is how comove trains the runs that methods are fitted on; hold them to models of your own "
+            "training= is how comove trains the runs that methods are fitted on; measure them by models of your own "
             "function with subsets=RetrainingBank.create(path, splits, training=mine, subsets=...)."
         )
     wanted = runs if isinstance(runs, Runs) else Runs(runs)

@@ -1,4 +1,4 @@
-"""Scores of other libraries, from their files, held to a retraining bank.
+"""Scores of other libraries, from their files, measured by a retraining bank.
 
 Shape legend: N train, Q queries.
 """
