@@ -118,6 +118,16 @@ def test_options_of_the_optimizer_are_those_of_the_recipe(tmp_path: Path) -> Non
     refused(comove_("train", *SMALL, "--ema", 2, "--out", tmp_path / "c"), "ema must be above 0 and below 1, or None")
 
 
+def test_a_schedule_is_chosen_and_a_constant_one_can_be_extended(tmp_path: Path) -> None:
+    words = ("train", *SMALL, "--recipe", "resnet9-small", "--model", "mlp", "--out", tmp_path / "a", "--quiet")
+    assert comove_(*words, "--schedule", "constant").code == 0
+    assert Run.load(tmp_path / "a").recipe.schedule == "constant"
+    longer = comove_("train", tmp_path / "a", "--epochs", 6, "--quiet")
+    assert longer.code == 0, longer.err
+    assert Run.load(tmp_path / "a").recipe.epochs == 6
+    refused(comove_("train", *SMALL, "--schedule", "stairs", "--out", tmp_path / "b"), "schedule")
+
+
 def test_anchors_are_kept_at_the_epochs_asked_for(tmp_path: Path) -> None:
     assert comove_("train", *SMALL, "--anchors", 2, -1, "--out", tmp_path / "a", "--quiet").code == 0
     assert Run.load(tmp_path / "a").trace.anchors == (2, 4)

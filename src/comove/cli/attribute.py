@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comove.cli.app import command, draw, note, one_table, print_ranking, result, say, table, write_table_out, written
-from comove.cli.named import Named, named_examples, told_columns
+from comove.cli.named import Named, called, named_examples, told_columns
 from comove.cli.options import Runs, open_banks, open_runs, parse_methods
 from comove.cli.output import STDOUT
 from comove.cli.own import OwnOptions
@@ -237,7 +237,7 @@ def _print(
     if len(found) == 1:
         print_ranking(found[0], query, k, names.get(query, ""), named)
     else:
-        _side_by_side(found, query, k, names.get(query, f"query {query}"), named)
+        _side_by_side(found, query, k, names.get(query) or called(named, query), named)
     say("")
     if (others := found[0].query_ids.size - 1) and out != STDOUT:
         more = counted(others, "query" if isinstance(wanted, list) else "picture")
@@ -264,7 +264,8 @@ def _side_by_side(found: Sequence[Scores], query: int, k: int, name: str, named:
             for column in columns
         ]
         rows = [[str(rank), *row] for rank, row in enumerate(zip(*cells, strict=True), 1)]
-        table(f"\nTraining examples that {title} {name} most", ["", *(one.method for one in found)], rows)
+        head = ["", *(one.method for one in found)]
+        table(f"\nTraining examples that {title} {name} most", head, rows, plain=len(head))
 
 
 def _who(file: str, label: str) -> str:

@@ -10,7 +10,7 @@ from comove.errors import ComoveError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Named", "named_examples", "plain_cells", "told_columns"]
+__all__ = ["Named", "called", "named_examples", "plain_cells", "told_columns"]
 
 Named: TypeAlias = Mapping[str, Mapping[int, str]]
 """``"file"`` and ``"text"``, where known: id -> what is told."""
@@ -37,6 +37,11 @@ def named_examples(sources: Iterable[Any]) -> Named:
 def told_columns(named: Named, ids: npt.NDArray[Any] | Sequence[int]) -> dict[str, list[str]]:
     """The columns of a table of these examples; those of which nothing is known have empty cells."""
     return {name: [values.get(int(id_), "") for id_ in ids] for name, values in named.items()}
+
+
+def called(named: Named, query: int) -> str:
+    """A query by its id, with its file or text where that is known."""
+    return " ".join([f"query {query}", *(f"({cell})" for cell in plain_cells(named, query) if cell)])
 
 
 def plain_cells(named: Named, id_: int) -> list[str]:

@@ -97,6 +97,14 @@ LearningRate = Annotated[
     float | None,
     typer.Option("--lr", help="Highest learning rate.", show_default="the recipe's", rich_help_panel=TRAINING),
 ]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        help="Learning rate schedule: constant, triangular, multistep or cosine.",
+        show_default="the recipe's",
+        rich_help_panel=TRAINING,
+    ),
+]
 OptimizerName = Annotated[
     str | None,
     typer.Option(
@@ -269,6 +277,7 @@ class TrainingOptions:
     download: Download = False
     flip_labels: FlipLabels = 0.0
     quiet: Quiet = False
+    schedule: Schedule = None
     optimizer: OptimizerName = None
     clip_norm: ClipNorm = None
     warmup_epochs: WarmupEpochs = None
@@ -339,7 +348,7 @@ class TrainingOptions:
         recipe = as_recipe(self.recipe, model=self.model_for(splits), n_train=len(splits.train))
         lr, peak, warmup = self.lr, None, self.warmup_epochs
         if self.epochs is not None:  # a rise to the end would never come down again
-            if recipe.schedule == "triangular" and self.epochs <= recipe.peak_epoch:
+            if (self.schedule or recipe.schedule) == "triangular" and self.epochs <= recipe.peak_epoch:
                 peak = self.epochs / 4
             if warmup is None and self.epochs <= recipe.warmup_epochs:
                 warmup = self.epochs / 4
@@ -350,6 +359,7 @@ class TrainingOptions:
             batch_size=self.batch_size,
             lr=lr,
             peak_epoch=peak,
+            schedule=self.schedule,
             optimizer=self.optimizer,
             clip_norm=self.clip_norm,
             warmup_epochs=warmup,
@@ -365,7 +375,18 @@ class TrainingOptions:
     @property
     def given(self) -> list[str]:
         """The options of how models are trained that were given, as written on the command line."""
-        recipe = ("recipe", "epochs", "batch_size", "lr", "optimizer", "clip_norm", "warmup_epochs", "patience", "ema")
+        recipe = (
+            "recipe",
+            "epochs",
+            "batch_size",
+            "lr",
+            "schedule",
+            "optimizer",
+            "clip_norm",
+            "warmup_epochs",
+            "patience",
+            "ema",
+        )
         return self._named("width", *recipe)
 
     @property

@@ -302,18 +302,17 @@ def print_ranking(
         name: what the query is called; by default its id, with its file or text where that is known.
         named: files and texts by id, where they are known (:mod:`comove.cli.named`).
     """
-    from comove.cli.named import plain_cells
+    from comove.cli.named import called, plain_cells
     from comove.display import plain_score
 
     told = named or {}
-    own = " ".join(f"({cell})" for cell in plain_cells(told, query) if cell)
-    called = name or f"query {query}{f' {own}' if own else ''}"
+    name = name or called(told, query)
     for title, ranking in (("help", scores.top(k, query=query)), ("hurt", scores.bottom(k, query=query))):
         rows = [
             [str(id_), label, plain_score(score), *plain_cells(told, id_)]
             for (id_, score), label in zip(ranking, ranking.class_names(), strict=True)
         ]
-        heading = f"\nTraining examples that {title} {called} most"
+        heading = f"\nTraining examples that {title} {name} most"
         table(heading, ["id", "class", scores.method, *told], rows, plain=2, left=tuple(told))
 
 

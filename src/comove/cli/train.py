@@ -48,16 +48,16 @@ def train(
     checkpoints: Annotated[
         str,
         typer.Option(
-            help="Which to keep: all, last, or N for every N epochs. Gradient methods and new queries need them."
+            help="Checkpoints to keep: all, last, or N for every N epochs; gradient methods and pictures need them."
         ),
     ] = "all",
 ) -> None:
-    """Train a model and record its trace: losses, margins and more of every example, before training and each epoch.
+    """Train a model and record its trace: losses of every example before training and after each epoch.
 
     Interrupted, it goes on from the last finished epoch when the same command is run again.
 
     A finished run can be trained further if its learning rate schedule does not depend on the number of epochs
-    (constant, multistep). The result is the same, to the bit, as training for all epochs at once.
+    (--schedule constant, multistep). The result is the same, to the bit, as training for all epochs at once.
 
     Example: comove train --out runs/a
 
