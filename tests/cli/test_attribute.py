@@ -59,7 +59,7 @@ def test_one_run_is_no_mean_and_examples_without_a_score_are_counted(small_digit
     words = ("attribute", tmp_path / "bank", "--method", "leave-one-out", "--queries", 2)
     result = comove_(*words, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
-    assert "Note: 197 training examples have no score: leave-one-out knows nothing of them." in result.stderr
+    assert "Note: 197 training examples have no score by leave-one-out." in result.stderr
     assert "leave-one-out: 3 training examples x 2 queries; positive = helps." in result.stderr
 
 

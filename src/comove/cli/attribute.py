@@ -247,7 +247,7 @@ def _print(
             say(line)
     for scores in found:
         if left_out := scores.info.get("not_scored"):
-            note(f"{left_out:,} training examples have no score: {scores.method} knows nothing of them.")
+            note(f"{left_out:,} training examples have no score by {scores.method}.")
         say(_told(scores))
 
 

@@ -126,7 +126,7 @@ def _print(found: Suspicion, top: int, order: str, named: Named) -> None:
 
 
 def _coverage(sources: list[Any], found: Suspicion, folds: int | None) -> str:
-    """What share of the data was looked at."""
+    """What share of the data was ranked."""
     from comove.training.sources import as_sources
 
     if folds is not None:

@@ -199,7 +199,7 @@ def _report(benchmark: Benchmark, out: Path, kept: Sequence[str]) -> None:
     for name in benchmark.outputs:
         _print_table(benchmark, name)
     save_figure(benchmark.plot(), out / "lds.png")
-    say("* highest, or not decidedly below the highest: by the paired intervals in differences.csv")
+    say("* the highest LDS, or not significantly below it (paired 95% intervals, in differences.csv)")
     result("retrained", {"now": benchmark.retrained, "reused": benchmark.reused})
     say(f"Retrained models: {benchmark.retrained:,} trained now, {benchmark.reused:,} reused")
     written(out, "lds.csv", "lds.json", "differences.csv", "lds.png", *kept)
@@ -290,7 +290,7 @@ def _print_table(benchmark: Benchmark, output: str) -> None:
 
 
 def _cell(result: LDS, column: Sequence[LDS]) -> str:
-    """A method's LDS and interval, with a star where no other method is decidedly better."""
+    """A method's LDS and interval, with a star where no other method is significantly better."""
     from comove.evaluation import paired_difference
 
     if math.isnan(result.mean):

@@ -57,9 +57,9 @@ def detection_figure(
     dashed: dict[str, Any] = {"color": "black", "linestyle": (0, (5, 4)), "linewidth": 1}
     precise.plot([0, 100, 100], [100, 100, share], **dashed)
     found.plot([0, share, 100], [0, 100, 100], label="perfect", **dashed)
-    precise.set(xlabel="wrong labels found (%)", ylabel="of those looked at, wrong (%)", xlim=(0, 102), ylim=(0, 102))
+    precise.set(xlabel="recall: wrong labels found (%)", ylabel="precision (%)", xlim=(0, 102), ylim=(0, 102))
     looked = min(100, 5 * share)  # what matters happens where about as many are looked at as are wrong
-    found.set(xlabel="labels looked at (%)", ylabel="wrong labels found (%)", xlim=(0, looked), ylim=(0, 102))
+    found.set(xlabel="labels inspected (%)", ylabel="wrong labels found (%)", xlim=(0, looked), ylim=(0, 102))
     legend_beside(found)
     draw_bars(bars, series)
     bars.axvline(wrong / n, color="black", linewidth=0.8, linestyle=":")

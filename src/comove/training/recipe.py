@@ -239,7 +239,8 @@ class Recipe:
         if self.schedule not in LASTING:
             raise InputError(
                 f"The learning rates of a {self.schedule} schedule depend on the number of epochs ({self.epochs}): "
-                f"train a new run of {epochs} epochs. Runs with schedule={' or '.join(map(repr, LASTING))} can be extended."
+                f"train a new run of {epochs} epochs. Runs with "
+                f"schedule={' or '.join(map(repr, LASTING))} can be extended."
             )
         if epochs <= self.epochs:
             raise InputError(f"To be extended, a run must get more than its {self.epochs} epochs; got {epochs}.")
