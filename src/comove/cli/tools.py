@@ -47,7 +47,7 @@ def methods(
         for name, recipe in RECIPES.items()
     ]
     table("\nRecipes", ["name", "training"], recipes, plain=2, name="recipes")
-    data = f"{', '.join(dataset_names())}, or a folder of images"
+    data = f"{', '.join(dataset_names())}, a folder of images, or a table of texts"
     facts("", {"Models": ", ".join(model_names()), "Data sets": data}, name="known")
     if not whole:
         say("\ncomove methods NAME shows the cost and options of a method; comove methods | less -S those of all.")
