@@ -118,7 +118,7 @@ def test_a_cleaned_run_opens_from_every_command(photos: Path, tmp_path: Path) ->
     run = tmp_path / "run"
     made = comove("train", "--dataset", photos / "photos", *words, *TRAINED, "--out", run)
     assert made.exit_code == 0, made.stderr
-    assert "3 examples are dropped" in made.stderr
+    assert "Note: 3 examples dropped" in made.stderr
     opened = Run.load(run).data()
     assert set(splits.train.ids) - set(opened.train.ids) == set(worst)
     assert opened.train.labels[opened.train.positions([fixed])].tolist() == [opened.classes.index("three")]

@@ -13,6 +13,7 @@ from comove.cli.app import say
 from comove.cli.groups import DATA, METHODS, TRAINING, WHERE
 from comove.cli.output import Device, Quiet
 from comove.cli.own import OwnOptions, TaskName, importable, is_object, open_object, own_splits, own_training
+from comove.display import counted
 from comove.errors import InputError, some
 
 if TYPE_CHECKING:
@@ -493,9 +494,11 @@ def _told_changes(before: Splits, after: Splits) -> str:
     pairs = list(zip(before.parts, after.parts, strict=True))
     dropped = [len(old) - len(new) for old, new in pairs]
     changed = [int((old.subset(new.ids).labels != new.labels).sum()) for old, new in pairs]
-    told = f"{sum(dropped):,} examples are dropped, {sum(changed):,} have another label than before"
-    held_out = sum(dropped[1:]) + sum(changed[1:])
-    return f"{told}{f'; {held_out:,} of them were held out, so accuracies are of other examples' if held_out else ''}."
+    counts = {"dropped": sum(dropped), "relabelled": sum(changed)}
+    told = ", ".join(f"{counted(number, 'example')} {what}" for what, number in counts.items() if number)
+    if not (held_out := sum(dropped[1:]) + sum(changed[1:])):
+        return f"{told or 'No label is changed'}."
+    return f"{told}, {held_out:,} of them held out: compare accuracies only with runs on the same held-out examples."
 
 
 def width_option(width: float | None) -> dict[str, Any]:
