@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,18 @@ def test_an_influence_grid_shows_each_query_and_its_top_and_bottom(
         assert f"query {query}\n" in written
         for id_, score in [*scores.top(k, query=query), *scores.bottom(k, query=query)]:
             assert f"\n#{id_}  {scored(score)}" in written
+
+
+def test_the_files_of_examples_stand_under_their_pictures_in_place_of_ids(scores: Scores, small_digits: Splits) -> None:
+    train, query = (
+        part.with_sources([f"{id_}.png" for id_ in part.ids]) for part in (small_digits.train, small_digits.query)
+    )
+    first = int(scores.query_ids[0])
+    written = texts(scores.plot([first], splits=replace(small_digits, train=train, query=query), k=2))
+    assert "#" not in written
+    assert f"query {first}" not in written
+    for id_ in (first, *scores.top(2, query=first).ids, *scores.bottom(2, query=first).ids):
+        assert f"\n{id_}.png" in written
 
 
 def test_every_cell_of_the_grid_shows_the_image_of_its_own_id(scores: Scores, small_digits: Splits) -> None:

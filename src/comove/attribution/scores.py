@@ -480,7 +480,7 @@ class Scores:
         for pair in rankings:
             query = pair[0].query
             label = splits.query.labels[splits.query.positions([query])[0]]
-            called = short(names.get(query, f"query {query}"))
+            called = short(names.get(query, f"query{splits.query.number(query, ' ')}"))
             rows.append(
                 [
                     Picture(
@@ -490,7 +490,8 @@ class Scores:
             )
             for ranking, colour in zip(pair, (HELP, HURT), strict=True):
                 for (id_, score), name in zip(ranking, ranking.class_names(), strict=True):
-                    text = f"{short(name)}\n#{id_}  {scored(score, counts=counts)}{splits.train.told(id_)}"
+                    value = scored(score, counts=counts)
+                    text = f"{short(name)}\n{splits.train.number(id_, '#', '  ')}{value}{splits.train.told(id_)}"
                     rows[-1].append(Picture(splits.train.image(id_), text, colour))
         return gallery(rows, f"{self.method}: training examples that help (blue) and hurt (orange) each query")
 

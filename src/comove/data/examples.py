@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Ids = npt.NDArray[np.int64]
-CAPTION = 22
+CAPTION = 16
 """Letters of a file's name under a picture."""
 HOLD_BYTES = 2 << 30
 """Inputs up to this size are held whole in memory; larger sets are read example by example."""
@@ -471,6 +471,10 @@ class ExampleSet:
             return ""
         name = str(self.sources[self.positions([id_])[0]])
         return "\n" + (name if len(name) <= CAPTION else "\u2026" + name[1 - CAPTION :])
+
+    def number(self, id_: int, before: str, after: str = "") -> str:
+        """The id of one example in a caption, between two texts; empty where :meth:`told` has its file instead."""
+        return f"{before}{id_}{after}" if self.sources is None else ""
 
     def batch(
         self, positions: npt.NDArray[np.int64], device: torch.device | str = "cpu"

@@ -246,7 +246,7 @@ class Suspicion:
         other = self.suggestion(id_)
         lines = [short(self.class_name(int(self.labels[place]))), *([f"\u2192 {short(other)}"] if other else [])]
         colour = NEUTRAL if wrong_ids is None else HURT if id_ in wrong_ids else "black"
-        return Picture(examples.image(id_), "\n".join([*lines, f"#{id_}"]) + examples.told(id_), colour)
+        return Picture(examples.image(id_), "\n".join(lines) + examples.number(id_, "\n#") + examples.told(id_), colour)
 
     def _repr_html_(self) -> str:
         frame = self.to_pandas().head(10)
