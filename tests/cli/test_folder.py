@@ -240,5 +240,5 @@ def test_all_files_are_looked_at_with_folds_and_the_share_is_told(photos: Path, 
         "train", "--dataset", photos / "photos", "--drop", tmp_path / "drop.csv", *TRAINED, "--out", tmp_path / "b"
     )
     assert made.exit_code == 0, made.stderr
-    assert "1 of them were held out" in made.stderr
+    assert "1 of them held out" in made.stderr
     assert held_out not in Run.load(tmp_path / "b").data().query.ids
