@@ -492,7 +492,10 @@ def test_what_is_no_run_is_refused(trained: tuple[Path, Path], tmp_path: Path) -
     for command, out in (("attribute", "s"), ("coreset", "c.csv"), ("curve", "c")):
         refused(comove_(command, tmp_path / "nothing", "--out", tmp_path / out), "nothing")
         refused(comove_(command, Path(__file__).parent, "--out", tmp_path / out), "manifest.json")
-    refused(comove_("curve", trained[0] / "trace", "--out", tmp_path / "c"), "is a bare trace, with which no model can be trained")
+    refused(
+        comove_("curve", trained[0] / "trace", "--out", tmp_path / "c"),
+        "is a bare trace, with which no model can be trained",
+    )
 
 
 def test_an_unknown_query_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:

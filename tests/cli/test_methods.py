@@ -57,7 +57,7 @@ def test_on_80_columns_no_line_is_longer_and_nothing_is_cut(terminal: Callable[[
         assert needs in {"trace", "checkpoints", "bank"} & method.requires
         assert summary.strip() in method.summary
     assert "what it costs" not in result.stdout
-    assert "comove methods NAME tells what a method costs" in result.stderr
+    assert "comove methods NAME shows the cost and options of a method" in result.stderr
 
 
 def test_a_folded_summary_is_whole(terminal: Callable[[int], None]) -> None:
