@@ -94,7 +94,7 @@ def test_scores_in_a_folder_with_ids_in_files_are_matched(bank: Path, tmp_path: 
 def test_what_scores_cannot_go_with_is_refused(bank: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "s.npy", SCORES)
     out = ("--scores", tmp_path / "s.npy", "--out", tmp_path / "lds")
-    refused(comove("lds", *out), "name it, --bank BANK")
+    refused(comove("lds", *out), "name it with --bank")
     refused(comove("lds", "--bank", bank, *out, "--methods", "cld"), "leave out --methods")
     refused(comove("lds", "--bank", bank, *out, "--subsets", 9), "leave out --subsets")
     refused(comove("lds", "--bank", bank, *out, "--scores-name", "a", "b"), "must name each of 1 files")
