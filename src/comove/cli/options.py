@@ -613,9 +613,12 @@ def open_banks(paths: Sequence[Path], method: str) -> list[Any]:
 
 def check_bank(path: Path, method: str = "") -> None:
     """Refuse a folder that holds no retraining bank, and say how one is made (for ``method``)."""
+    from comove.retraining.compact import published_file
+
     if not path.exists():
         raise InputError(f"{path} does not exist; {_advice(method)}")
-    _check_folder(path, ("bank",), "retraining bank", _advice(method))
+    if not published_file(path).is_file():
+        _check_folder(path, ("bank",), "retraining bank", _advice(method))
 
 
 def _advice(method: str) -> str:

@@ -45,7 +45,7 @@ from comove.jobs import Executor, as_executor
 from comove.lds.against_bank import bank_lds
 from comove.lds.score import LDS
 from comove.models import Factory, ModelSpec
-from comove.retraining.compact import read_compact, write_compact
+from comove.retraining.compact import published_file, read_compact, write_compact
 from comove.retraining.contents import OWN, LogitsOf, contents_of, is_own
 from comove.retraining.engines import check_same_but_engine, join_engines, planned_engines, settle_engines
 from comove.retraining.files import (
@@ -239,7 +239,8 @@ class RetrainingBank:
         """Open a bank with all its plans.
 
         Args:
-            path: the folder, or a file made by :meth:`compact` (which can be read, not trained).
+            path: the folder, or a file made by :meth:`compact` (which can be read, not trained), or a folder in which
+                such a file is published as ``bank.safetensors``.
             dataset: the splits it was made with, needed to go on training when they were the user's own; or where a
                 folder or table that has moved is now.
             model: the user's own factory (or its ``"package.module:factory"``), likewise.
@@ -251,7 +252,7 @@ class RetrainingBank:
             CorruptFileError: not a bank, or a damaged file of one.
             FingerprintError: ``dataset``, ``training`` or ``queries`` is not what it was made with.
         """
-        folder = Path(path)
+        folder = published_file(Path(path))
         compact = read_compact(folder) if folder.is_file() else None
         identity = open_bank(folder) if compact is None else compact.identity
         if isinstance(dataset, str):
@@ -650,7 +651,7 @@ class RetrainingBank:
     def outputs(self, kind: str | None = None) -> npt.NDArray[np.float64]:
         """(C, R, Q) of one of :attr:`output_names`; NaN where pending.
 
-        By default the margin; of an own training function its only output, or ``"measure"``.
+        By default the margin; of an own training function its only output, ``"measure"`` or ``"margin"``.
 
         Raises:
             InputError: an unknown output, or several to choose from.
@@ -672,7 +673,7 @@ class RetrainingBank:
         """The output that is measured where none is named.
 
         Raises:
-            InputError: an own training function gives several, none of them ``"measure"``.
+            InputError: an own training function gives several, none of them ``"measure"`` or ``"margin"``.
         """
         return self._contents.default(self.output_names)
 
@@ -737,7 +738,7 @@ class RetrainingBank:
         Args:
             scores: of the bank's training examples, for all its queries.
             output: what to measure on the queries, by default the margin, of an own training function its only output,
-                or ``"measure"``; the sign of what is better when lower is turned, so that helping is positive.
+                ``"measure"`` or ``"margin"``; the sign of what is better when lower is turned: helping is positive.
             options: of :func:`linear_datamodeling_score`.
 
         Raises:

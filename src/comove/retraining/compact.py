@@ -17,11 +17,22 @@ from comove.models.measured_outputs import OUTPUTS
 from comove.retraining.contents import Arrays, Contents, LogitsOf, contents_of, is_own
 from comove.retraining.files import EXAMPLE_ARRAYS, Key, Results, checked_identity
 from comove.retraining.model_index import PlanNotes, Rows
-from comove.store import check_kind, entries, new_folder, read_checked, read_header, understanding, write_checked
+from comove.store import (
+    MANIFEST,
+    check_kind,
+    entries,
+    new_folder,
+    read_checked,
+    read_header,
+    understanding,
+    write_checked,
+)
 
-__all__ = ["Compact", "StackedResults", "narrowed", "read_compact", "write_compact"]
+__all__ = ["PUBLISHED", "Compact", "StackedResults", "narrowed", "published_file", "read_compact", "write_compact"]
 
 COMPACT_FORMAT = 1
+PUBLISHED = "bank.safetensors"
+"""The compact bank in a folder that is published with a card and scores beside it."""
 OUTPUT = "output."
 """Begins the names of the arrays of outputs that the user's own training function gave."""
 
@@ -137,6 +148,12 @@ def narrowed(array: npt.NDArray[Any], dtype: str, what: str) -> npt.NDArray[Any]
     if largest > float(np.finfo(dtype).max):
         raise InputError(f"The largest {what} is {largest:.3g}, too large for {dtype}; use dtype='float32'.")
     return array.astype(dtype)
+
+
+def published_file(path: Path) -> Path:
+    """The compact file of a folder that holds a published bank; any other path as it is."""
+    inside = path / PUBLISHED
+    return inside if inside.is_file() and not (path / MANIFEST).exists() else path
 
 
 def read_compact(file: Path) -> Compact:

@@ -88,12 +88,13 @@ class NamedOutputs:
         return kind not in self.lower
 
     def default(self, names: Sequence[str]) -> str:
-        """The output that is measured where none is named: the only one, or ``"measure"``."""
+        """The output that is measured where none is named: the only one, or ``"measure"``, or ``"margin"``."""
         amounts = [name for name in names if name != "predicted"]
         if len(amounts) == 1:
             return amounts[0]
-        if "measure" in amounts:
-            return "measure"
+        for name in ("measure", "margin"):
+            if name in amounts:
+                return name
         known = ", ".join(amounts) or "none yet: no model is recorded"
         raise InputError(f"Say which output is meant (output=); there are: {known}.")
 

@@ -1,0 +1,234 @@
+"""A bank and the scores held to it, as they are published: a few MB that ordinary tools open.
+
+    bank.safetensors   the retrained models' outputs (float16), masks packed to bits, ids and labels: a compact bank
+    card.json          what was trained on what, with which versions and seeds, how to make it again, the licence of the
+                       data, the noise ceiling of each output, the SHA-256 of every file; README.md says the same
+    entries/           ``leaderboard_entries.py``
+    scores/NAME.npz    a method's scores, each query's divided by ``scale`` so that the largest is 1 or -1:
+                         scores (N, Q) float16 where these are small, with train_ids and query_ids;
+                         else top_ids, top_scores (Q, 200), the highest of each query, and scores (N, 50) of the
+                         first 50 queries, whose ids are query_ids
+
+Shape suffixes: C subsets, R seeds, N training examples, Q queries, K highest.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from leaderboard_boards import CARD, ENTRIES, SCORES
+from leaderboard_entries import Entry, checksum, file_name, fingerprint, of_cost, ranks_of, save_entry, write_plain
+
+from comove.attribution import Scores
+from comove.errors import InputError, some
+from comove.evaluation import RetrainingBank
+from comove.lds.against_bank import alpha_of
+from comove.models.measured_outputs import default_of, sign_of
+from comove.retraining.array_files import write_npz
+from comove.retraining.compact import PUBLISHED
+from comove.store import new_folder, read_json, versions, write_bytes
+from comove.ties import highest
+
+__all__ = ["Given", "publish_bank", "publish_scores", "reduced"]
+
+HIGHEST, WHOLE_QUERIES, WHOLE_BYTES = 200, 50, 500_000
+OUTPUTS = ("margin", "loss", "correct")
+"""Of classifiers; an own training's outputs are all kept."""
+TOLD = ("title", "about", "source", "licence", "command", "seeds")
+"""What a card must say that the bank does not know."""
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Scores to be published.
+
+    Attributes:
+        scores: of all training examples and queries of the bank.
+        method: the name of the entry.
+        runs: trained models that it was fitted on.
+        cost: ``epochs``, ``seconds`` and ``memory``, where known.
+        note: what else has to be said.
+        by: whose method it is, with the version; by default ours.
+        kept: whether the scores themselves are published too, not their summed ranks alone.
+    """
+
+    scores: Scores
+    method: str
+    runs: int | None = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    by: str = ""
+    kept: bool = True
+
+
+def publish_bank(bank: RetrainingBank, folder: Path, told: Mapping[str, Any]) -> RetrainingBank:
+    """Write the bank and its card; entries and scores that are there stay.
+
+    Args:
+        bank: with all models trained.
+        folder: of this bank, whose name it has.
+        told: entries of the card, at least ``TOLD``.
+
+    Returns:
+        The bank as it is read from there.
+
+    Raises:
+        InputError: the card lacks something, models are pending, other classes of outputs.
+    """
+    if lacking := [name for name in TOLD if not told.get(name)]:
+        raise InputError(f"The card must say {some(TOLD)}; it lacks {some(lacking)}.")
+    if bank.pending:
+        raise InputError(f"{len(bank.pending):,} of {len(bank.jobs):,} models are pending: train them first.")
+    kept = [name for name in bank.output_names if bank.is_own or name in OUTPUTS]
+    higher = {name: sign_of(bank, name) > 0 for name in kept}
+    names = ("train_ids", "train_labels", "query_ids", "query_labels")
+    plain = RetrainingBank.from_arrays(
+        bank.masks,
+        {name: bank.outputs(name) for name in kept},
+        **{name: getattr(bank, name) for name in names},
+        higher=higher,
+        name=f"{folder.name}-{str(bank.manifest['fingerprint'])[:8]}",
+    )
+    plain.compact(new_folder(folder) / PUBLISHED, "float16")
+    found = RetrainingBank.load(folder / PUBLISHED)
+    write_plain(
+        folder / CARD,
+        {"name": folder.name, **told, **_facts(bank, found), "versions": told.get("versions", versions())},
+    )
+    sign_card(folder)
+    return found
+
+
+def _facts(bank: RetrainingBank, found: RetrainingBank) -> dict[str, Any]:
+    """What the bank itself says."""
+    kept = ("dataset", "model", "recipe", "seed", "engine", "own_training", "subsets")
+    nothing = Scores(np.ones((found.train_ids.size, found.query_ids.size)), found.train_ids, found.query_ids, "none")
+    ceilings = {name: found.lds(nothing, name, bootstrap=0).noise_ceiling for name in found.output_names}
+    return {
+        "counts": {
+            "training examples": found.train_ids.size,
+            "queries": found.query_ids.size,
+            "subsets": len(found.masks),
+            "models a subset": found.seeds,
+        },
+        "alpha": alpha_of(found),
+        "outputs": {name: found.higher_is_better(name) for name in found.output_names},
+        "measured": default_of(found),
+        "noise ceiling": {name: None if one is None else round(one, 4) for name, one in ceilings.items()},
+        "made from": {name: value for name, value in bank.manifest.items() if name in kept},
+        "fingerprint": fingerprint(found),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def sign_card(folder: Path) -> None:
+    """Write the SHA-256 of every file into the card, and the card as a page."""
+    card = read_json(folder / CARD)
+    files = [folder / PUBLISHED, *sorted((folder / SCORES).glob("*.npz"))]
+    card["files"] = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
+    write_plain(folder / CARD, card)
+    write_bytes(folder / "README.md", readme(card).encode())
+
+
+PAGE = """# {title}
+
+{about}
+
+- {counts}; each subset holds {alpha:.2g} of the training examples.
+- Outputs (float16): {outputs}; measured by default: {measured}. Noise ceiling: {ceilings}.
+- Data: {source}. Licence: {licence}.
+- Seeds: {seeds}
+- Versions: {versions}. Written {date}.
+{notes}
+## Use
+
+```shell
+comove lds --bank . --scores mine.npy --orientation train,query --out lds/
+python benchmarks/leaderboard.py add --bank {name} --scores mine.npy --name METHOD --by WHO   # in the repository
+```
+
+`card.json` has all of this for programs, and the recipe. `scores/*.npz` hold scores divided by each query's largest
+(`scale`): either `scores` (N, Q), or `top_ids` and `top_scores` (Q, 200), and `scores` (N, 50) of the queries
+`query_ids`. `entries/` holds what the leaderboard is made from.
+
+## Make it again
+
+```shell
+{command}
+```
+
+## Files
+
+| file | SHA-256 |
+| --- | --- |
+{files}
+"""
+
+
+def readme(card: Mapping[str, Any]) -> str:
+    """A card as Markdown."""
+    lists = {
+        "counts": ", ".join(f"{number:,} {name}" for name, number in card["counts"].items()),
+        "ceilings": ", ".join(f"{name} {value}" for name, value in card["noise ceiling"].items()),
+        "outputs": ", ".join(card["outputs"]),
+        "versions": ", ".join(f"{name} {number}" for name, number in card["versions"].items()),
+        "notes": "".join(f"- {note}\n" for note in card.get("notes", [])),
+        "files": "\n".join(f"| `{name}` | `{sha256}` |" for name, sha256 in card["files"].items()),
+    }
+    return PAGE.format(**{**card, **lists})
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def publish_scores(found: RetrainingBank, folder: Path, given: Sequence[Given]) -> None:
+    """Write an entry for each method, and the scores of those that are kept; what is there of these is replaced.
+
+    Args:
+        found: the published bank.
+        folder: its folder.
+        given: the scores.
+    """
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    for one in given:
+        ranks = ranks_of(found, one.scores)
+        by = one.by or f"comove {versions()['comove']}"
+        entry = Entry(one.method, ranks, by, one.runs, **of_cost(one.cost), date=today, note=one.note)
+        save_entry(folder / ENTRIES, entry, fingerprint(found), replace=True)
+        if one.kept:
+            file = new_folder(folder / SCORES) / f"{file_name(*entry.key)}.npz"
+            write_npz(file, reduced(one.scores.subset(train_ids=found.train_ids, query_ids=found.query_ids)))
+    sign_card(folder)
+
+
+def reduced(scores: Scores, whole_bytes: int = WHOLE_BYTES) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a file of scores: all in float16 where they take no more than ``whole_bytes``, else some."""
+    values_NQ = scores.values.astype(np.float64)
+    scale_Q = np.abs(values_NQ).max(0)
+    scaled_NQ = (values_NQ / np.where(scale_Q > 0, scale_Q, 1)).astype(np.float16)
+    ids = {"train_ids": _narrow(scores.train_ids), "query_ids": _narrow(scores.query_ids)}
+    scale = {"scale": scale_Q.astype(np.float32)}
+    if scaled_NQ.nbytes <= whole_bytes:
+        return {"scores": scaled_NQ, **ids, **scale}
+    places_QK = np.stack([highest(one_N, scores.train_ids, HIGHEST) for one_N in scores.values.T])
+    return {
+        "top_ids": ids["train_ids"][places_QK],
+        "top_scores": np.take_along_axis(scaled_NQ.T, places_QK, 1),
+        "top_query_ids": ids["query_ids"],
+        "scores": scaled_NQ[:, :WHOLE_QUERIES],
+        "train_ids": ids["train_ids"],
+        "query_ids": ids["query_ids"][:WHOLE_QUERIES],
+        **scale,
+    }
+
+
+def _narrow(ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Ids in the smallest type that holds them."""
+    kind = np.min_scalar_type(int(ids.max())) if ids.min() >= 0 else ids.dtype
+    return ids.astype(kind)
