@@ -7,7 +7,7 @@ DATA ?= ../shared/data
 # The exact versions that passed; `make CONSTRAINTS=/dev/null` takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test update lint docs glossary bench study-report clean
+.PHONY: demo test update lint docs glossary bench study-report leaderboard clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready  ## the main job on embedded real data, about a minute; open demo/index.html
@@ -45,6 +45,9 @@ bench: $(VENV)/.ready  ## speed and quality, written to benchmarks/results/: an 
 
 study-report: $(VENV)/.ready  ## docs/study.md and its figures, from benchmarks/results/cifar10-resnet9/
 	$(BIN)/python benchmarks/cifar10/study.py --step report
+
+leaderboard: $(VENV)/.ready  ## docs/leaderboard.md, from benchmarks/banks/ and benchmarks/results/
+	$(BIN)/python benchmarks/leaderboard.py
 
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -86,14 +86,14 @@ def methods_for(case: Case) -> list[Method]:
 
 
 def given_of(measured: Measured, method: Method) -> list[Given]:
-    """A method's scores at each number of runs that is there; those of the most runs are kept."""
+    """A method's scores at each number of runs that is there, of a variant at the most; those of the most are kept."""
     sizes, training = measured.sizes(), measured.training()
     cost, counts = measured.cost(method), finished(measured, method)
     name = LABELS.get(method.name, method.name)
     library = name.partition(":")[0] if method.kind == "peer" else ""
-    own = method.kind in KEPT and "chains=" not in name and name not in [how.label for how in VARIANTS]
+    variant = "chains=" in name or name in [how.label for how in VARIANTS]
     made = []
-    for count in counts:
+    for count in counts[-1:] if variant else counts:
         scores, values = measured.summed(method, count)
         runs = count if method.trains else 0
         seconds = runs * (training + cost["seconds"]) if method.trains else cost["seconds"]
@@ -106,7 +106,7 @@ def given_of(measured: Measured, method: Method) -> list[Given]:
                 {**spent, "memory": cost["peak_memory"]},
                 method.note,
                 f"{library} {metadata.version(library)}" if library else "",
-                own and count == max(counts),
+                method.kind in KEPT and not variant and count == max(counts),
             )
         )
     return made

@@ -6,8 +6,8 @@
     entries/           ``leaderboard_entries.py``
     scores/NAME.npz    a method's scores, each query's divided by ``scale`` so that the largest is 1 or -1:
                          scores (N, Q) float16 where these are small, with train_ids and query_ids;
-                         else top_ids, top_scores (Q, 200), the highest of each query, and scores (N, 50) of the
-                         first 50 queries, whose ids are query_ids
+                         else scores (N, 50) of the first 50 queries, whose ids are query_ids, and of the others,
+                         whose ids are top_query_ids, the highest: top_ids and top_scores (Q - 50, 200)
 
 Shape suffixes: C subsets, R seeds, N training examples, Q queries, K highest.
 """
@@ -153,9 +153,10 @@ comove lds --bank . --scores mine.npy --orientation train,query --out lds/
 python benchmarks/leaderboard.py add --bank {name} --scores mine.npy --name METHOD --by WHO   # in the repository
 ```
 
-`card.json` has all of this for programs, and the recipe. `scores/*.npz` hold scores divided by each query's largest
-(`scale`): either `scores` (N, Q), or `top_ids` and `top_scores` (Q, 200), and `scores` (N, 50) of the queries
-`query_ids`. `entries/` holds what the leaderboard is made from.
+`card.json` has all of this for programs, and the recipe. `scores/*.npz` hold scores (train, query) in float16, each
+query's divided by its largest (`scale`): `scores` of the queries `query_ids`, and where these are not all, the 200
+highest of each of the others: `top_ids` and `top_scores` of the queries `top_query_ids`. `entries/` holds what the
+leaderboard is made from.
 
 ## Make it again
 
@@ -212,19 +213,19 @@ def reduced(scores: Scores, whole_bytes: int = WHOLE_BYTES) -> dict[str, npt.NDA
     values_NQ = scores.values.astype(np.float64)
     scale_Q = np.abs(values_NQ).max(0)
     scaled_NQ = (values_NQ / np.where(scale_Q > 0, scale_Q, 1)).astype(np.float16)
-    ids = {"train_ids": _narrow(scores.train_ids), "query_ids": _narrow(scores.query_ids)}
-    scale = {"scale": scale_Q.astype(np.float32)}
+    train_ids, query_ids = _narrow(scores.train_ids), _narrow(scores.query_ids)
+    found = {"scores": scaled_NQ, "train_ids": train_ids, "query_ids": query_ids, "scale": scale_Q.astype(np.float32)}
     if scaled_NQ.nbytes <= whole_bytes:
-        return {"scores": scaled_NQ, **ids, **scale}
-    places_QK = np.stack([highest(one_N, scores.train_ids, HIGHEST) for one_N in scores.values.T])
+        return found
+    rest_NQ = scores.values[:, WHOLE_QUERIES:]
+    places_QK = np.stack([highest(values_N, scores.train_ids, HIGHEST) for values_N in rest_NQ.T])
     return {
-        "top_ids": ids["train_ids"][places_QK],
-        "top_scores": np.take_along_axis(scaled_NQ.T, places_QK, 1),
-        "top_query_ids": ids["query_ids"],
+        **found,
         "scores": scaled_NQ[:, :WHOLE_QUERIES],
-        "train_ids": ids["train_ids"],
-        "query_ids": ids["query_ids"][:WHOLE_QUERIES],
-        **scale,
+        "query_ids": query_ids[:WHOLE_QUERIES],
+        "top_ids": train_ids[places_QK],
+        "top_scores": np.take_along_axis(scaled_NQ[:, WHOLE_QUERIES:].T, places_QK, 1),
+        "top_query_ids": query_ids[WHOLE_QUERIES:],
     }
 
 

@@ -77,6 +77,21 @@ def test_lds_holds_scores_of_others_to_it(bank: Path, tmp_path: Path) -> None:
     assert "runs a method" not in made.stdout
 
 
+def test_the_folder_of_a_published_bank_stands_for_the_bank(bank: Path, tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    bank.rename(tmp_path / "published/bank.safetensors")
+    np.save(tmp_path / "s.npy", SCORES)
+    given = ("--bank", tmp_path / "published", "--scores", tmp_path / "s.npy")
+    made = comove("lds", *given, "--out", tmp_path / "lds")
+    assert made.exit_code == 0, made.output
+    (row,) = json.loads((tmp_path / "lds/lds.json").read_text())["results"]
+    expected = linear_datamodeling_score(SCORES.astype(np.float32), MASKS, MARGINS).per_query
+    np.testing.assert_allclose(row["per_query"], expected, atol=1e-12)
+    refused(comove("bank", "work", tmp_path / "published"), "to be read only")
+    (tmp_path / "published/bank.safetensors").unlink()
+    refused(comove("lds", *given, "--out", tmp_path / "again"), "has no manifest.json")
+
+
 def test_scores_in_a_folder_with_ids_in_files_are_matched(bank: Path, tmp_path: Path) -> None:
     order = RNG.permutation(16)
     (tmp_path / "s").mkdir()

@@ -45,6 +45,14 @@ def bank_of(outputs: Any = None, **options: Any) -> RetrainingBank:
 # --- banks from arrays ----------------------------------------------------------------------------------------------
 
 
+def test_of_several_outputs_the_measure_or_the_margin_is_meant() -> None:
+    loss = RNG.normal(size=(C, Q))
+    assert bank_of({"loss": loss, "margin": MARGINS}).lds(Scores.from_arrays(SCORES)).output == "margin"
+    assert bank_of({"margin": loss, "measure": MARGINS}).default_output == "measure"
+    with pytest.raises(InputError, match="there are: error, loss"):
+        bank_of({"loss": loss, "error": MARGINS}).outputs()
+
+
 def test_a_bank_from_arrays_says_what_was_given() -> None:
     both: dict[str, Any] = {"loss": RNG.normal(size=(C, 2, Q)), "acc": RNG.normal(size=(C, 2, Q)).astype(np.float32)}
     labels: dict[str, Any] = {"train_labels": np.arange(N) % 3, "query_labels": np.arange(Q) % 3}
