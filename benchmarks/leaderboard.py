@@ -24,7 +24,7 @@ from typing import Any
 from leaderboard_boards import BANKS, ENTRIES, RESULTS, board_named, boards
 from leaderboard_entries import Entry, of_cost, ranks_of, save_entry
 from leaderboard_page import PAGE, write_page
-from leaderboard_publish import Given, publish_bank, publish_scores
+from leaderboard_publish import Given, publish
 
 from comove.attribution import Scores
 from comove.errors import ComoveError, CorruptFileError, InputError, some
@@ -72,7 +72,7 @@ def _id_files(given: argparse.Namespace) -> dict[str, Path | None]:
     return {"train_ids": given.train_ids, "query_ids": given.query_ids}
 
 
-def publish(given: argparse.Namespace) -> None:
+def publish_folder(given: argparse.Namespace) -> None:
     """Write a bank, its card, and the scores in a folder.
 
     Raises:
@@ -88,8 +88,7 @@ def publish(given: argparse.Namespace) -> None:
         raise InputError(f"The card tells of methods without scores in {given.scores}: {some(unknown)}.")
     methods = [_given(file, told.get(file.stem, {}), given.card) for file in files]
     folder = given.banks / given.name
-    found = publish_bank(bank, folder, card)
-    publish_scores(found, folder, methods)
+    publish(bank, folder, card, methods)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"written to {folder}: {len(methods)} methods, {size / 1e6:.1f} MB")
 
@@ -100,8 +99,8 @@ def _given(file: Path, told: Any, card: Path) -> Given:
     if unknown := sorted(set(told) - set(METHOD)):
         raise CorruptFileError(f"{card}: {file.stem} has unknown entries {some(unknown)}; known are {some(METHOD)}.")
     found = entries(told, f"{card}: {file.stem}", {}, METHOD)
-    runs = found["runs"] if found["runs"] is not None else scores.info.get("runs")
-    kept = found["kept"] if found["kept"] is not None else True
+    kept = True if found["kept"] is None else found["kept"]
+    runs = found["runs"] or scores.info.get("runs") or None
     return Given(scores, found["name"] or scores.method, runs, found, found["note"] or "", found["by"] or "", kept)
 
 
@@ -110,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         if given.command is not None:
-            {"add": add, "publish": publish}[given.command](given)
+            {"add": add, "publish": publish_folder}[given.command](given)
         write_page(boards(given.banks, given.results), given.page, given.bootstrap)
     except ComoveError as error:
         print(f"error: {error}", file=sys.stderr)

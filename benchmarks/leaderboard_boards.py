@@ -164,9 +164,9 @@ def _study(folder: Path, banks: Path, results: Path) -> Board | None:
     size = "short-batches" if short else declared["size"]
     edition = {"short-batches": ", first edition (short last batches)", "small": ", second edition (even batches)"}
     about = (
-        f"{declared['about']} {found.content['data']['train']:,} images; the [study](study.md) with {declared['runs']} "
-        f"recorded runs. Data: CIFAR-10 (Krizhevsky, 2009), of which no image is published here, only what models say "
-        f"of it. Bank and ranks: `benchmarks/results/cifar10-resnet9/{folder.name}`."
+        f"{declared['about']} Methods have {declared['runs']} recorded runs; more in the [study](study.md). Data: CIFAR-10 "
+        "(Krizhevsky, 2009) as JPEG copies; no image is published here, only what models say of them. Bank and ranks: "
+        f"`benchmarks/results/cifar10-resnet9/{folder.name}`."
     )
     title = f"CIFAR-10, {'small' if size == 'short-batches' else size}{edition.get(size, '')}"
     own = tuple(_entries_of(found, bank, _known_costs(results) if declared["size"] == "small" else {}))

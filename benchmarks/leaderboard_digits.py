@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from leaderboard_boards import BANKS, LABELS, RESULTS, boards
 from leaderboard_page import write_page
-from leaderboard_publish import Given, publish_bank, publish_scores
+from leaderboard_publish import Given, publish
 from quality import Measured, compute, finished
 from quality_cases import CASES, Case
 from quality_methods import Method, fitted, methods_of
@@ -123,9 +123,7 @@ def main() -> None:
     case = digits(given.folder)
     measured, methods = Measured(case), methods_for(case)
     if given.publish:
-        folder = BANKS / "digits"
-        found = publish_bank(case.bank(), folder, CARD)
-        publish_scores(found, folder, [one for method in methods for one in given_of(measured, method)])
+        publish(case.bank(), BANKS / "digits", CARD, [one for method in methods for one in given_of(measured, method)])
         write_page(boards(BANKS, RESULTS))
         return
     measured.training()

@@ -29,13 +29,14 @@ from comove.attribution import Scores
 from comove.errors import InputError, some
 from comove.evaluation import RetrainingBank
 from comove.lds.against_bank import alpha_of
-from comove.models.measured_outputs import default_of, sign_of
+from comove.models.measured_outputs import default_of
 from comove.retraining.array_files import write_npz
 from comove.retraining.compact import PUBLISHED
-from comove.store import new_folder, read_json, versions, write_bytes
+from comove.retraining.files import EXAMPLE_ARRAYS
+from comove.store import new_folder, versions, write_bytes
 from comove.ties import highest
 
-__all__ = ["Given", "publish_bank", "publish_scores", "reduced"]
+__all__ = ["Given", "publish", "readme", "reduced"]
 
 HIGHEST, WHOLE_QUERIES, WHOLE_BYTES = 200, 50, 500_000
 OUTPUTS = ("margin", "loss", "correct")
@@ -67,47 +68,66 @@ class Given:
     kept: bool = True
 
 
-def publish_bank(bank: RetrainingBank, folder: Path, told: Mapping[str, Any]) -> RetrainingBank:
-    """Write the bank and its card; entries and scores that are there stay.
+def publish(bank: RetrainingBank, folder: Path, told: Mapping[str, Any], given: Sequence[Given]) -> RetrainingBank:
+    """Write a bank, its card, an entry for each method, and the scores of those that are kept.
+
+    What is there of the same names is replaced, other entries stay. Nothing is written before everything is checked.
 
     Args:
         bank: with all models trained.
         folder: of this bank, whose name it has.
         told: entries of the card, at least ``TOLD``.
+        given: the scores.
 
     Returns:
         The bank as it is read from there.
 
     Raises:
-        InputError: the card lacks something, models are pending, other classes of outputs.
+        InputError: the card lacks something, models are pending, scores that cannot be held to the bank, two of one
+            name.
     """
     if lacking := [name for name in TOLD if not told.get(name)]:
         raise InputError(f"The card must say {some(TOLD)}; it lacks {some(lacking)}.")
-    if bank.pending:
-        raise InputError(f"{len(bank.pending):,} of {len(bank.jobs):,} models are pending: train them first.")
-    kept = [name for name in bank.output_names if bank.is_own or name in OUTPUTS]
-    higher = {name: sign_of(bank, name) > 0 for name in kept}
-    names = ("train_ids", "train_labels", "query_ids", "query_labels")
-    plain = RetrainingBank.from_arrays(
-        bank.masks,
-        {name: bank.outputs(name) for name in kept},
-        **{name: getattr(bank, name) for name in names},
-        higher=higher,
-        name=f"{folder.name}-{str(bank.manifest['fingerprint'])[:8]}",
-    )
+    plain = _plain(bank, folder.name)
+    made = [_entry(plain, one) for one in given]
+    files = [file_name(*entry.key) for entry in made]
+    if twice := sorted({name for name in files if files.count(name) > 1}):
+        raise InputError(f"Entries must have names of their own, these are of two methods: {some(twice)}.")
     plain.compact(new_folder(folder) / PUBLISHED, "float16")
     found = RetrainingBank.load(folder / PUBLISHED)
-    write_plain(
-        folder / CARD,
-        {"name": folder.name, **told, **_facts(bank, found), "versions": told.get("versions", versions())},
-    )
-    sign_card(folder)
+    for entry, one, name in zip(made, given, files, strict=True):
+        save_entry(folder / ENTRIES, entry, fingerprint(found), replace=True)
+        if one.kept:
+            scores = one.scores.subset(train_ids=found.train_ids, query_ids=found.query_ids)
+            write_npz(new_folder(folder / SCORES) / f"{name}.npz", reduced(scores))
+    card = {"name": folder.name, **told, **_facts(bank, found), "versions": told.get("versions", versions())}
+    _sign(folder, card)
     return found
+
+
+def _plain(bank: RetrainingBank, name: str) -> RetrainingBank:
+    """The bank's outputs, masks, ids and labels as a bank in memory."""
+    if bank.pending:
+        raise InputError(f"{len(bank.pending):,} of {len(bank.jobs):,} models are pending: train them first.")
+    kept = [one for one in bank.output_names if one in OUTPUTS or (bank.is_own and one != "predicted")]
+    return RetrainingBank.from_arrays(
+        bank.masks,
+        {one: bank.outputs(one) for one in kept},
+        **{side: getattr(bank, side) for side in EXAMPLE_ARRAYS},
+        higher={one: bank.higher_is_better(one) for one in kept},
+        name=f"{name}-{str(bank.manifest['fingerprint'])[:8]}",
+    )
+
+
+def _entry(bank: RetrainingBank, one: Given) -> Entry:
+    by = one.by or f"comove {versions()['comove']}"
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return Entry(one.method, ranks_of(bank, one.scores), by, one.runs, **of_cost(one.cost), date=today, note=one.note)
 
 
 def _facts(bank: RetrainingBank, found: RetrainingBank) -> dict[str, Any]:
     """What the bank itself says."""
-    kept = ("dataset", "model", "recipe", "seed", "engine", "own_training", "subsets")
+    kept = ("dataset", "model", "recipe", "seed", "engine", "training", "subsets")
     nothing = Scores(np.ones((found.train_ids.size, found.query_ids.size)), found.train_ids, found.query_ids, "none")
     ceilings = {name: found.lds(nothing, name, bootstrap=0).noise_ceiling for name in found.output_names}
     return {
@@ -127,13 +147,12 @@ def _facts(bank: RetrainingBank, found: RetrainingBank) -> dict[str, Any]:
     }
 
 
-def sign_card(folder: Path) -> None:
-    """Write the SHA-256 of every file into the card, and the card as a page."""
-    card = read_json(folder / CARD)
+def _sign(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write the card with the SHA-256 of every file, and as a page."""
     files = [folder / PUBLISHED, *sorted((folder / SCORES).glob("*.npz"))]
-    card["files"] = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
-    write_plain(folder / CARD, card)
-    write_bytes(folder / "README.md", readme(card).encode())
+    sums = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
+    write_plain(folder / CARD, {**card, "files": sums})
+    write_bytes(folder / "README.md", readme({**card, "files": sums}).encode())
 
 
 PAGE = """# {title}
@@ -186,26 +205,6 @@ def readme(card: Mapping[str, Any]) -> str:
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
-
-
-def publish_scores(found: RetrainingBank, folder: Path, given: Sequence[Given]) -> None:
-    """Write an entry for each method, and the scores of those that are kept; what is there of these is replaced.
-
-    Args:
-        found: the published bank.
-        folder: its folder.
-        given: the scores.
-    """
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    for one in given:
-        ranks = ranks_of(found, one.scores)
-        by = one.by or f"comove {versions()['comove']}"
-        entry = Entry(one.method, ranks, by, one.runs, **of_cost(one.cost), date=today, note=one.note)
-        save_entry(folder / ENTRIES, entry, fingerprint(found), replace=True)
-        if one.kept:
-            file = new_folder(folder / SCORES) / f"{file_name(*entry.key)}.npz"
-            write_npz(file, reduced(one.scores.subset(train_ids=found.train_ids, query_ids=found.query_ids)))
-    sign_card(folder)
 
 
 def reduced(scores: Scores, whole_bytes: int = WHOLE_BYTES) -> dict[str, npt.NDArray[Any]]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,6 +175,38 @@ def test_a_card_must_say_everything(place: _Place, small_bank: RetrainingBank, c
     assert "without scores" in capsys.readouterr().err
     file.unlink()
     assert place.files() == before
+
+
+def test_a_bank_of_other_outputs_is_published_with_all_of_them(place: _Place) -> None:
+    masks = RNG.permuted(np.tile(np.arange(12) < 6, (10, 1)), axis=1)
+    outputs = {"loss": RNG.random((10, 2, 4)), "measure": RNG.normal(size=(10, 2, 4))}
+    bank = RetrainingBank.from_arrays(masks, outputs, train_ids=50 + np.arange(12))
+    file, card = place.folder / "own.safetensors", place.folder / "own.json"
+    bank.compact(file)
+    card.write_text(json.dumps(CARD))
+    assert place("publish", "--name", "own", "--bank-folder", file, "--card", card) == 0
+    found = RetrainingBank.load(place.banks / "own")
+    assert np.allclose(found.outputs(), outputs["measure"], rtol=1e-3)
+    assert not found.higher_is_better("loss")
+    assert "Nothing is held to it yet." in place.page.read_text()
+
+
+def test_nothing_is_published_where_one_method_cannot_be_held_to_the_bank(
+    place: _Place, small_bank: RetrainingBank, scores: dict[str, Scores], capsys: Any
+) -> None:
+    folder, before = place.folder / "given", place.files()
+    seen = replace(scores["beta"], info={"fitted_on": small_bank.digests[3:4]})
+    seen.save(folder / "seen.safetensors")
+    scores["alpha"].save(folder / "fine.safetensors")
+    given = ("--bank-folder", small_bank.path, "--scores", folder, "--card", place.folder / "card.json")
+    (place.folder / "card.json").write_text(json.dumps(CARD))
+    assert place("publish", "--name", "few", *given) == 2
+    assert "fitted on 1 of the 16 subsets" in capsys.readouterr().err
+    replace(scores["beta"], method="alpha").save(folder / "seen.safetensors")
+    assert place("publish", "--name", "few", *given) == 2
+    assert "these are of two methods: alpha" in capsys.readouterr().err
+    banks = {name: content for name, content in place.files().items() if "/banks/" in name}
+    assert banks == {name: content for name, content in before.items() if "/banks/" in name}
 
 
 # --- what others add ------------------------------------------------------------------------------------------------
