@@ -39,7 +39,7 @@ __all__ = ["BANKS", "LABELS", "RESULTS", "Board", "board_named", "boards"]
 BANKS = Path(__file__).parent / "banks"
 RESULTS = Path(__file__).parent / "results"
 ENTRIES, SCORES, CARD = "entries", "scores", "card.json"
-ORDER = ("digits", "cifar10-small", "cifar10-short-batches", "cifar10-paper", "sentences", "characters")
+ORDER = ("digits", "cifar10-small", "cifar10-short-batches", "cifar10-paper", "words", "sentences", "characters")
 """Of the page; others follow by name."""
 LABELS = {
     "cld (paper)": CLD(rows="epochs").label,
@@ -164,9 +164,9 @@ def _study(folder: Path, banks: Path, results: Path) -> Board | None:
     size = "short-batches" if short else declared["size"]
     edition = {"short-batches": ", first edition (short last batches)", "small": ", second edition (even batches)"}
     about = (
-        f"{declared['about']} Methods have {declared['runs']} recorded runs; more in the [study](study.md). Data: CIFAR-10 "
-        "(Krizhevsky, 2009) as JPEG copies; no image is published here, only what models say of them. Bank and ranks: "
-        f"`benchmarks/results/cifar10-resnet9/{folder.name}`."
+        f"{declared['about']} Methods have {declared['runs']} recorded runs; more in the [study](study.md). Data: "
+        "CIFAR-10 (Krizhevsky, 2009) as JPEG copies; no image is published here, only what models say of them. Bank "
+        f"and ranks: `benchmarks/results/cifar10-resnet9/{folder.name}`."
     )
     title = f"CIFAR-10, {'small' if size == 'short-batches' else size}{edition.get(size, '')}"
     own = tuple(_entries_of(found, bank, _known_costs(results) if declared["size"] == "small" else {}))
