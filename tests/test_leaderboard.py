@@ -22,7 +22,14 @@ from comove.evaluation import RetrainingBank, read_scores
 from comove.retraining.array_files import read_named_arrays
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("leaderboard", "leaderboard_boards", "leaderboard_entries", "leaderboard_page", "leaderboard_publish")
+MODULES = (
+    "leaderboard",
+    "leaderboard_boards",
+    "leaderboard_cases",
+    "leaderboard_entries",
+    "leaderboard_page",
+    "leaderboard_publish",
+)
 CARD = {
     "title": "A few digits",
     "about": "A network on 200 digits.",
@@ -207,6 +214,38 @@ def test_nothing_is_published_where_one_method_cannot_be_held_to_the_bank(
     assert "these are of two methods: alpha" in capsys.readouterr().err
     banks = {name: content for name, content in place.files().items() if "/banks/" in name}
     assert banks == {name: content for name, content in before.items() if "/banks/" in name}
+
+
+@pytest.mark.parametrize("kind", ["gradients", "peer", "control"])
+def test_a_method_of_the_quality_page_is_given_with_the_cost_of_its_runs(parts: Any, kind: str, tmp_path: Path) -> None:
+    trains = kind != "control"
+    name = {"gradients": "cld (paper)", "peer": "numpy: x", "control": "x"}[kind]
+    method = parts.cases.Method(name, None, lambda sizes: sizes.epochs / 2, "", kind, trains=trains)
+    for number in range(4):
+        (tmp_path / f"{number}-1").mkdir()
+        (tmp_path / f"{number}-1" / "cost.json").touch()
+    measured = SimpleNamespace(
+        case=SimpleNamespace(counts=(1, 3, 10)),
+        path=lambda method: tmp_path,
+        sizes=lambda: SimpleNamespace(epochs=30),
+        training=lambda: 1.0,
+        cost=lambda method: {"seconds": 2.0, "peak_memory": 5},
+        summed=lambda method, count: (Scores.from_arrays(np.zeros((4, 2)), method="y"), np.full((4, 2), count)),
+    )
+    made = parts.cases.given_of(measured, method)
+    last = made[-1]
+    assert [one.runs for one in made] == ([1, 3] if trains else [None, None])
+    assert [one.kept for one in made] == [False, kind == "gradients"]
+    assert last.cost == {"epochs": 3 * 45 if trains else 0, "seconds": 9.0 if trains else 2.0, "memory": 5}
+    assert (last.scores.values == 3).all()
+    assert last.method == ("cld(rows=epochs)" if kind == "gradients" else name)
+    assert last.by == (f"numpy {np.__version__}" if kind == "peer" else "")
+
+
+def test_every_card_of_the_quality_page_says_all_that_it_must(parts: Any) -> None:
+    for name in parts.cases.DATA:
+        card = parts.cases.card_of(SimpleNamespace(name=name, title="T", about="A"))
+        assert all(card[entry] for entry in parts.publish.TOLD)
 
 
 # --- what others add ------------------------------------------------------------------------------------------------
