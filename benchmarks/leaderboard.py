@@ -24,7 +24,7 @@ from typing import Any
 from leaderboard_boards import BANKS, ENTRIES, RESULTS, board_named, boards
 from leaderboard_entries import Entry, of_cost, ranks_of, save_entry
 from leaderboard_page import PAGE, write_page
-from leaderboard_publish import Given, publish
+from leaderboard_publish import WHOLE_QUERIES, Given, publish
 
 from comove.attribution import Scores
 from comove.errors import ComoveError, CorruptFileError, InputError, some
@@ -88,7 +88,7 @@ def publish_folder(given: argparse.Namespace) -> None:
         raise InputError(f"The card tells of methods without scores in {given.scores}: {some(unknown)}.")
     methods = [_given(file, told.get(file.stem, {}), given.card) for file in files]
     folder = given.banks / given.name
-    publish(bank, folder, card, methods)
+    publish(bank, folder, card, methods, given.whole_queries)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"written to {folder}: {len(methods)} methods, {size / 1e6:.1f} MB")
 
@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     writing.add_argument("--bank-folder", type=Path, required=True, help="of a trained bank")
     writing.add_argument("--scores", type=Path, help="a folder of scores")
     writing.add_argument("--card", type=Path, required=True, help="a JSON file")
+    writing.add_argument("--whole-queries", type=int, default=WHOLE_QUERIES, help="queries that all scores are kept of")
     return parser
 
 

@@ -46,6 +46,11 @@ LABELS = {
     "cld (whitened log odds)": CLD(whiten=0.03, transform="log-odds").label,
 }
 """What ``benchmarks/quality.py`` calls methods, where that is not their label."""
+EDITIONS = {
+    "short-batches": "small, first edition (short last batches)",
+    "small": "small, second edition (even batches)",
+}
+"""Of the study at its small size, by the names of its sizes."""
 STUDY_PLAN = "random-0.5-"
 """The study has other ratios too, with fewer seeds: this one is held to."""
 
@@ -160,17 +165,16 @@ def _study(folder: Path, banks: Path, results: Path) -> Board | None:
     bank, declared = RetrainingBank.load(files[0]), found.content["declared"]
     if finished(bank.outputs()) is None:
         return None
-    short = declared["recipe"].get("last_batch", "short") == "short" and declared["size"] == "small"
-    size = "short-batches" if short else declared["size"]
-    edition = {"short-batches": ", first edition (short last batches)", "small": ", second edition (even batches)"}
     about = (
         f"{declared['about']} Methods have {declared['runs']} recorded runs; more in the [study](study.md). Data: "
         "CIFAR-10 (Krizhevsky, 2009) as JPEG copies; no image is published here, only what models say of them. Bank "
         f"and ranks: `benchmarks/results/cifar10-resnet9/{folder.name}`."
     )
-    title = f"CIFAR-10, {'small' if size == 'short-batches' else size}{edition.get(size, '')}"
-    own = tuple(_entries_of(found, bank, _known_costs(results) if declared["size"] == "small" else {}))
-    return Board(f"cifar10-{size}", title, about, bank, banks / f"cifar10-{size}", own)
+    size, costs = declared["size"], _known_costs(results) if declared["size"] in EDITIONS else {}
+    title = f"CIFAR-10, {EDITIONS.get(size, size)}"
+    return Board(
+        f"cifar10-{size}", title, about, bank, banks / f"cifar10-{size}", tuple(_entries_of(found, bank, costs))
+    )
 
 
 def _entries_of(found: Published, bank: RetrainingBank, known: Mapping[tuple[str, int], Any]) -> Sequence[Entry]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from leaderboard_boards import BANKS, LABELS, RESULTS, boards
 from leaderboard_page import write_page
-from leaderboard_publish import Given, publish
+from leaderboard_publish import WHOLE_QUERIES, Given, publish
 from quality import CASES, Measured, compute, finished
 from quality_cases import Case
 from quality_methods import Method, fitted, methods_of
@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="state: runs, bank and scores")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("COMOVE_DATA", "../shared/data")))
     parser.add_argument("--publish", action="store_true", help="write what is there to benchmarks/banks/, and the page")
+    parser.add_argument("--whole-queries", type=int, default=WHOLE_QUERIES, help="queries that all scores are kept of")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -147,7 +148,7 @@ def main() -> None:
     measured, methods = Measured(case), methods_for(case)
     if given.publish:
         made = [one for method in methods for one in given_of(measured, method)]
-        publish(case.bank(), BANKS / case.name, card_of(case), made)
+        publish(case.bank(), BANKS / case.name, card_of(case), made, given.whole_queries)
         write_page(boards(BANKS, RESULTS))
         return
     measured.training()

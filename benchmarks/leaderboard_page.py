@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leaderboard_boards import Board
 from leaderboard_entries import Entry
-from words import amount, cell, number, table  # of the study
+from words import amount, cell, folded, number, table  # of the study
 
 from comove.display import counted
 from comove.evaluation import LDS, paired_difference
@@ -75,7 +75,7 @@ def _section(board: Board, bootstrap: int) -> str:
     )
     lines.append(_table(list(best.values()), results))
     if len(pairs) > len(best):
-        lines += [f"<details><summary>All {len(pairs)} rows</summary>\n", _table(pairs, results), "</details>\n"]
+        lines += folded(f"All {len(pairs)} rows", _table(pairs, results))
     notes = dict.fromkeys(f"- `{entry.method}`: {entry.note}." for entry, _ in pairs if entry.note)
     lines += ["\n".join([*notes, ""])] if notes else []
     return "\n".join([*lines, *([stale] if board.stale else [])])

@@ -6,8 +6,8 @@
     entries/           ``leaderboard_entries.py``
     scores/NAME.npz    a method's scores, each query's divided by ``scale`` so that the largest is 1 or -1:
                          scores (N, Q) float16 where these are small, with train_ids and query_ids;
-                         else scores (N, 50) of the first 50 queries, whose ids are query_ids, and of the others,
-                         whose ids are top_query_ids, the highest: top_ids and top_scores (Q - 50, 200)
+                         else scores (N, W) of the first W queries, 50 or fewer, whose ids are query_ids, and of
+                         the others, whose ids are top_query_ids, the highest: top_ids and top_scores (Q - W, 200)
 
 Shape suffixes: C subsets, R seeds, N training examples, Q queries, K highest.
 """
@@ -38,7 +38,7 @@ from comove.ties import highest
 
 __all__ = ["Given", "publish", "readme", "reduced"]
 
-HIGHEST, WHOLE_QUERIES, WHOLE_BYTES = 200, 50, 500_000
+HIGHEST, WHOLE_QUERIES, WHOLE_BYTES = 200, 50, 100_000
 OUTPUTS = ("margin", "loss", "correct")
 """Of classifiers; an own training's outputs are all kept."""
 TOLD = ("title", "about", "source", "licence", "command", "seeds")
@@ -68,7 +68,13 @@ class Given:
     kept: bool = True
 
 
-def publish(bank: RetrainingBank, folder: Path, told: Mapping[str, Any], given: Sequence[Given]) -> RetrainingBank:
+def publish(
+    bank: RetrainingBank,
+    folder: Path,
+    told: Mapping[str, Any],
+    given: Sequence[Given],
+    whole_queries: int = WHOLE_QUERIES,
+) -> RetrainingBank:
     """Write a bank, its card, an entry for each method, and the scores of those that are kept.
 
     What is there of the same names is replaced, other entries stay. Nothing is written before everything is checked.
@@ -78,6 +84,7 @@ def publish(bank: RetrainingBank, folder: Path, told: Mapping[str, Any], given: 
         folder: of this bank, whose name it has.
         told: entries of the card, at least ``TOLD``.
         given: the scores.
+        whole_queries: queries that all scores are kept of, where not of all queries.
 
     Returns:
         The bank as it is read from there.
@@ -99,7 +106,7 @@ def publish(bank: RetrainingBank, folder: Path, told: Mapping[str, Any], given: 
         save_entry(folder / ENTRIES, entry, fingerprint(found), replace=True)
         if one.kept:
             scores = one.scores.subset(train_ids=found.train_ids, query_ids=found.query_ids)
-            write_npz(new_folder(folder / SCORES) / f"{name}.npz", reduced(scores))
+            write_npz(new_folder(folder / SCORES) / f"{name}.npz", reduced(scores, whole_queries))
     card = {"name": folder.name, **told, **_facts(bank, found), "versions": told.get("versions", versions())}
     _sign(folder, card)
     return found
@@ -207,24 +214,32 @@ def readme(card: Mapping[str, Any]) -> str:
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
-def reduced(scores: Scores, whole_bytes: int = WHOLE_BYTES) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a file of scores: all in float16 where they take no more than ``whole_bytes``, else some."""
+def reduced(
+    scores: Scores, whole_queries: int = WHOLE_QUERIES, whole_bytes: int = WHOLE_BYTES
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a file of scores.
+
+    Args:
+        scores: of a method.
+        whole_queries: queries that all scores are kept of, where not of all queries.
+        whole_bytes: scores that take no more are kept whole.
+    """
     values_NQ = scores.values.astype(np.float64)
     scale_Q = np.abs(values_NQ).max(0)
     scaled_NQ = (values_NQ / np.where(scale_Q > 0, scale_Q, 1)).astype(np.float16)
     train_ids, query_ids = _narrow(scores.train_ids), _narrow(scores.query_ids)
     found = {"scores": scaled_NQ, "train_ids": train_ids, "query_ids": query_ids, "scale": scale_Q.astype(np.float32)}
-    if scaled_NQ.nbytes <= whole_bytes:
+    if scaled_NQ.nbytes <= whole_bytes or whole_queries >= query_ids.size:
         return found
-    rest_NQ = scores.values[:, WHOLE_QUERIES:]
-    places_QK = np.stack([highest(values_N, scores.train_ids, HIGHEST) for values_N in rest_NQ.T])
+    rest_NQ = scores.values[:, whole_queries:]
+    places_QK = np.stack([highest(values_N, scores.train_ids, min(HIGHEST, values_N.size)) for values_N in rest_NQ.T])
     return {
         **found,
-        "scores": scaled_NQ[:, :WHOLE_QUERIES],
-        "query_ids": query_ids[:WHOLE_QUERIES],
+        "scores": scaled_NQ[:, :whole_queries],
+        "query_ids": query_ids[:whole_queries],
         "top_ids": train_ids[places_QK],
-        "top_scores": np.take_along_axis(scaled_NQ[:, WHOLE_QUERIES:].T, places_QK, 1),
-        "top_query_ids": query_ids[WHOLE_QUERIES:],
+        "top_scores": np.take_along_axis(scaled_NQ[:, whole_queries:].T, places_QK, 1),
+        "top_query_ids": query_ids[whole_queries:],
     }
 
 

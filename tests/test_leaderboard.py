@@ -164,6 +164,8 @@ def test_scores_are_whole_where_small_and_else_the_highest_and_some_queries(part
             some["top_scores"][row] * some["scale"][50 + row], top.scores, rtol=1e-3, atol=1e-2 * top.scores.max()
         )
     assert some["train_ids"].dtype == np.uint16
+    none = parts.publish.reduced(given, 0, 1000)
+    assert (none["scores"].shape, none["top_ids"].shape) == ((300, 0), (60, 200))
 
 
 def test_whole_scores_that_are_published_can_be_held_to_the_bank(place: _Place, scores: dict[str, Scores]) -> None:
