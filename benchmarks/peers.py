@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
+from comove.tasks import log_odds
+
 if TYPE_CHECKING:
     from attribution import Setting
 
@@ -125,7 +127,9 @@ def dattri_tracin(setting: Setting, n: int, batch: int) -> Stages:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log p / (1 - p) of one example."""
+    """Return log p / (1 - p) of one example: of a text (1, C, T) with p = exp(-mean loss)."""
+    if logits.ndim == 3:
+        return log_odds(F.cross_entropy(logits, labels))
     own = torch.arange(logits.shape[1]) == labels[:, None]
     return (torch.where(own, logits, 0).sum(1) - torch.where(own, -torch.inf, logits).logsumexp(1))[0]
 
@@ -145,7 +149,7 @@ def dattri_trak(dimension: int, ridge: float, setting: Setting, n: int, batch: i
     made: list[Any] = []
 
     def probability(parameters: Any, pair: Any) -> Tensor:
-        return functional_call(model, parameters, pair[0][None]).softmax(1)[0].gather(0, pair[1][None])[0]
+        return torch.exp(-F.cross_entropy(functional_call(model, parameters, pair[0][None]), pair[1][None]))
 
     few = tuple(part[:25] for part in train)
     gradients = task.get_grad_loss_func(in_dims=(None, 0))(task.get_param(0)[0], few)
@@ -193,6 +197,26 @@ def dattri_arnoldi(rank: int, setting: Setting, n: int, batch: int) -> Stages:
 # --- traker --------------------------------------------------------------------------------------------------------
 
 
+def text_output() -> Any:
+    """Its measured output for logits (B, C, T): log odds of exp(-mean loss over tokens)."""
+    from trak.modelout_functions import AbstractModelOutput
+
+    class TextOutput(AbstractModelOutput):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        @staticmethod
+        def get_output(model: nn.Module, weights: Any, buffers: Any, tokens: Tensor, targets: Tensor) -> Tensor:
+            return margin(functional_call(model, (weights, buffers), tokens[None]), targets[None])
+
+        def get_out_to_loss_grad(self, model: nn.Module, weights: Any, buffers: Any, batch: Any) -> Tensor:
+            logits = functional_call(model, (weights, buffers), batch[0])
+            losses = F.cross_entropy(logits, batch[1], reduction="none").mean(1)
+            return -torch.expm1(-losses).detach()[:, None]
+
+    return TextOutput()
+
+
 def plain_traker(dimension: int, ridge: float, one_block: bool, setting: Setting, n: int, batch: int) -> Stages:
     """In float32, with the ridge that ours has; drawing its matrix 100 columns at a time (its default), or once."""
     from trak import TRAKer
@@ -214,7 +238,7 @@ def plain_traker(dimension: int, ridge: float, one_block: bool, setting: Setting
     def featurise() -> None:
         method = TRAKer(
             model,
-            "image_classification",
+            text_output() if train[1].ndim == 2 else "image_classification",
             n,
             save_dir=tempfile.mkdtemp(dir=setting.folder),
             device="cpu",

@@ -27,9 +27,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import quality_cases
+import quality_texts
 import torch
 from measuring import RESULTS, machine, peak_memory, plain, timed, write_result
-from quality_cases import CASES, STUDY, Case
+from quality_cases import STUDY, Case
 from quality_methods import LEFT_OUT, Method, Sizes, methods_of
 from quality_page import write_page
 
@@ -40,6 +42,7 @@ from comove.lds.against_bank import alpha_of
 from comove.models.measured_outputs import default_of, sign_of
 from comove.store import digest, new_folder, read_checked, read_json, write_json
 
+CASES = {**quality_cases.CASES, **quality_texts.CASES}
 PEERS = ("traker", "dattri", "captum", "kronfluence", "matplotlib")
 STUDIED = {"trak": "trak", "tracin": "tracin", "arnoldi": "arnoldi"}
 """Methods whose ranks from ten runs the study has published."""
@@ -112,7 +115,7 @@ class Measured:
         run, splits = self.case.run(0), self.case.splits
         augmented = run.adopted is None and run.recipe.augment != "none"
         rows, last = len(run.trace.rows), run.trace.rows[-1]
-        curvature = len(splits.classes) - 1 if splits.classes else 8
+        curvature = len(splits.classes) - 1 if splits.classes else 4
         return Sizes(len(splits.train), len(splits.query), curvature, int(last.epoch), rows, augmented)
 
     @cached_property
@@ -204,7 +207,7 @@ def result_of(measured: Measured) -> dict[str, Any]:
         "q": sizes.q,
         "training epochs": sizes.epochs,
         "training seconds": training,
-        "accuracy": case.run(0).result.get("query_accuracy"),
+        "learnt": case.learnt(),
         "left out": LEFT_OUT.get(case.name, {}) | failures(measured, known),
         "load": os.getloadavg()[0],
         "machine": machine_with_peers(),

@@ -7,21 +7,18 @@ count: factorisations and matrix products beside it show in the seconds.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import ekfac as beside
 import numpy as np
 import numpy.typing as npt
-import peers
+import quality_peers as theirs
 import torch
-from quality_cases import Case, Sentences
+from quality_cases import Case
+from quality_texts import OwnLoop, ReviewCase
 
-import attribution as side_by_side
 from comove.attribution import (
     CLD,
     EKFAC,
@@ -40,10 +37,8 @@ from comove.attribution import (
     TracIn,
     Unrolled,
 )
-from comove.models import penultimate
-from comove.tasks import Classification
+from comove.data import ExampleSet
 from comove.training import Run
-from comove.training.run import read_weights
 
 __all__ = ["Kind", "Method", "Sizes", "methods_of"]
 
@@ -120,7 +115,21 @@ EXPLORED: dict[str, tuple[dict[str, Any], ...]] = {
         },
     ),
 }
-"""Options of Bayesian influence: the defaults and cheaper ones; smaller steps for the larger network."""
+"""Options of Bayesian influence: the defaults and cheaper ones; smaller steps for the larger networks."""
+EXPLORED |= dict.fromkeys(("sentences", "characters"), EXPLORED["cifar10"][:1])
+SOLVED: dict[str, tuple[dict[str, Any], str]] = {
+    "cifar10": (
+        {"share": 0.8, "solver": "woodbury"},
+        "three rows of curvature an image, .8 of it, instead of the default's .97: for time",
+    ),
+    "characters": ({"draws": 4}, "4 pseudo-gradients a sequence instead of the default's 8: for time"),
+}
+"""Options of Gauss-Newton influence that are not its defaults, and why."""
+FACTORLESS = {
+    "words": "the word vectors have no factors and are left out",
+    **dict.fromkeys(("sentences", "characters"), "embeddings and layer norms have no factors and are left out"),
+}
+"""What EK-FAC does not see."""
 
 
 def losses_only(case: Case) -> list[Method]:
@@ -132,9 +141,10 @@ def losses_only(case: Case) -> list[Method]:
     def bayesian(**options: Any) -> Method:
         how, label = BayesianInfluence(**options), BayesianInfluence(**options).label
         found = fitted(lambda case: BayesianInfluence(**options, cache=str(case.folder / "explored")))
-        return Method(label, found, explored(how), "chains x steps x batch / N + draws x (1 + Q/N) / 3", "losses")
+        formula, most = "chains x steps x batch / N + draws x (1 + Q/N) / 3", 1 if isinstance(case, OwnLoop) else 10
+        return Method(label, found, explored(how), formula, "losses", most=most)
 
-    white = CLD(whiten=0.03, transform="log-odds")
+    transform, told = ("log-odds", " log odds") if case.splits.train.classes else ("none", "")
     return [
         Method(
             "cld (paper)",
@@ -144,8 +154,8 @@ def losses_only(case: Case) -> list[Method]:
             "losses",
         ),
         Method(
-            "cld (whitened log odds)",
-            fitted(lambda case: white),
+            f"cld (whitened{told})",
+            fitted(lambda case: CLD(whiten=0.03, transform=transform)),
             lambda s: s.rows * s.losses,
             "rows x (1 + Q/N) / 3: losses recorded within epochs too",
             "losses",
@@ -158,10 +168,11 @@ def losses_only(case: Case) -> list[Method]:
 
 def own_gradients(case: Case) -> list[Method]:
     """Methods of ours that differentiate."""
-    left = "the word vectors have no factors and are left out" if case.name == "sentences" else ""
-    fewer = {"share": 0.8, "solver": "woodbury"} if case.name == "cifar10" else {}
+    left = FACTORLESS.get(case.name, "")
+    fewer, reason = SOLVED.get(case.name, ({}, ""))
     once = "1 + Q/N"
     return [
+        *(adam_steps() if isinstance(case, OwnLoop) else []),
         Method(
             "trak",
             fitted(lambda case: TRAK()),
@@ -179,13 +190,15 @@ def own_gradients(case: Case) -> list[Method]:
             fitted(lambda case: Arnoldi()),
             lambda s: 100 * 2 * 128 / s.n + s.gradients,
             "100 products of 128 examples, 2 x 100 x 128 / N, and 1 + Q/N",
+            most=1 if isinstance(case, OwnLoop) else 10,
         ),
         Method(
             GaussNewton(**fewer).label,
             fitted(lambda case: GaussNewton(**fewer, cache=str(case.folder / "solved"))),
             lambda s: 1 / 3 + 2 * s.curvature / 3 + (4 if s.augmented else 1) + s.q / s.n,
-            "a backward pass a class but one (of text 8), (1 + 2 (C - 1)) / 3, and 1 + Q/N (4 + Q/N where augmented)",
-            note="three rows of curvature an image, .8 of it, instead of the default's .97: for time" if fewer else "",
+            "a backward pass a class but one (of characters 4), (1 + 2 (C - 1)) / 3, and 1 + Q/N (4 + Q/N where "
+            "augmented)",
+            note=reason,
         ),
         Method(
             "ekfac",
@@ -227,6 +240,19 @@ def own_gradients(case: Case) -> list[Method]:
     ]
 
 
+def adam_steps() -> list[Method]:
+    """TracIn with the steps that AdamW took, of runs that kept its state."""
+    return [
+        Method(
+            "tracin (Adam's steps)",
+            fitted(lambda case: TracIn(optimizer_state=True)),
+            lambda s: s.epochs * s.gradients,
+            "as tracin",
+            note="gradients divided by the roots of Adam's second moments",
+        )
+    ]
+
+
 def controls() -> list[Method]:
     """Rankings that know no model."""
     return [
@@ -238,69 +264,13 @@ def controls() -> list[Method]:
 # --- other libraries -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class OfRun(side_by_side.Setting):
-    """What the functions of ``benchmarks/peers.py`` take, of a run that is there."""
-
-    recorded: Run | None = None
-
-    @property
-    def run(self) -> Run:  # type: ignore[override]
-        """The run."""
-        assert self.recorded is not None
-        return self.recorded
-
-    @property
-    def weights(self) -> list[Any]:  # type: ignore[override]
-        """Every checkpoint after the first epoch, with its learning rate."""
-        return [(read_weights(kept.path), kept.lr) for kept in self.run.checkpoints if kept.epoch > 0]
-
-
-def staged(make: Callable[..., peers.Stages]) -> Callable[[Case, Sequence[Run]], Scores]:
-    """Scores by a function of ``benchmarks/peers.py``."""
-
-    def scores(case: Case, runs: Sequence[Run]) -> Scores:
-        (run,) = runs
-        with tempfile.TemporaryDirectory() as folder:
-            setting = OfRun(Path(folder), None, 0, 0, 100, run)
-            found: Any = None
-            for _, stage in make(setting, len(setting.train_xy[1]), 100):
-                found = stage()
-        return as_scores(run, torch.as_tensor(found).detach().numpy())
-
-    return scores
-
-
-def as_scores(run: Run, values: npt.NDArray[Any]) -> Scores:
-    """Rows as in the trace, columns as the queries lie in the data."""
-    ids = {"train_ids": run.trace.train_ids, "query_ids": run.data().query.ids}
-    return Scores.from_arrays(values.astype(np.float32), method="peer", **ids)
-
-
-def kronfluence_scores(case: Case, runs: Sequence[Run]) -> Scores:
-    """EK-FAC of all linear layers and convolutions, by kronfluence as it comes."""
-    (run,) = runs
-    setting = OfRun(Path(), None, 0, 0, 0, run)
-    model = run.load_model()
-    layers = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)]
-    given = beside.Setting(
-        model, Classification(), beside.Held(setting.train_xy), beside.Held(setting.query_xy), beside.drawn
-    )
-    _, found = beside.theirs(given, layers, 100)
-    return as_scores(run, found.numpy())
-
-
 def other_libraries() -> list[Method]:
     """Peers, with the options that they come with but for the dimension of TRAK's projection, which is ours."""
-
-    def trak(library: Callable[..., peers.Stages]) -> Callable[[Case, Sequence[Run]], Scores]:
-        return staged(library)
-
     once = "as trak"
     return [
         Method(
             "traker: TRAK",
-            trak(lambda *given: peers.plain_traker(512, 0.0, True, *given)),
+            theirs.traker,
             lambda s: s.gradients,
             once,
             "peer",
@@ -308,7 +278,7 @@ def other_libraries() -> list[Method]:
         ),
         Method(
             "dattri: TRAK",
-            trak(lambda *given: peers.dattri_trak(512, 0.0, *given)),
+            theirs.dattri_trak,
             lambda s: s.gradients,
             once,
             "peer",
@@ -316,14 +286,14 @@ def other_libraries() -> list[Method]:
         ),
         Method(
             "dattri: Arnoldi",
-            staged(lambda *given: peers.dattri_arnoldi(50, *given)),
+            theirs.dattri_arnoldi,
             lambda s: 100 * 2 * 128 / s.n + s.gradients,
             "as arnoldi",
             "peer",
         ),
         Method(
             "captum: TracInCP",
-            staged(lambda *given: peers.captum_tracin(True, *given)),
+            theirs.captum_tracin,
             lambda s: s.epochs * s.gradients,
             "as tracin",
             "peer",
@@ -331,7 +301,7 @@ def other_libraries() -> list[Method]:
         ),
         Method(
             "kronfluence: EK-FAC",
-            kronfluence_scores,
+            theirs.kronfluence_scores,
             lambda s: 2 + s.gradients,
             "as ekfac",
             "peer",
@@ -358,54 +328,72 @@ def bm25(documents: Sequence[Sequence[str]], queries: Sequence[Sequence[str]]) -
     return scores
 
 
-def by_label(case: Case, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Similar sentences of the query's class help, of the other class hurt."""
-    same = case.splits.train.labels[:, None] == case.splits.query.labels[None]
-    return values * np.where(same, 1, -1)
+def as_scores(case: Case, values: npt.NDArray[Any], name: str, signed: bool) -> Scores:
+    """Similarities as scores; signed: texts of the query's class help, of another class hurt."""
+    splits = case.splits
+    if signed:
+        values = values * np.where(splits.train.labels[:, None] == splits.query.labels[None], 1, -1)
+    ids = {"train_ids": splits.train.ids, "query_ids": splits.query.ids}
+    return Scores.from_arrays(values.astype(np.float32), method=name, **ids)
 
 
-def text_similarity(case: Case, runs: Sequence[Run]) -> Scores:
-    """BM25, signed by the class."""
-    assert isinstance(case, Sentences)
-    words, size = case.texts[0], len(case.splits.train)
-    ids = {"train_ids": case.splits.train.ids, "query_ids": case.splits.query.ids}
-    found = by_label(case, bm25(words[:size], words[size:])).astype(np.float32)
-    return Scores.from_arrays(found, method="bm25", **ids)
+def text_similarity(signed: bool) -> Callable[[Case, Sequence[Run]], Scores]:
+    """BM25."""
+    return lambda case, runs: as_scores(case, bm25(*case.documents()), "bm25", signed)  # type: ignore[attr-defined]
 
 
-def embedding_similarity(case: Case, runs: Sequence[Run]) -> Scores:
-    """Cosine of the inputs of the last layer, signed by the class."""
-    (run,) = runs
-    model, rows = run.load_model().eval(), []
-    for part in (case.splits.train, case.splits.query):
-        with torch.no_grad(), penultimate(model) as last:
-            model(part.batch(np.arange(len(part)))[0])
-            rows.append(torch.nn.functional.normalize(last.features, dim=1).numpy())
-    ids = {"train_ids": case.splits.train.ids, "query_ids": case.splits.query.ids}
-    found = by_label(case, rows[0] @ rows[1].T).astype(np.float32)
-    return Scores.from_arrays(found, method="embeddings", **ids)
+def embeddings(run: Run, examples: ExampleSet) -> npt.NDArray[np.float32]:
+    """What the text models' last layer sees, of length 1, (N, F); where it sees one vector a token, their mean."""
+    seen: list[torch.Tensor] = []
+    model = run.load_model()
+    model.get_submodule("out").register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    with torch.no_grad():
+        run.task.outputs(model, examples.collated(np.arange(len(examples))))
+    features = seen[0] if seen[0].ndim == 2 else seen[0].mean(1)
+    found: npt.NDArray[np.float32] = torch.nn.functional.normalize(features, dim=1).numpy()
+    return found
 
 
-def baselines() -> list[Method]:
-    """Similarity of texts."""
-    return [
-        Method("BM25, by label", text_similarity, lambda s: 0.0, "0", "baseline", trains=False, most=1),
-        Method("embeddings, by label", embedding_similarity, lambda s: s.losses, "(1 + Q/N) / 3: features", "baseline"),
-    ]
+def embedding_similarity(signed: bool) -> Callable[[Case, Sequence[Run]], Scores]:
+    """Cosine of the inputs of the last layer."""
+
+    def scores(case: Case, runs: Sequence[Run]) -> Scores:
+        train, query = (embeddings(runs[0], part) for part in (case.splits.train, case.splits.query))
+        return as_scores(case, train @ query.T, "embeddings", signed)
+
+    return scores
 
 
+def baselines(case: Case) -> list[Method]:
+    """Similarity of texts; of those with classes also with the sign of the class."""
+    found = []
+    for signed in (False, True) if case.splits.train.classes else (False,):
+        end = ", by label" if signed else ""
+        free, once = (lambda s: 0.0), (lambda s: s.losses)
+        found += [
+            Method(f"BM25{end}", text_similarity(signed), free, "0", "baseline", trains=False, most=1),
+            Method(f"embeddings{end}", embedding_similarity(signed), once, "(1 + Q/N) / 3: features", "baseline"),
+        ]
+    return found
+
+
+ADAMW = "its derivation is that of gradient descent, and AdamW trained"
+REPLAY = "it replays steps of comove's own SGD, and a loop of its own trained"
+PRICE = "16 chains x 1,500 steps: more than all other methods together"
 LEFT_OUT: dict[str, dict[str, str]] = {
+    "words": dict.fromkeys(
+        ("dattri: TRAK", "dattri: Arnoldi", "captum: TracInCP", "BM25", "embeddings"),
+        "see the transformer below, which this model came before",
+    )
+    | dict.fromkeys(("unrolled", "unrolled (Gauss-Newton)"), "three passes an epoch and query: 12,000 epochs a run"),
+    "sentences": {"source": ADAMW, "unrolled": REPLAY, "unrolled (Gauss-Newton)": REPLAY, "bayesian-influence": PRICE},
     "characters": {
-        "cld (whitened log odds)": "the loss of a sequence is a mean over tokens, no log of a probability",
-        "source": "its derivation is that of SGD, and AdamW trained",
-        "unrolled": "likewise",
-        "unrolled (Gauss-Newton)": "likewise",
-        "representer": "one row of features an example",
+        "source": ADAMW,
+        "unrolled": REPLAY,
+        "unrolled (Gauss-Newton)": REPLAY,
+        "bayesian-influence": PRICE,
+        "representer": "it has one row of features an example, and a language model one a token",
         "same-class-control": "no classes",
-        **dict.fromkeys(
-            ("traker: TRAK", "dattri: TRAK", "dattri: Arnoldi", "captum: TracInCP", "kronfluence: EK-FAC"),
-            "prepared here for classifiers",
-        ),
     },
     "cifar10": {
         "bayesian-influence": "400 epochs a run, an hour",
@@ -420,5 +408,5 @@ LEFT_OUT: dict[str, dict[str, str]] = {
 def methods_of(case: Case) -> list[Method]:
     """The methods held to a data set."""
     found = [*losses_only(case), *own_gradients(case), *other_libraries(), *controls()]
-    found += baselines() if isinstance(case, Sentences) else []
+    found += baselines(case) if isinstance(case, OwnLoop | ReviewCase) else []
     return [method for method in found if method.name not in LEFT_OUT.get(case.name, {})]

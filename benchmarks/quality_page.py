@@ -20,7 +20,7 @@ from comove.plots import Chart, Level, Table, draw, save_figure, styled
 __all__ = ["write_page"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "quality.md"
-ORDER = ("digits", "cifar10", "sentences", "characters")
+ORDER = ("digits", "cifar10", "words", "sentences", "characters")
 DRAWN = ("losses", "gradients", "baseline")
 """Kinds of methods in the picture; other libraries compute what ours do, and controls cost nothing."""
 Row = Mapping[str, Any]
@@ -110,11 +110,10 @@ models, its share of the noise ceiling, and its cost. Generated from `benchmarks
 def section(name: str, data: Mapping[str, Any]) -> str:
     """A data set: what it is, the picture, the table, notes."""
     here = data["machine"]
-    right = "" if data["accuracy"] is None else f" Right on the queries: {data['accuracy']:.0%}."
     seconds = f"{data['training seconds']:.1f} s with its recording"
     head = [
         f"## {data['title']}",
-        f"{data['about']}{right} Noise ceiling {number(data['ceiling'])}. A run took {seconds}.",
+        f"{data['about']} {data['learnt']} Noise ceiling {number(data['ceiling'])}. A run took {seconds}.",
         f"![LDS against cost: {data['title']}](../benchmarks/results/quality-{name}.png)",
         table(data["rows"]),
     ]
