@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,25 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 OWN = ("measuring", "attribution", "ekfac", "peers", "quality_cases", "quality_methods", "quality_page")
 
 
-@pytest.fixture(scope="module")
-def parts() -> Iterator[dict[str, Any]]:
-    """The modules of the benchmark, which lies beside the package."""
+@contextmanager
+def benchmark_modules(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Modules of the benchmarks, which lie beside the package; those imported are gone at the end."""
     before = set(sys.modules)
     sys.path.insert(0, str(FOLDER))
     try:
-        yield {name: importlib.import_module(name) for name in OWN}
+        yield {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(FOLDER))
-        for name in set(OWN) - before:
-            sys.modules.pop(name, None)
+        for name in set(sys.modules) - before:
+            if str(FOLDER) in str(getattr(sys.modules[name], "__file__", None)):
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def parts() -> Iterator[dict[str, Any]]:
+    """The modules of the benchmark."""
+    with benchmark_modules(OWN) as found:
+        yield found
 
 
 def _row(method: str, kind: str, runs: int, lds: float, cost: float | None) -> dict[str, Any]:
