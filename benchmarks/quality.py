@@ -51,9 +51,15 @@ REFERENCE = "trak"
 
 @dataclass(frozen=True)
 class Measured:
-    """The scores of a data set's methods, kept in a folder."""
+    """The scores of a data set's methods, kept in a folder.
+
+    Attributes:
+        case: the data set.
+        complete: train what the bank lacks; otherwise hold methods to the subsets of which all models are there.
+    """
 
     case: Case
+    complete: bool = True
 
     def scores(self, method: Method, first: int, count: int) -> Scores:
         """The scores of ``count`` runs from ``first`` on, computed where they are not there."""
@@ -121,10 +127,12 @@ class Measured:
     @cached_property
     def truth(self) -> tuple[GroundTruth, Any]:
         """The retrained models, and their bank."""
-        bank = self.case.bank()
+        bank = self.case.bank(self.complete)
         output = default_of(bank)
         outputs = sign_of(bank, output) * bank.outputs(output)
-        return GroundTruth(bank.masks, outputs, bank.query_ids, output=output, alpha=alpha_of(bank)), bank
+        there = np.isfinite(outputs).all((1, 2))
+        truth = GroundTruth(bank.masks[there], outputs[there], bank.query_ids, output=output, alpha=alpha_of(bank))
+        return truth, bank
 
     def predicted(self, scores: Scores, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Summed scores of every subset."""
@@ -202,6 +210,7 @@ def result_of(measured: Measured) -> dict[str, Any]:
         "about": case.about,
         "ceiling": found[0].noise_ceiling,
         "subsets": found[0].subsets,
+        "planned": len(bank.masks),
         "seeds": found[0].seeds,
         "n": sizes.n,
         "q": sizes.q,
@@ -277,6 +286,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="methods to compute, by the beginning of their name")
     parser.add_argument("--most", type=int, help="runs at most")
     parser.add_argument("--scores-only", action="store_true", help="leave the results as they are")
+    parser.add_argument("--as-it-is", action="store_true", help="train no more models of the bank")
     parser.add_argument("--page", action="store_true", help="write the page from the results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -288,7 +298,7 @@ def main() -> None:
         parser.error("give --data and --folder, or --page")
     warnings.simplefilter("ignore")
     case = CASES[given.data](given.folder / given.data, given.data_dir)
-    measured, started = Measured(case), time.monotonic()
+    measured, started = Measured(case, not given.as_it_is), time.monotonic()
     measured.training()
     methods = [m for m in methods_of(case) if not given.only or m.name.startswith(tuple(given.only))]
     compute(measured, methods, given.most)

@@ -71,13 +71,13 @@ class Case:
         """How good the first run is on the queries."""
         return f"Right on the queries: {self.run(0).result['query_accuracy']:.0%}."
 
-    def bank(self) -> RetrainingBank:
-        """The truth, trained where it is not there yet."""
+    def bank(self, complete: bool = True) -> RetrainingBank:
+        """The truth, trained where it is not there yet; ``complete=False``: as far as it is."""
         if not self.subsets:
             return RetrainingBank.load(STUDY / "bank-random-0.5-0.safetensors")
         plan = subsets.random(0.5, self.subsets, seed=0)
         made = RetrainingBank.create(self.folder / "bank", self.splits, self.training, subsets=plan, seeds=self.seeds)
-        return made.run(executor="serial")
+        return made.run(executor="serial") if complete else made
 
 
 DIGITS = Training("mlp", "digits-mlp")

@@ -192,14 +192,14 @@ class OwnLoop(Case, ABC):
         with torch.no_grad():
             return self.task.outputs(self.run(0).load_model(), batch), batch
 
-    def bank(self) -> RetrainingBank:
-        """The truth, trained where it is not there yet."""
+    def bank(self, complete: bool = True) -> RetrainingBank:
+        """The truth, trained where it is not there yet; ``complete=False``: as far as it is."""
         mine = OwnTraining(self.function, name=f"quality-{self.name}-1", task=self.task)
         plan = subsets.random(0.5, self.subsets, seed=0)
         made = RetrainingBank.create(
             self.folder / "bank", self.splits.train, mine, subsets=plan, seeds=self.seeds, queries=self.splits.query
         )
-        return made.run(executor="serial")
+        return made.run(executor="serial") if complete else made
 
 
 @dataclass(frozen=True)

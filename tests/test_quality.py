@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-OWN = ("measuring", "attribution", "ekfac", "peers", "quality_cases", "quality_methods", "quality_page")
+OWN = (
+    "measuring",
+    "attribution",
+    "ekfac",
+    "peers",
+    "quality_cases",
+    "quality_methods",
+    "quality_findings",
+    "quality_page",
+)
 
 
 @contextmanager
@@ -55,7 +64,7 @@ def _row(method: str, kind: str, runs: int, lds: float, cost: float | None) -> d
 
 
 def test_methods_of_losses_are_held_to_the_curve_of_trak_at_their_cost(parts: dict[str, Any]) -> None:
-    page = parts["quality_page"]
+    page = parts["quality_findings"]
     rows = [
         _row("trak", "gradients", 1, 0.2, 5.0),
         _row("trak", "gradients", 3, 0.4, 15.0),
