@@ -41,6 +41,7 @@ from comove.evaluation import LDS, GroundTruth, paired_difference
 from comove.lds.against_bank import alpha_of
 from comove.models.measured_outputs import default_of, sign_of
 from comove.store import digest, new_folder, read_checked, read_json, write_json
+from comove.store.files import slug
 
 CASES = {**quality_cases.CASES, **quality_texts.CASES}
 PEERS = ("traker", "dattri", "captum", "kronfluence", "matplotlib")
@@ -238,24 +239,18 @@ def row(
     spent: tuple[Sizes, float],
 ) -> dict[str, Any]:
     """One row of the table."""
-    (method, count, published), (sizes, training) = key, spent
+    method, count, published = key
     known = not published or (measured.path(method) / "0-1" / "cost.json").exists()
     cost = measured.cost(method) if known else published_cost(method)
-    runs, noted = (
-        count if method.trains else 0,
-        [f"{count} runs: the ranks that the study has published"] if published else [],
-    )
-    seconds = cost["seconds"]
+    noted = [f"{count} runs: the ranks that the study has published"] if published else []
     found: dict[str, Any] = {
         "method": method.name,
         "kind": method.kind,
-        "runs": runs,
         "lds": lds.mean,
         "interval": list(lds.interval or ()),
         "share": lds.share_of_ceiling,
-        "epochs": runs * (sizes.epochs + method.epochs(sizes)),
+        **taken(method, count, cost["seconds"], spent),
         "formula": method.formula,
-        "seconds": runs * (training + seconds) if method.trains and seconds is not None else seconds,
         "peak memory": cost["peak_memory"],
         "note": "; ".join(filter(None, (method.note, cost.get("note"), *noted))),
     }
@@ -263,6 +258,36 @@ def row(
         difference = paired_difference(lds, reference)
         found["minus trak"] = {"mean": difference.mean, "interval": list(difference.interval)}
     return found
+
+
+def taken(method: Method, count: int, seconds: float | None, spent: tuple[Sizes, float]) -> dict[str, Any]:
+    """Runs, epochs and seconds, the training of the runs included; ``seconds`` are those of a run beside it."""
+    sizes, training = spent
+    runs = count if method.trains else 0
+    return {
+        "runs": runs,
+        "epochs": runs * (sizes.epochs + method.epochs(sizes)),
+        "seconds": runs * (training + seconds) if method.trains and seconds is not None else seconds,
+    }
+
+
+def export(measured: Measured, folder: Path) -> None:
+    """Write the scores of each method and number of runs, ``NAME-RUNS.safetensors``, and ``methods.json`` about them.
+
+    The latter is what ``benchmarks/leaderboard.py publish`` reads as a card's ``methods``.
+    """
+    spent, told = (measured.sizes(), measured.training()), {}
+    for method in methods_of(measured.case):
+        for count in finished(measured, method):
+            scores, values = measured.summed(method, count)
+            cost = measured.cost(method)
+            own = taken(method, count, cost["seconds"], spent)
+            stem = f"{'-'.join(filter(None, slug(method.name).split('-')))}-{own['runs']}"
+            ids = {"train_ids": scores.train_ids, "query_ids": scores.query_ids}
+            Scores.from_arrays(values, method=method.name, **ids).save(new_folder(folder) / f"{stem}.safetensors")
+            told[stem] = {"name": method.name, **own, "memory": cost["peak_memory"], "note": method.note}
+    write_json(folder / "methods.json", plain(told))
+    print(f"written to {folder}: {len(told)} files of scores")
 
 
 def published_cost(method: Method) -> dict[str, Any]:
@@ -287,6 +312,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="runs at most")
     parser.add_argument("--scores-only", action="store_true", help="leave the results as they are")
     parser.add_argument("--as-it-is", action="store_true", help="train no more models of the bank")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="compute nothing, and write the scores there")
     parser.add_argument("--page", action="store_true", help="write the page from the results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -300,6 +326,9 @@ def main() -> None:
     case = CASES[given.data](given.folder / given.data, given.data_dir)
     measured, started = Measured(case, not given.as_it_is), time.monotonic()
     measured.training()
+    if given.export is not None:
+        export(measured, given.export)
+        return
     methods = [m for m in methods_of(case) if not given.only or m.name.startswith(tuple(given.only))]
     compute(measured, methods, given.most)
     if given.scores_only:

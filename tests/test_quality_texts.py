@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from comove.attribution import Scores
+from comove.store import read_json
 from comove.tasks import CausalLM
 from tests.test_quality import benchmark_modules
 
@@ -190,15 +192,33 @@ def test_trakers_output_for_texts_is_the_measured_one(parts: dict[str, Any], cas
     torch.testing.assert_close(weight[:, 0], CausalLM().error_probability(outputs, batch))
 
 
-def test_a_tiny_case_goes_all_the_way_to_its_rows(parts: dict[str, Any], cases: dict[str, Any]) -> None:
+def test_a_tiny_case_goes_all_the_way_to_its_rows(parts: dict[str, Any], cases: dict[str, Any], tmp_path: Path) -> None:
     quality, case = parts["quality"], cases["characters"]
     measured = quality.Measured(case)
     chosen = [m for m in parts["quality_methods"].methods_of(case) if m.name in ("BM25", "trak", "cld (paper)")]
     quality.compute(measured, chosen, None)
     found = quality.result_of(measured)
     assert [row["method"] for row in found["rows"]] == ["cld (paper)", "trak", "BM25"]
-    assert (found["n"], found["q"], found["subsets"], found["seeds"]) == (1000, 100, 3, 2)
+    assert (found["n"], found["q"], found["subsets"], found["planned"], found["seeds"]) == (1000, 100, 3, 3, 2)
     assert "by those of pairs" in found["learnt"]
     trak = found["rows"][1]
     assert math.isclose(trak["epochs"], 2 + 1.1)
     assert -1 <= trak["lds"] <= 1
+    quality.export(measured, tmp_path / "scores")
+    told = read_json(tmp_path / "scores" / "methods.json")
+    assert set(told) == {"cld-paper-1", "trak-1", "BM25-0"}
+    assert told["trak-1"]["epochs"] == trak["epochs"]
+    saved = Scores.load(tmp_path / "scores" / "trak-1.safetensors")
+    np.testing.assert_array_equal(saved.values, measured.scores(chosen[1], 0, 1).values)
+
+
+def test_methods_are_held_to_the_subsets_whose_models_are_all_there(
+    parts: dict[str, Any], cases: dict[str, Any], tmp_path: Path
+) -> None:
+    case = replace(cases["characters"], folder=tmp_path, subsets=4, seeds=1)
+    bank = case.bank(complete=False)
+    for job in bank.pending_jobs()[:3]:
+        bank.record(job, {name: np.arange(100.0) + job["subset"] for name in ("loss", "measure")})
+    truth, _ = parts["quality"].Measured(case, complete=False).truth
+    assert len(truth.masks) == 3
+    assert len(bank.pending_jobs()) == 1
