@@ -26,7 +26,8 @@ DRAWN = ("losses", "gradients", "baseline")
 def write_page(result: Mapping[str, Any]) -> None:
     """Write the pictures and the page."""
     sets = {name: result["data"][name] for name in ORDER if name in result["data"]}
-    parts = [INTRODUCTION, conclusions(sets)]
+    pending = [f"- `--data {name}` is prepared and not run yet." for name in ORDER if name not in sets]
+    parts = ["\n".join([INTRODUCTION, *pending]), conclusions(sets)]
     for name, data in sets.items():
         save_figure(picture(data), RESULTS / f"quality-{name}.png")
         parts.append(section(name, data))
