@@ -16,7 +16,7 @@ from comove.training import Recording, Run, Training, train
 
 __all__ = ["CASES", "STUDY", "Case"]
 
-STUDY = RESULTS / "cifar10-resnet9" / "small"
+STUDY = RESULTS / "cifar10-resnet9" / "short-batches"
 
 
 @dataclass(frozen=True)
