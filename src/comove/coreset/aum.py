@@ -60,6 +60,7 @@ class AUM(ScoreSelector):
         check_choice(self.keep, ("low", "high"), "keep", self.name)
         check_choice(self.margin, tuple(FIELD), "margin", self.name)
         check_first(self.first, self.name)
+        object.__setattr__(self, "easy_first", self.keep == "high")
 
     def _scores(self, sources: tuple[Source, ...]) -> Scored:
         areas, epochs = mean_over_epochs(sources, FIELD[self.margin], area_under_margin, self.name, self.first)

@@ -142,27 +142,45 @@ class Selector(ABC):
         Warns:
             UserWarning: classes are left out so.
         """
+        return self._select(source, [budget])[0]
+
+    @final
+    def select_each(
+        self,
+        source: SourceLike | Sequence[SourceLike],
+        budgets: Sequence[float | int | Sequence[int] | Mapping[int, int]],
+    ) -> list[Coreset]:
+        """Choose a coreset of each size, computing what they share once; else as :meth:`select`."""
+        return self._select(source, budgets)
+
+    def _select(
+        self,
+        source: SourceLike | Sequence[SourceLike],
+        budgets: Sequence[float | int | Sequence[int] | Mapping[int, int]],
+    ) -> list[Coreset]:
         sources = self._sources(source)
-        trace = sources[0].trace
-        labels = trace.train_labels
-        chosen = resolve_budget(budget, labels, trace.train_ids.size, self.balanced, self.name)
-        classes = trace.manifest.get("classes")
-        left_out = list(chosen.left_out) if isinstance(budget, int | float | np.number) else []
-        prepared = self._prepare(sources)
-        if left_out:
-            warnings.warn(_left_out(self.label, chosen, left_out, classes), stacklevel=2)
-        picks = self._pick_all(prepared, trace.train_ids, labels, chosen)
-        weights = picks.weights if picks.weights is not None else np.ones(picks.positions.size, np.float32)
-        return Coreset(
-            trace.train_ids[picks.positions],
-            picks.scores,
-            weights,
-            None if labels is None else labels[picks.positions],
-            self.label,
-            int(trace.train_ids.size),
-            None if classes is None else tuple(classes),
-            {**self.options, "runs": len(sources), **picks.info} | ({"classes_left_out": left_out} if left_out else {}),
-        )
+        ids, labels, classes = sources[0].train_ids, sources[0].trace.train_labels, sources[0].trace.manifest.get("classes")
+        sizes = [resolve_budget(budget, labels, ids.size, self.balanced, self.name) for budget in budgets]
+        prepared, chosen = self._prepare(sources), []
+        for budget, size in zip(budgets, sizes, strict=True):
+            left_out = list(size.left_out) if isinstance(budget, int | float | np.number) else []
+            if left_out:
+                warnings.warn(_left_out(self.label, size, left_out, classes), stacklevel=3)
+            picks = self._pick_all(prepared, ids, labels, size)
+            noted = {**self.options, "runs": len(sources), **picks.info}
+            chosen.append(
+                Coreset(
+                    ids[picks.positions],
+                    picks.scores,
+                    np.ones(picks.positions.size, np.float32) if picks.weights is None else picks.weights,
+                    None if labels is None else labels[picks.positions],
+                    self.label,
+                    int(ids.size),
+                    None if classes is None else tuple(classes),
+                    noted | ({"classes_left_out": left_out} if left_out else {}),
+                )
+            )
+        return chosen
 
     @final
     def _sources(self, given: SourceLike | Sequence[SourceLike]) -> tuple[Source, ...]:
@@ -256,7 +274,14 @@ class _Ranked:
 
 @dataclass(frozen=True)
 class ScoreSelector(Selector):
-    """A selector that scores every example and keeps the highest; ties by :mod:`comove.ties`."""
+    """A selector that scores every example and keeps the highest; ties by :mod:`comove.ties`.
+
+    Attributes:
+        easy_first: whether the highest scores are the easiest examples', as those of CLD are. Methods that need to know
+            which end is hard (``ccs``) then read the scores from the other end. An instance may set its own.
+    """
+
+    easy_first: ClassVar[bool] = False
 
     @final
     def scores(self, source: SourceLike | Sequence[SourceLike]) -> npt.NDArray[np.float32]:

@@ -84,6 +84,7 @@ class Cal(ScoreSelector):
         check_choice(self.pool, ("all", "class"), "pool", self.name)
         check_choice(self.variant, ("cal", "deepcore"), "variant", self.name)
         whole_number(self.neighbours, f"{self.name}: neighbours", 1, error=InputError)
+        object.__setattr__(self, "easy_first", self.variant == "deepcore")
 
     def _scores(self, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
         source = sources[0]

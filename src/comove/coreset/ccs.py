@@ -65,7 +65,7 @@ def coverage_centric(
 
 
 class _Prepared(NamedTuple):
-    scores: npt.NDArray[np.float32]
+    hardness: npt.NDArray[np.float32]
     ids: Ids
     keys: npt.NDArray[np.float64]
 
@@ -75,8 +75,9 @@ class CCS(Selector):
     """Coverage-centric coreset selection (Zheng, Liu, Lai, Prakash, ICLR 2023).
 
     Args:
-        score: what says how hard an example is: a score selector that keeps the hardest first, or its name. The
-            authors' is AUM of class probabilities.
+        score: what says how hard an example is: any score selector, or its name (``"cld"``, ``"el2n:first=5"``). Where
+            its highest scores are the easiest examples' (``easy_first``), its lowest count as the hardest. The authors'
+            is AUM of class probabilities.
         beta: the share of hardest examples dropped; by default by pruning rate (:func:`default_beta`, the values for
             CIFAR-10 with straight lines between them, a choice of ours; other data needs its own).
         strata: how many (the authors: 50).
@@ -110,12 +111,13 @@ class CCS(Selector):
     def _prepare(self, sources: tuple[Source, ...]) -> _Prepared:
         assert isinstance(self.score, ScoreSelector)
         ranked = self.score._prepare(sources)
-        return _Prepared(ranked.scores, ranked.ids, random_keys(ranked.ids, self.seed, 0xCC5))
+        hardness = -ranked.scores if self.score.easy_first else ranked.scores
+        return _Prepared(hardness, ranked.ids, random_keys(ranked.ids, self.seed, 0xCC5))
 
     def _pick(self, prepared: _Prepared, candidates: Positions, k: int) -> Picks:
-        scores, ids, keys = prepared.scores[candidates], prepared.ids[candidates], prepared.keys[candidates]
+        hardness, ids, keys = prepared.hardness[candidates], prepared.ids[candidates], prepared.keys[candidates]
         beta = default_beta(1 - k / candidates.size) if self.beta is None else self.beta
-        kept = coverage_centric(scores, ids, keys, k, beta=beta, n=self.strata)
-        kept = kept[highest(scores[kept], ids[kept], k)]
+        kept = coverage_centric(hardness, ids, keys, k, beta=beta, n=self.strata)
+        kept = kept[highest(hardness[kept], ids[kept], k)]
         info: dict[str, Any] = {"beta": beta, "dropped": math.floor(beta * candidates.size + 1e-9)}
-        return Picks(candidates[kept], scores[kept], info=info)
+        return Picks(candidates[kept], hardness[kept], info=info)

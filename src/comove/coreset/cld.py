@@ -35,6 +35,7 @@ class CLDCoreset(ScoreSelector):
     requires: ClassVar[frozenset[str]] = frozenset({"trace"})
     cost: ClassVar[str] = "O((N + V) T) on the recorded losses"
     balanced: ClassVar[bool] = True
+    easy_first: ClassVar[bool] = True
 
     first: int | None = None
 

@@ -86,6 +86,7 @@ class SloCurv(ScoreSelector):
     cost: ClassVar[str] = "(R + 1) forward and backward passes over N"
     requires: ClassVar[frozenset[str]] = frozenset({"trace", "checkpoints"})
     balanced: ClassVar[bool] = True
+    easy_first: ClassVar[bool] = True
     one_run: ClassVar[bool] = True
 
     h: float = 1e-3
