@@ -58,6 +58,8 @@ AMONG: dict[str, type[Base]] = {"cld": Cld, "plain": Plain}
         ("cld:deep=true:limit=none", Cld(deep=True, limit=None)),
         ("cld:deep=False", Cld(deep=False)),
         ("cld:correlation=a=b", Cld(correlation="a=b")),
+        ("cld:correlation=(plain:of=2:more=x):depth=4", Cld(correlation="plain:of=2:more=x", depth=4)),
+        ("cld:correlation=(plain)", Cld(correlation="plain")),
     ],
 )
 def test_text_becomes_a_method_with_typed_options(text: str, expected: Base) -> None:
@@ -66,6 +68,12 @@ def test_text_becomes_a_method_with_typed_options(text: str, expected: Base) -> 
     assert {type(value) for value in dataclasses.asdict(made).values()} == {
         type(value) for value in dataclasses.asdict(expected).values()
     }
+
+
+def test_further_options_count_before_those_in_the_text() -> None:
+    assert parse_method("cld:depth=5:ratio=0.25", AMONG, "method", {"depth": 6}) == Cld(depth=6, ratio=0.25)
+    with pytest.raises(InputError, match="has no option 'width'"):
+        parse_method("cld:depth=5", AMONG, "method", {"width": 6})
 
 
 @pytest.mark.parametrize("text", ["cld:", "cld:depth", "cld:correlation:depth=3", "cld::depth=3"])

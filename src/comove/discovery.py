@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -82,23 +83,34 @@ def label_of(method: Any) -> str:
     return f"{method.name}({', '.join(changed)})" if changed else str(method.name)
 
 
-def parse_method(text: str, among: Mapping[str, type[T]], kind: str) -> T:
+def parse_method(text: str, among: Mapping[str, type[T]], kind: str, options: Mapping[str, Any] | None = None) -> T:
     """Build a method from text such as ``cld`` or ``cld:correlation=spearman:common_mode=remove``.
+
+    A method that is the value of an option is named likewise, in parentheses where it has options of its own:
+    ``ccs:score=cld``, ``ccs:score=(el2n:first=5):beta=0.1``.
+
+    Args:
+        text: the name and its options.
+        among: methods by name.
+        kind: what they are, for messages.
+        options: further ones, which count before those in the text.
 
     Raises:
         InputError: an unknown name or option, or a value that is not ``option=value``.
     """
-    name, *pairs = text.strip().split(":")
-    options: dict[str, Any] = {}
+    name, *pairs = re.split(r":(?![^(]*\))", text.strip())
+    named: dict[str, Any] = {}
     for pair in pairs:
         option, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"Options follow a method's name as name:option=value:option=value, got {text!r}.")
-        options[option] = _value(value)
-    return build(name, among, kind, options)
+        named[option] = _value(value)
+    return build(name, among, kind, {**named, **(options or {})})
 
 
 def _value(text: str) -> Any:
+    if text.startswith("(") and text.endswith(")"):
+        return text[1:-1]
     for read in (int, float):
         try:
             return read(text)

@@ -37,6 +37,21 @@ def test_a_budget_is_a_share_a_percentage_or_a_whole_number_of_examples(
     assert len(Coreset.load(tmp_path / "c.csv")) == kept
 
 
+def test_a_score_goes_into_another_method_by_name(run: Run, tmp_path: Path) -> None:
+    for number, (method, label) in enumerate(
+        {
+            "ccs:score=cld": "ccs(score=cld)",
+            "d2:difficulty=cld": "d2(difficulty=cld)",
+            "ccs:score=(el2n:first=5):strata=9": "ccs(score=el2n(first=5), strata=9)",
+        }.items()
+    ):
+        out = tmp_path / f"{number}.safetensors"
+        result = comove_("coreset", run.path, "--method", method, "--out", out)
+        assert result.exit_code == 0, result.stderr
+        assert Coreset.load(out).method == label
+        assert Coreset.load(out).ids.tolist() == comove.select(method, run).ids.tolist()
+
+
 @pytest.mark.filterwarnings("ignore:.* keeps none of")
 def test_a_bare_one_may_mean_all_or_one_and_is_refused(run: Run, tmp_path: Path) -> None:
     result = comove_("coreset", run.path, "--budget", "1", "--out", tmp_path / "c.csv")

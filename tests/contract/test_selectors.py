@@ -382,6 +382,17 @@ class GivenBalanced(Given):
     balanced: ClassVar[bool] = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Counting(Given):
+    """Counts how often its scores are computed."""
+
+    prepared: ClassVar[int] = 0
+
+    def _scores(self, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
+        type(self).prepared += 1
+        return super()._scores(sources)
+
+
 @pytest.fixture
 def six() -> Trace:
     losses = np.random.default_rng(0).random((4, 6))
@@ -462,6 +473,27 @@ def test_among_examples_that_are_all_alike_no_class_is_favoured_by_its_ids(
     elif method.name not in ("glister", "grand"):  # whose gradients hold the label, so that examples differ by class
         assert kept.max() <= 13  # of a draw of 60 out of 200: mean 6, deviation 2
         assert (kept > 0).sum() >= 9
+
+
+def test_coresets_of_several_sizes_are_those_of_each_size_alone_and_share_what_is_computed_once(six: Trace) -> None:
+    asked: list[Any] = [2, 0.5, 6]
+    found = Given().select_each(six, asked)
+    for coreset, budget in zip(found, asked, strict=True):
+        alone = Given().select(six, budget)
+        assert coreset.ids.tolist() == alone.ids.tolist()
+        assert coreset.info == alone.info
+    Counting.prepared = 0
+    assert [len(coreset) for coreset in Counting().select_each(six, asked)] == [2, 3, 6]
+    assert Counting.prepared == 1
+    with pytest.raises(InputError, match="A budget must be from 1 to the 6 training examples, got 7"):
+        Counting().select_each(six, [2, 7])
+    assert Counting.prepared == 1  # sizes are checked before anything is computed
+
+
+def test_a_name_can_hold_options_also_those_of_a_method_within(six: Trace) -> None:
+    assert selector("ccs:score=(el2n:first=5):beta=0.1") == selector("ccs", score="el2n:first=5", beta=0.1)
+    assert selector("random:seed=3", seed=4) == selector("random", seed=4)
+    assert select("random:seed=3", six, 2).ids.tolist() == select("random", six, 2, seed=3).ids.tolist()
 
 
 @each(BALANCED)

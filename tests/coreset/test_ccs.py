@@ -4,23 +4,39 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from comove.coreset import select, selector
+from comove.coreset import ScoreSelector, select, selector
 from comove.coreset.aum import AUM
 from comove.coreset.ccs import CCS, coverage_centric, default_beta
+from comove.coreset.cld import CLDCoreset
 from comove.coreset.el2n import EL2N
 from comove.coreset.strata import allocate, draw, equal_width, random_keys
 from comove.errors import InputError, InputTypeError
 from comove.trace import Trace
+from comove.training.sources import Source
 
 AREAS = np.array([9.0, 0, 5, 3, 1, 7, 2, 8, 4, 6])  # coresets.md section 6: AUM, low is hard
 STRATA = [{3, 6}, {2, 8}, {5, 9}, {0, 7}]
 Recorded = Callable[..., Trace]
+
+
+@dataclass(frozen=True)
+class Easiness(ScoreSelector):
+    """Scores given, in the order of the trace; the highest are the easiest."""
+
+    name: ClassVar[str] = "easiness"
+    easy_first: ClassVar[bool] = True
+    values: tuple[float, ...] = ()
+
+    def _scores(self, sources: tuple[Source, ...]) -> npt.NDArray[np.float32]:
+        return np.array(self.values, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +186,47 @@ def test_any_score_that_keeps_the_hardest_first_can_be_covered(recorded: Recorde
     assert coreset.info["score"] == "el2n(first=5)"
     assert CCS().score == AUM(margin="prob")
     assert CCS().label == "ccs"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_score_whose_highest_are_the_easiest_is_read_from_the_other_end(seed: int, recorded: Recorded) -> None:
+    trace = recorded(margin_prob=np.zeros((2, 10)))
+    coreset = CCS(score=Easiness(tuple(AREAS.tolist())), beta=0.2, strata=4, seed=seed).select(trace, 4)
+    assert [len(stratum & set(coreset.ids.tolist())) for stratum in STRATA] == [1, 1, 1, 1]
+    assert not {1, 4} & set(coreset.ids.tolist())  # the lowest scores are the hardest, and dropped
+    assert coreset.scores.tolist() == sorted((-AREAS[coreset.ids]).tolist(), reverse=True)
+
+
+def test_the_same_area_kept_from_either_end_is_covered_alike(recorded: Recorded) -> None:
+    trace = recorded(margin_logit=np.random.default_rng(5).normal(size=(4, 200)))
+    low, high = (CCS(score=AUM(keep=keep)).select(trace, 50) for keep in ("low", "high"))
+    np.testing.assert_array_equal(low.ids, high.ids)
+
+
+def test_cld_is_covered_in_strata_counted_by_hand() -> None:
+    rng = np.random.default_rng(7)
+    labels = rng.integers(0, 3, 120)
+    trace = Trace.from_arrays(
+        train_losses=rng.random((9, 120)),
+        query_losses=rng.random((9, 30)),
+        train_labels=labels,
+        query_labels=np.arange(30) % 3,
+        train_ids=rng.permutation(500)[:120],
+        query_ids=np.arange(30) + 1000,
+    )
+    scores = CLDCoreset().scores(trace).astype(np.float64)
+    kept = select("ccs:score=cld:beta=0.25:strata=4", trace, 20)
+    assert kept.method == "ccs(score=cld, beta=0.25, strata=4)"
+    rest = np.sort(scores)[30:]  # the 30 lowest correlations are dropped
+    places = np.flatnonzero(np.isin(trace.train_ids, kept.ids))
+    assert scores[places].min() >= rest[0]
+    edges = np.linspace(rest[-1], rest[0], 5)[::-1]
+    sizes, chosen = (np.histogram(values, edges)[0] for values in (rest, scores[places]))
+    left, expected = 20, np.zeros(4, int)
+    for done, stratum in enumerate(sorted(range(4), key=lambda b: sizes[b])):
+        expected[stratum] = min(sizes[stratum], left // (4 - done))
+        left -= expected[stratum]
+    assert chosen.tolist() == expected.tolist()
 
 
 def test_seeds_differ_and_the_same_seed_repeats(recorded: Recorded) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from comove.coreset import ScoreSelector, select
 from comove.coreset.aum import AUM
+from comove.coreset.cld import CLDCoreset
 from comove.coreset.d2 import D2, Graph, d2_pruning, forward_messages, neighbour_graph
 from comove.coreset.neighbours import nearest_neighbours
 from comove.errors import InputError, InputTypeError
@@ -128,6 +129,26 @@ def test_forgetting_is_the_default_and_other_scores_go_by_name(run: Run) -> None
     np.testing.assert_array_equal(coreset.ids, select("d2", run, 40, difficulty="forgetting").ids)
     by_margin = select("d2", run, 40, difficulty="aum")
     assert set(by_margin.ids.tolist()) != set(coreset.ids.tolist())
+
+
+def test_cld_is_spread_as_its_formula_written_out_says(run: Run) -> None:
+    coreset = select("d2:difficulty=cld:neighbours=4", run, 60)
+    assert coreset.method == "d2(difficulty=cld, neighbours=4)"
+    ids, scores = run.trace.train_ids, CLDCoreset().scores(run).astype(np.float64)
+    points = run.trace.features("train", max(run.trace.anchors)).astype(np.float64)
+    distance = np.sqrt(((points[:, None] - points[None]) ** 2).sum(2))
+    near = np.zeros(distance.shape, bool)
+    for i, row in enumerate(distance):
+        near[i, sorted(set(range(row.size)) - {i}, key=lambda j: row[j])[:4]] = True
+    near |= near.T
+    scores -= min(0.0, scores.min())
+    u = np.array([scores[i] + sum(np.exp(-distance[i, j]) * scores[j] for j in np.flatnonzero(near[i])) for i in range(ids.size)])
+    expected = []
+    for _ in range(60):
+        best = int(np.argmax(np.where(np.isin(np.arange(ids.size), expected), -np.inf, u)))
+        expected.append(best)
+        u[near[best]] -= np.exp(-0.1 * distance[best, near[best]]) * u[best]
+    assert coreset.ids.tolist() == ids[expected].tolist()
 
 
 def test_the_cut_off_leaves_out_the_lowest_areas_under_the_margin(run: Run) -> None:

@@ -31,7 +31,7 @@ def coreset(
     run: Annotated[Path, typer.Argument(help="Folder of a recorded run or trace.")],
     out: Annotated[Path, typer.Option(help="A .csv or .safetensors file; or - to write the table to standard output.")],
     own: OwnOptions,
-    method: Annotated[str, typer.Option(help="Coreset method; options as random:seed=1.")] = "cld",
+    method: Annotated[str, typer.Option(help="Coreset method; options as random:seed=1 or ccs:score=cld.")] = "cld",
     budget: Annotated[
         str,
         typer.Option(

@@ -254,7 +254,7 @@ def budget_list(default: str) -> Any:
 
 def coreset_method_list(default: str) -> Any:
     """The option for several coreset methods."""
-    methods = "Coreset methods, such as cld random el2n, or all; options as random:seed=1."
+    methods = "Coreset methods, such as cld random el2n, or all; options as random:seed=1 or ccs:score=cld."
     return typer.Option("--methods", help=methods, show_default=default)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from comove.coreset.base import Picks, Scored, ScoreSelector, Selector, register, selectors
 from comove.coreset.budget import Budget, resolve_budget
 from comove.coreset.coreset import Coreset
-from comove.discovery import build, discover
+from comove.discovery import discover, parse_method
 from comove.ties import highest
 from comove.training.sources import SourceLike
 
@@ -32,12 +32,12 @@ __all__ = [
 
 
 def selector(name: str, **options: Any) -> Selector:
-    """Build the method called ``name`` with these options.
+    """Build the method called ``name`` with these options; the name can hold options too (``"ccs:score=cld"``).
 
     Raises:
         InputError: an unknown name (the nearest are suggested) or option.
     """
-    return build(name, selectors(), "coreset method", options)
+    return parse_method(name, selectors(), "coreset method", options)
 
 
 def select(
@@ -49,7 +49,7 @@ def select(
     """Choose a coreset by a method's name, or by a selector already built.
 
     Args:
-        method: a name of :func:`selectors`, or a :class:`Selector`.
+        method: a name of :func:`selectors`, with options or without (``"ccs:score=cld"``), or a :class:`Selector`.
         source: a run or a trace, or several of the same training examples.
         budget: a share (float), a number (int), or the number for each class.
         options: of the method named.
