@@ -212,7 +212,8 @@ def page(name: str, result: dict[str, Any]) -> str:
 Written by `{result["command"]}` on {result["cores"]} cores of {result["processor"]}; numbers, sizes and versions in
 `benchmarks/results/coreset-curves-{name}.json`. Every method reads one recorded run of `{study["model"]}`; models
 are then trained from scratch on what it keeps, {study["seeds"]} a point. Accuracy is on held-out queries that no method
-sees. Weights of `craig` are not used.
+sees. Weights of `craig` are not used. With 10 to 40 % wrong labels, what CLD keeps, and CLD inside CCS and D2:
+[coresets under wrong labels](coresets-noise.md).
 
 ## Accuracy by share kept
 

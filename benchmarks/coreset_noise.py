@@ -3,14 +3,14 @@
     python benchmarks/coreset_noise.py digits
     python benchmarks/coreset_noise.py cifar10 --data-dir DIR
 
-A cell is one share of wrong labels and one seed: labels are flipped, a run is recorded on them, every method selects with
-that run, and one model is trained from scratch on each coreset. So two methods of one cell share the wrong labels and the
-run, and their differences are paired by seed. Wrong labels are in the training part alone; the validation labels, which
-only CLD and Glister read, are clean. ``cld, noisy validation`` is CLD with as many wrong labels there.
+A cell is one share of wrong labels and one seed: labels are flipped, a run is recorded on them, every method selects
+with that run, and one model is trained from scratch on each coreset. So two methods of one cell share the wrong labels
+and the run, and their differences are paired by seed. Wrong labels are in the training part alone; the validation
+labels, which only CLD and Glister read, are clean. ``cld, noisy validation`` is CLD with as many wrong labels there.
 
 Each cell is kept in ``--folder``: the same command goes on where it was cut off, cell by cell and model by model, and
-publishes the cells that are finished (``--publish`` trains nothing). The result goes to
-``benchmarks/results/coreset-noise-<data>.json``, with figures beside it, and to ``docs/coresets-<page>.md``.
+``--publish`` trains nothing and publishes the cells that are finished. The result goes to
+``benchmarks/results/coreset-noise-<data>.json``, with figures beside it, and to ``docs/coresets-noise.md``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 from coreset_curves import METHODS
+from coreset_noise_page import write_page
+from coreset_noise_summary import FULL, NOISY_VALIDATION, OWN, RIVALS, summary
 from measuring import machine, plain, write_result
 
 from comove.coreset import Coreset, Selector, selectors
-from comove.coreset.moderate import centre_distances
-from comove.coreset.neighbours import nearest_neighbours
 from comove.data import Splits
 from comove.data.builtin import load_dataset
 from comove.data.label_noise import flip_labels
@@ -39,12 +39,8 @@ from comove.retraining.subsets import everything, only
 from comove.store import read_json, write_json
 from comove.training import Recipe, Recording, Run, Training, as_recipe, train
 
-COMPOSED = ("ccs:score=cld", "d2:difficulty=cld")
-"""CLD inside CCS's strata, and inside D2's message passing."""
-ALL = (*METHODS, *COMPOSED)
-NOISY = ("random", "cld", "el2n", "forgetting", "ccs", "d2", *COMPOSED)
-NOISY_VALIDATION = "cld, noisy validation"
-FULL = "full data"
+ALL = (*METHODS, *(name for name in OWN if name not in METHODS))
+NOISY = (*RIVALS, *OWN)
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,7 @@ class Study:
         shares: kept of clean data, by all methods.
         noisy_shares: kept of data with wrong labels, by the methods of ``NOISY``; of clean data too.
         noise: shares of wrong labels, in the order in which cells are computed.
+        first: shares kept that every cell has before any has the others.
         seeds: cells of each share of wrong labels.
     """
 
@@ -66,12 +63,17 @@ class Study:
     shares: tuple[float, ...]
     noisy_shares: tuple[float, ...]
     noise: tuple[float, ...]
+    first: tuple[float, ...]
     seeds: int
 
-    def cells(self) -> Iterator[tuple[float, int]]:
-        """The clean cells seed by seed, then those with wrong labels seed by seed."""
-        yield from ((0.0, seed) for seed in range(self.seeds))
-        yield from ((noise, seed) for seed in range(self.seeds) for noise in self.noise)
+    def cells(self) -> list[tuple[float, int]]:
+        """Shares of wrong labels and seeds, seed by seed, so that at any time the seeds so far are a whole result."""
+        return [(noise, seed) for seed in range(self.seeds) for noise in (0.0, *self.noise)]
+
+    def steps(self) -> Iterator[tuple[Study, float, int]]:
+        """What is computed one after the other: every cell at the first shares, then at all."""
+        for part in (replace(self, shares=self.first, noisy_shares=self.first), self):
+            yield from ((part, noise, seed) for noise, seed in self.cells())
 
     def asked(self, noise: float) -> dict[str, tuple[float, ...]]:
         """The shares that each method keeps in a cell."""
@@ -79,11 +81,16 @@ class Study:
             return dict.fromkeys(NOISY, self.noisy_shares)
         return {name: tuple(sorted({*self.shares, *(self.noisy_shares if name in NOISY else ())})) for name in ALL}
 
+    def complete(self, found: dict[str, Any]) -> bool:
+        """Whether a cell has all that is asked of it."""
+        known = {(row["method"], row["share"]) for row in found["rows"]}
+        return all((name, share) in known for name, shares in self.asked(found["noise"]).items() for share in shares)
 
-SHARES = {"shares": (0.05, 0.1, 0.2, 0.3, 0.5), "noisy_shares": (0.1, 0.3, 0.5, 0.7), "noise": (0.2, 0.4, 0.1)}
+
+ORDER = ((0.05, 0.1, 0.2, 0.3, 0.5), (0.1, 0.3, 0.5, 0.7), (0.4, 0.2, 0.1), (0.1, 0.3))
 STUDIES = {
-    "digits": Study("digits", "mlp", {}, {}, **SHARES, seeds=10),
-    "cifar10": Study("cifar10", "resnet9", {"width": 0.125}, {"limit": 2500, "queries": 1000}, **SHARES, seeds=5),
+    "digits": Study("digits", "mlp", {}, {}, *ORDER, seeds=10),
+    "cifar10": Study("cifar10", "resnet9", {"width": 0.125}, {"limit": 2500, "queries": 1000}, *ORDER, seeds=5),
 }
 
 
@@ -143,19 +150,28 @@ def cell(study: Study, noise: float, seed: int, folder: Path, data_dir: str | No
     }
 
 
-def cells(study: Study, folder: Path, data_dir: str | None, publish: bool) -> list[dict[str, Any]]:
-    """Those that are finished already, and unless only publishing all others."""
-    found = []
-    for noise, seed in study.cells():
-        place = folder / f"noise-{noise:g}-seed-{seed}"
+def compute(study: Study, folder: Path, data_dir: str | None) -> None:
+    """What is missing, kept cell by cell."""
+    for part, noise, seed in study.steps():
+        place = cell_folder(folder, noise, seed)
         file = place / "cell.json"
-        if file.exists():
-            found.append(read_json(file))
-        elif not publish:
-            found.append(cell(study, noise, seed, place, data_dir))
-            write_json(file, found[-1])
-            print(f"{study.data}: noise {noise:g}, seed {seed}: {found[-1]['CPU seconds']:.0f} CPU seconds", flush=True)
-    return found
+        before = read_json(file) if file.exists() else {"noise": noise, "rows": [], "CPU seconds": 0.0}
+        if not part.complete(before):
+            found = cell(part, noise, seed, place, data_dir)
+            found["CPU seconds"] += before["CPU seconds"]
+            write_json(file, found)
+            print(f"{study.data}: noise {noise:g}, seed {seed}: {found['CPU seconds']:.0f} CPU seconds", flush=True)
+
+
+def finished(study: Study, folder: Path) -> list[dict[str, Any]]:
+    """The cells there are, at the first shares or at all."""
+    files = [cell_folder(folder, noise, seed) / "cell.json" for noise, seed in study.cells()]
+    return [read_json(file) for file in files if file.exists()]
+
+
+def cell_folder(folder: Path, noise: float, seed: int) -> Path:
+    """Where the run, the models and the results of a cell are kept."""
+    return folder / f"noise-{noise:g}-seed-{seed}"
 
 
 def main() -> None:
@@ -167,14 +183,19 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="write what is finished; train nothing")
     arguments = parser.parse_args()
     study = STUDIES[arguments.data]
-    found = cells(study, arguments.folder / arguments.data, arguments.data_dir, arguments.publish)
+    folder = arguments.folder / arguments.data
+    if not arguments.publish:
+        compute(study, folder, arguments.data_dir)
+    found = finished(study, folder)
     result = {
         "command": f"python benchmarks/coreset_noise.py {arguments.data}",
         "study": asdict(study),
-        "cells": plain(found),
+        "CPU seconds": round(sum(one["CPU seconds"] for one in found)),
+        **plain(summary(found, folder)),
         **machine(),
     }
     write_result(f"coreset-noise-{arguments.data}", result)
+    write_page(list(STUDIES))
 
 
 if __name__ == "__main__":

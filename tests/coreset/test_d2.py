@@ -142,8 +142,10 @@ def test_cld_is_spread_as_its_formula_written_out_says(run: Run) -> None:
         near[i, sorted(set(range(row.size)) - {i}, key=lambda j: row[j])[:4]] = True
     near |= near.T
     scores -= min(0.0, scores.min())
-    u = np.array([scores[i] + sum(np.exp(-distance[i, j]) * scores[j] for j in np.flatnonzero(near[i])) for i in range(ids.size)])
-    expected = []
+    u = np.array(
+        [scores[i] + sum(np.exp(-distance[i, j]) * scores[j] for j in np.flatnonzero(near[i])) for i in range(ids.size)]
+    )
+    expected: list[int] = []
     for _ in range(60):
         best = int(np.argmax(np.where(np.isin(np.arange(ids.size), expected), -np.inf, u)))
         expected.append(best)

@@ -159,7 +159,8 @@ class Selector(ABC):
         budgets: Sequence[float | int | Sequence[int] | Mapping[int, int]],
     ) -> list[Coreset]:
         sources = self._sources(source)
-        ids, labels, classes = sources[0].train_ids, sources[0].trace.train_labels, sources[0].trace.manifest.get("classes")
+        trace = sources[0].trace
+        ids, labels, classes = trace.train_ids, trace.train_labels, trace.manifest.get("classes")
         sizes = [resolve_budget(budget, labels, ids.size, self.balanced, self.name) for budget in budgets]
         prepared, chosen = self._prepare(sources), []
         for budget, size in zip(budgets, sizes, strict=True):
