@@ -369,11 +369,13 @@ def _select_all(
     for name, method in methods.items():
         numbers = range(seeds if method.seeded else 1)
         try:
-            kept += [_select(folder, name, share, i, method, sources, runs) for share in shares for i in numbers]
+            found = [_select(folder, name, shares, i, method, sources, runs) for i in numbers]
         except InputError as error:
             if not skip:
                 raise
             skipped[name] = str(error)
+        else:
+            kept += [one for of_one_share in zip(*found, strict=True) for one in of_one_share]
     if not kept:
         raise InputError(f"None of the methods can be computed from these runs: {skipped}")
     return kept, skipped
@@ -382,22 +384,31 @@ def _select_all(
 def _select(
     folder: Path,
     name: str,
-    share: float,
+    shares: Sequence[float],
     number: int,
     method: Selector,
     sources: Sequence[Source],
     runs: Sequence[str],
-) -> Chosen:
-    """A coreset: read if an earlier run selected it, else selected and saved."""
-    made_from = digest({"method": name, "share": repr(share), "number": number, "runs": list(runs)})
-    file = folder / f"{slug(name)}-{digest(name)[:8]}-{share!r}-{number}.safetensors"
-    if file.exists():
-        try:
-            return Chosen(name, share, number, _kept_coreset(file, made_from))
-        except CorruptFileError as error:
-            warnings.warn(f"{error} It is set aside as {set_aside(file)}, and selected again.", stacklevel=2)
-    method.reseeded(number).select(sources, share).save(file, made_from=made_from)
-    return Chosen(name, share, number, Coreset.load(file))
+) -> list[Chosen]:
+    """A coreset of each share: read if an earlier run selected it, the others selected together and saved."""
+    start = f"{slug(name)}-{digest(name)[:8]}"
+    files = {share: folder / f"{start}-{share!r}-{number}.safetensors" for share in shares}
+    origin = {
+        share: digest({"method": name, "share": repr(share), "number": number, "runs": list(runs)}) for share in shares
+    }
+    found: dict[float, Coreset] = {}
+    for share, file in files.items():
+        if file.exists():
+            try:
+                found[share] = _kept_coreset(file, origin[share])
+            except CorruptFileError as error:
+                warnings.warn(f"{error} It is set aside as {set_aside(file)}, and selected again.", stacklevel=2)
+    missing = [share for share in shares if share not in found]
+    if missing:
+        for share, coreset in zip(missing, method.reseeded(number).select_each(sources, missing), strict=True):
+            coreset.save(files[share], made_from=origin[share])
+            found[share] = Coreset.load(files[share])
+    return [Chosen(name, share, number, found[share]) for share in shares]
 
 
 def _kept_coreset(file: Path, made_from: str) -> Coreset:
