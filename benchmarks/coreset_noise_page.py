@@ -47,6 +47,8 @@ def write_page(names: Sequence[str]) -> None:
             if max(levels(result)) > 0:
                 save_figure(noise_picture(result), RESULTS / f"coreset-noise-{name}.png")
             parts.append(section(name, result))
+        else:
+            parts.append(f"`python benchmarks/coreset_noise.py {name}` is prepared; no cell of it is finished yet.")
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"written to {PAGE}")
 
@@ -410,7 +412,7 @@ def conclusions(result: Result) -> str:
     lines += [typical(result)]
     if max(levels(result)) > 0:
         lines += [crossings(result, method) for method in OWN]
-        lines += [validation(result)]
+        lines += [validation(result), crossings(result, NOISY_VALIDATION)]
     return "\n".join(f"- {line}" for line in lines if line)
 
 
