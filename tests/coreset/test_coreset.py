@@ -72,7 +72,9 @@ def test_the_kept_examples_of_a_data_set_are_a_subset_of_it_the_best_first(run: 
     train = run.data().train
     chosen = select("random", run, budget=5)
     kept = chosen.subset(train)
-    assert [label for _, label in (kept[i] for i in range(len(kept)))] == [train.labels[train.positions([id_])[0]] for id_ in chosen.ids]
+    assert [label for _, label in (kept[i] for i in range(len(kept)))] == [
+        train.labels[train.positions([id_])[0]] for id_ in chosen.ids
+    ]
     letters = made().subset(list("abcdefghij"))
     assert [letters[i] for i in range(len(letters))] == ["j", "c", "f"]
     with pytest.raises(InputError, match=r"no positions in a data set of 9: .* run.data\(\).train"):
