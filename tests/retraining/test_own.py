@@ -155,7 +155,7 @@ def test_a_module_is_measured_by_the_task_in_evaluation_mode(task: Task, tmp_pat
     if outputs == 3:
         np.testing.assert_array_equal(bank.outputs("predicted")[2, 0], logits.argmax(1))
         np.testing.assert_array_equal(bank.outputs("correct")[2, 0], logits.argmax(1) == y)
-        with pytest.raises(InputError, match="held to one of correct, loss, measure, got 'predicted'"):
+        with pytest.raises(InputError, match="measured by one of correct, loss, measure, got 'predicted'"):
             bank.lds(Scores(np.ones((40, 20), np.float32), train.ids, queries.ids, "x"), "predicted")
     else:
         assert bank.output_names == ("loss", "measure")

@@ -309,7 +309,7 @@ class TrainingOptions:
     def _loaded(self) -> Splits:
         from comove.data.builtin import load_dataset
 
-        dataset = self.dataset or "digits"
+        dataset = "digits" if self.dataset is None else self.dataset
         if is_object(dataset):
             chosen = {"--limit": self.limit, "--held-out": self.held_out, "--flip-labels": self.flip_labels or None}
             if given := [name for name, value in chosen.items() if value is not None]:

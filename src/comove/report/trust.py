@@ -85,7 +85,7 @@ def _other_training(settings: Mapping[str, Any], source: Source) -> bool:
 def lds_command(scores: Scores, source: Source) -> str | None:
     """The command line that measures a method's LDS on a run's data, with models trained as the run was.
 
-    ``None`` where the method is no built-in one, or the run was not made by ``comove train`` or from data by name.
+    ``None`` where the method is no built-in one, or the run was not trained here from data and a model by name.
     """
     trained = None if source.run is None else _trained(source.run.manifest)
     method = _method(scores.method)
@@ -110,7 +110,7 @@ def _trained(manifest: Mapping[str, Any]) -> list[str] | None:
     words = shlex.split(str(manifest.get("command") or ""))
     if len(words) > 2 and words[1] == "train" and words[2].startswith("-"):
         return _without(words[2:], NOT_OF_LDS)
-    dataset, model = manifest["dataset"].get("source") or {}, manifest["model"].get("name")
+    dataset, model = manifest["dataset"].get("source") or {}, manifest.get("model", {}).get("name")
     if not dataset.get("name") or model not in model_names():
         return None
     return ["--dataset", str(dataset["name"]), "--model", str(model)]

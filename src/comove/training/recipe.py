@@ -82,7 +82,7 @@ class Recipe:
         ema: decay of an exponential moving average of the weights over steps (Polyak and Juditsky, 1992), which is
             then what is recorded, kept and evaluated; see :mod:`comove.training.ema`. ``None`` keeps the weights.
         last_batch: where ``batch_size`` does not divide the examples: ``even`` makes all batches of an epoch equally
-            large but for one example; ``short`` leaves what is left to the last one, as versions before 0.2 did and
+            large but for one example; ``short`` leaves what is left to the last one, as earlier versions did and
             most loaders do. Batch norm learns badly from a few examples (docs/decisions/0090-even-batches.md).
 
     Raises:
