@@ -1,4 +1,4 @@
-"""Six methods held to removal on digits: predictions that flip, margins and losses that change.
+"""Six methods measured by removal on digits: predictions that flip, margins and losses that change.
 
     python benchmarks/removals.py --folder DIR            # resumable: what is trained stays in DIR
     python benchmarks/removals.py --folder DIR --queries 50 --seeds 5

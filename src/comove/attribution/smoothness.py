@@ -81,7 +81,7 @@ def metasmoothness(
         directions: D; with 7 the models fill one group of those that train side by side.
         seed: of the sets.
         queries: ids of held-out examples; by default those that attribution explains.
-        scores: of these queries, whose predictions of the changes are then held to them as well.
+        scores: of these queries, whose predictions of the changes are then compared with them as well.
         device: where to train.
 
     Raises:

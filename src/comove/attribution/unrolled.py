@@ -108,7 +108,7 @@ _Fitted: TypeAlias = tuple[Source, Replay]
 class Unrolled(Attributor):
     """The derivative of what is measured by each example's weight in training, through every step of the run.
 
-    It explains the one model that was trained, not an average over seeds: hold it to a bank with ``same_seed=True``
+    It explains the one model that was trained, not an average over seeds: compare it with a bank of ``same_seed=True``
     whose seed is the run's. Several runs' derivatives are averaged. How far it can be trusted depends on how smooth
     training is: where a small change of the weights sends it elsewhere, the derivative is right and says nothing of
     removals. :func:`comove.attribution.metasmoothness` measures that beforehand; smooth activations (tanh, softplus,

@@ -1,4 +1,4 @@
-"""Wrong labels put in on purpose, and known: what methods that should be robust to them, or find them, are held to."""
+"""Wrong labels put in on purpose, and known: the test of methods that should be robust to them, or find them."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class SanityCheck:
         name: of the check.
         question: what is asked, in a line.
         value: the share found (for ``randomised labels`` a rank correlation), with its interval over queries.
-        expected: what it is held to: what chance gives (for the shortcut, what knowing the label gives); for
+        expected: what it is compared with: what chance gives (for the shortcut, what knowing the label gives); for
             ``randomised labels`` half the agreement between two runs of the same data.
         passed: whether the interval lies on the right side of that.
     """

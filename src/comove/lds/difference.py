@@ -2,7 +2,7 @@
 
     difference = mean_q( LDS_a(q) - LDS_b(q) )
 
-Two methods are held to the same noisy truth, so their scores go up and down together from resample to resample: the
+Two methods are measured on the same noisy truth, so their scores go up and down together from resample to resample: the
 interval of the difference is far narrower than the two intervals suggest, and says more than whether they overlap.
 """
 
@@ -71,7 +71,7 @@ class Difference:
 
 
 def paired_difference(first: LDS, second: LDS) -> Difference:
-    """Subtract the LDS of two methods that were held to the same ground truth with the same resamples.
+    """Subtract the LDS of two methods that were measured on the same ground truth with the same resamples.
 
     The interval speaks of other queries and other subsets of the same kind. It does not speak of other training runs:
     what the methods were fitted on is taken as given.

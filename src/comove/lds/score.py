@@ -184,7 +184,7 @@ class LDS:
 
 
 class GroundTruth:
-    """What retraining said of some subsets, checked once, for any number of methods to be held to.
+    """What retraining said of some subsets, checked once, for any number of methods to be measured on.
 
     Reliability and resamples belong to the truth: they are computed once, and every method meets the same ones.
 

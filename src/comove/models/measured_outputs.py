@@ -32,7 +32,7 @@ def check_output(kind: str) -> None:
 
 
 def check_measurable(kind: str) -> None:
-    """Check that an attribution can be held to this output: that more (or less) of it is better.
+    """Check that an attribution can be measured by this output: that more (or less) of it is better.
 
     Raises:
         InputError: an unknown kind, or ``"predicted"``, whose values are names and no amounts.

@@ -60,7 +60,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Level:
-    """What all methods are held to: a line across the chart, with an interval where one is known."""
+    """What all methods are compared with: a line across the chart, with an interval where one is known."""
 
     name: str
     at: float

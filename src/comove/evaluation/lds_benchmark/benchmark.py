@@ -139,10 +139,11 @@ def lds_benchmark(
     fit: FitSubsets | None = None,
     compute: Compute | None = None,
 ) -> Benchmark:
-    """Hold methods to retraining; an interrupted benchmark goes on from what ``out`` keeps.
+    """Compare methods with retraining; an interrupted benchmark goes on from what ``out`` keeps.
 
-    Every method is fitted and scored once, and held to every plan and output. So are the methods computed from a bank
-    (FZ influence, datamodels): they are fitted once, on other subsets of one sampling ratio, in a bank of their own.
+    Every method is fitted and scored once, and measured on every plan and output. So are the methods computed from a
+    bank (FZ influence, datamodels): they are fitted once, on other subsets of one sampling ratio, in a bank of their
+    own.
 
     Args:
         splits: the data; the query split holds the queries.
