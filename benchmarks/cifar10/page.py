@@ -50,9 +50,9 @@ HEAD = """# The CIFAR-10 study
 
 Figures 8a and 8b of the CLD paper (Nagaraj, Ravikumar, Roy, TMLR 2025, appendix F), run again: attribution methods
 compared with retraining on CIFAR-10 with ResNet-9, at the sizes below; a verdict is one about its size. The study is
-declared in `benchmarks/cifar10/declared.py`. This page is generated from `benchmarks/results/cifar10-resnet9/`, which holds the
-retrained models' outputs and the ranks of the methods' summed scores (`make study-report`): every figure and every
-verdict on it is computed, but for what others have published.
+declared in `benchmarks/cifar10/declared.py`. This page is generated from `benchmarks/results/cifar10-resnet9/`, which
+holds the retrained models' outputs and the ranks of the methods' summed scores (`make study-report`): every figure and
+every verdict on it is computed, but for what others have published.
 {jpeg}
 
 - LDS: the rank correlation over C random subsets between a query's summed scores and the output of models retrained on
