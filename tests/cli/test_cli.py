@@ -375,6 +375,8 @@ def test_stability_compares_seeds_and_first_epochs(trained: tuple[Path, Path], t
         rows = {row["method"]: row for row in csv.DictReader(file)}
     cld = stability([Run.load(path) for path in trained], "cld", 0.2)
     assert float(rows["cld"]["overlap"]) == pytest.approx(cld.overlap)
+    assert cld.verdict in result.out.splitlines()
+    assert re.search(r"^CLD at 20.0%: .* of the choice", result.out, re.M)
     assert float(rows["cld"]["mean_absolute_error"]) == pytest.approx(cld.mean_absolute_error)
     assert float(rows["random"]["overlap"]) == 1  # the choice is seeded by the method, not by the run
     with (tmp_path / "early.csv").open(newline="") as file:
