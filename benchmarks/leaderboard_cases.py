@@ -29,6 +29,7 @@ from quality_methods import Method, fitted, methods_of
 
 from comove.attribution import CLD, GaussNewton
 from comove.evaluation import RetrainingBank, subsets
+from comove.training import Training
 
 __all__ = ["OtherSubsets", "card_of", "case_of", "given_of", "methods_for"]
 
@@ -82,7 +83,9 @@ class OtherSubsets(Case):
 def case_of(name: str, folder: Path, data_dir: Path) -> Case:
     """A data set, kept in a folder."""
     known: Any = CASES[name](folder / name, data_dir)
-    return OtherSubsets(**{**vars(known), "counts": COUNTS}) if name == "digits" else known
+    if name != "digits":
+        return known
+    return OtherSubsets(**{**vars(known), "training": Training("mlp", "digits-mlp"), "counts": COUNTS})
 
 
 def methods_for(case: Case) -> list[Method]:

@@ -19,7 +19,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -89,6 +89,10 @@ class Measured:
 
     def summed(self, method: Method, count: int) -> tuple[Scores, npt.NDArray[np.float32]]:
         """The mean of the scores of the first ``count`` runs, and a result that says whose they are."""
+        if method.parts:
+            pairs = [self.summed(part, count if part.trains else 1) for part in method.parts]
+            found = Scores.mean([replace(scores, values=values) for scores, values in pairs], standardize=True)
+            return found, found.values
         if method.joint:
             found = self.scores(method, 0, count)
             return found, found.values
@@ -97,6 +101,10 @@ class Measured:
 
     def cost(self, method: Method) -> dict[str, Any]:
         """What a run took: the first one's memory, the median of the seconds (the first call of a process is slow)."""
+        if method.parts:
+            costs = [self.cost(part) for part in method.parts]
+            seconds, peaks = ([cost[name] for cost in costs] for name in ("seconds", "peak_memory"))
+            return {"seconds": None if None in seconds else sum(seconds), "peak_memory": max(filter(None, peaks))}
         folder, counts = self.path(method), (*self.case.counts, *method.further)
         names = (
             [(f"0-{count}", count) for count in counts] if method.joint else [(f"{first}-1", 1) for first in range(10)]
@@ -168,6 +176,10 @@ def compute(measured: Measured, methods: Sequence[Method], most: int | None) -> 
 
 def finished(measured: Measured, method: Method) -> list[int]:
     """Numbers of runs whose scores are there."""
+    if method.parts:
+        counts = [finished(measured, part) for part in method.parts if part.trains]
+        there = all(finished(measured, part) for part in method.parts)
+        return sorted(set.intersection(*map(set, counts))) if there else []
     folder = measured.path(method)
     if method.joint:
         return [
@@ -206,6 +218,11 @@ def result_of(measured: Measured) -> dict[str, Any]:
         row(measured, key, lds, reference.get(key[1] if key[0].trains else 1), (sizes, training))
         for key, lds in zip(keys, found, strict=True)
     ]
+    by_method = {(key[0].name, key[1]): lds for key, lds in zip(keys, found, strict=True)}
+    for (method, count, _), one, lds in zip(keys, rows, found, strict=True):
+        if method.parts:
+            alone = [by_method[part.name, count if part.trains else 1] for part in method.parts]
+            one["minus the better part"] = as_row(lds, max(alone, key=lambda part: part.mean))
     return {
         "title": case.title,
         "about": case.about,
@@ -255,9 +272,14 @@ def row(
         "note": "; ".join(filter(None, (method.note, cost.get("note"), *noted))),
     }
     if reference is not None and method.name != REFERENCE:
-        difference = paired_difference(lds, reference)
-        found["minus trak"] = {"mean": difference.mean, "interval": list(difference.interval)}
+        found["minus trak"] = as_row(lds, reference)
     return found
+
+
+def as_row(lds: LDS, other: LDS) -> dict[str, Any]:
+    """The paired difference of two methods."""
+    difference = paired_difference(lds, other)
+    return {"mean": difference.mean, "interval": list(difference.interval)}
 
 
 def taken(method: Method, count: int, seconds: float | None, spent: tuple[Sizes, float]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from measuring import RESULTS
 from comove.data import Splits
 from comove.data.builtin import load_dataset
 from comove.evaluation import RetrainingBank, subsets
-from comove.training import Recording, Run, Training, train
+from comove.training import RECIPES, Recording, Run, Training, train
 
 __all__ = ["CASES", "STUDY", "Case"]
 
@@ -80,8 +80,9 @@ class Case:
         return made.run(executor="serial") if complete else made
 
 
-DIGITS = Training("mlp", "digits-mlp")
-RESNET = Training("resnet9", "resnet9-small", {"width": 0.125})
+DIGITS = Training("mlp", RECIPES["digits-mlp"].with_changes(last_batch="short"))
+RESNET = Training("resnet9", RECIPES["resnet9-small"].with_changes(last_batch="short"), {"width": 0.125})
+"""As the banks of the page were trained, the study's first edition among them."""
 
 CASES: dict[str, Callable[[Path, Path], Case]] = {
     "digits": lambda folder, data: Case(

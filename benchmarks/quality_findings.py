@@ -28,7 +28,7 @@ SHORT = {
 
 def conclusions(sets: Sets) -> str:
     """What the figures say, over all data sets and then of each."""
-    findings = (losses_alone, of_one_run, without_factors, averaging, without_a_model, to_the_ceiling)
+    findings = (losses_alone, of_one_run, without_factors, averaging, two_together, without_a_model, to_the_ceiling)
     said = [HEAD, "\n".join(f"- {line}" for line in (finding(sets) for finding in findings) if line), TAIL]
     for data in sets.values():
         rows = [row for row in data["rows"] if row["kind"] != "control" and row["runs"]]
@@ -124,6 +124,22 @@ def averaging(sets: Sets) -> str:
     )
 
 
+def two_together(sets: Sets) -> str:
+    """What the mean of two methods' standardized scores adds to the better of the two."""
+
+    def say(rows: Sequence[Row]) -> str | None:
+        both = [row for row in rows if row["kind"] == "combined"]
+        if not both:
+            return None
+        best = best_of(both)
+        gain = best["minus the better part"]
+        ends = ", ".join(number(end, True) for end in gain["interval"])
+        return f"{named(best)}, {number(gain['mean'], True)} [{ends}]"
+
+    said = listed(sets, say)
+    return f"**Two methods together**, minus the better one alone: {said}." if said else ""
+
+
 def without_a_model(sets: Sets) -> str:
     """What knows no model, and the methods whose best row is below it."""
     lines = []
@@ -141,10 +157,10 @@ def without_a_model(sets: Sets) -> str:
 
 
 def to_the_ceiling(sets: Sets) -> str:
-    """The largest share of the noise ceiling."""
+    """The largest share of the noise ceiling, by one method or two together."""
 
     def say(rows: Sequence[Row]) -> str:
-        best = best_of(measured(rows))
+        best = best_of([*measured(rows), *(row for row in rows if row["kind"] == "combined")])
         return f"{best['share']:.0%} ({best['method'].split('(')[0]}, {counted(best['runs'], 'run')})"
 
     return f"**Of the noise ceiling** the best has: {listed(sets, say)}."

@@ -42,7 +42,7 @@ from comove.training import Run
 
 __all__ = ["Kind", "Method", "Sizes", "methods_of"]
 
-Kind = Literal["losses", "gradients", "peer", "baseline", "control"]
+Kind = Literal["losses", "gradients", "combined", "peer", "baseline", "control"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Method:
         note: said on the page.
         most: runs at most, of the numbers of the data set.
         further: more numbers of runs.
+        parts: the methods whose standardized scores it is the mean of; then ``scores`` is not called.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Method:
     note: str = ""
     most: int = 10
     further: tuple[int, ...] = ()
+    parts: tuple[Method, ...] = ()
 
 
 def fitted(method: Callable[[Case], Attributor]) -> Callable[[Case, Sequence[Run]], Scores]:
@@ -377,6 +379,41 @@ def baselines(case: Case) -> list[Method]:
     return found
 
 
+PARTNERS = {
+    "digits": "bayesian-influence",
+    "cifar10": "cld (whitened log odds)",
+    "words": "BM25, by label",
+    "sentences": "BM25, by label",
+    "characters": "BM25",
+}
+"""What the scores of Gauss-Newton influence are averaged with: the best method that differentiates nothing."""
+
+
+def averaged(case: Case, methods: Sequence[Method]) -> list[Method]:
+    """The mean of two methods' standardized scores, in equal parts."""
+    solved = next(method for method in methods if method.name.startswith("gauss-newton"))
+    partner = next((method for method in methods if method.name == PARTNERS[case.name]), None)
+    if partner is None:
+        return []
+    parts = (solved, partner)
+    return [
+        Method(
+            " + ".join(method.name.split("(solver")[0].split("(draws")[0] for method in parts),
+            not_called,
+            lambda s: sum(method.epochs(s) for method in parts if method.trains),
+            "the sum of both",
+            "combined",
+            note="`Scores.mean([...], standardize=True)`; the pair was chosen by this page's figures",
+            parts=parts,
+        )
+    ]
+
+
+def not_called(case: Case, runs: Sequence[Run]) -> Scores:
+    """The scores of a method that is made from others' scores."""
+    raise AssertionError("made from the scores of its parts")
+
+
 ADAMW = "its derivation is that of gradient descent, and AdamW trained"
 REPLAY = "it replays steps of comove's own SGD, and a loop of its own trained"
 PRICE = "16 chains x 1,500 steps: more than all other methods together"
@@ -409,4 +446,5 @@ def methods_of(case: Case) -> list[Method]:
     """The methods held to a data set."""
     found = [*losses_only(case), *own_gradients(case), *other_libraries(), *controls()]
     found += baselines(case) if isinstance(case, OwnLoop | ReviewCase) else []
-    return [method for method in found if method.name not in LEFT_OUT.get(case.name, {})]
+    known = [method for method in found if method.name not in LEFT_OUT.get(case.name, {})]
+    return [*known, *averaged(case, known)]

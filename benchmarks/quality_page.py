@@ -19,7 +19,7 @@ __all__ = ["write_page"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "quality.md"
 ORDER = ("digits", "cifar10", "words", "sentences", "characters")
-DRAWN = ("losses", "gradients", "baseline")
+DRAWN = ("losses", "gradients", "combined", "baseline")
 """Kinds of methods in the picture; other libraries compute what ours do, and controls cost nothing."""
 
 

@@ -121,3 +121,15 @@ def test_the_page_is_that_of_the_published_results(
     page.write_page(result)
     assert (tmp_path / "quality.md").read_text(encoding="utf-8") == published
     assert {file.name for file in tmp_path.glob("*.png")} == {f"quality-{name}.png" for name in result["data"]}
+
+
+def test_two_methods_together_are_told_beside_the_better_one(parts: dict[str, Any]) -> None:
+    both = _row("a + b", "combined", 3, 0.5, 9.0) | {"minus the better part": {"mean": 0.04, "interval": [0.01, 0.07]}}
+    rows = [_row("a", "gradients", 3, 0.46, 5.0), _row("b", "losses", 3, 0.4, 4.0), both]
+    findings = parts["quality_findings"]
+    said = findings.two_together({"digits": {"rows": rows}, "words": {"rows": rows[:2]}})
+    assert said.endswith("digits a + b .500 (3 runs), +.040 [+.010, +.070].")
+    assert "words" not in said
+    assert findings.two_together({"digits": {"rows": rows[:2]}}) == ""
+    assert "(a + b, 3 runs)" in findings.to_the_ceiling({"digits": {"rows": rows}})
+    assert "a + b" not in findings.of_one_run({"digits": {"rows": rows}})

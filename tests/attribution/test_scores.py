@@ -110,6 +110,23 @@ def test_the_mean_matches_ids_not_positions(scores: Scores) -> None:
     assert (mean.method, mean.info["averaged"]) == ("ensemble", 2)
 
 
+def test_standardized_methods_count_alike_whatever_their_units() -> None:
+    rng = np.random.default_rng(0)
+    a_NQ, b_NQ = rng.normal(size=(50, 3)), rng.normal(size=(50, 3)) + 2
+    a_NQ[:, 2] = 7.1  # a method that says nothing of a query
+    a, b = Scores.from_arrays(a_NQ, method="a"), Scores.from_arrays(1e6 * b_NQ, method="b")
+    mean = Scores.mean([a, b], "a + b", standardize=True)
+    expected_NQ = (a_NQ / [*a_NQ[:, :2].std(axis=0), np.inf] + b_NQ / b_NQ.std(axis=0)) / 2
+    np.testing.assert_allclose(mean.values, expected_NQ, rtol=1e-5, atol=1e-6)
+    assert mean.method == "a + b"
+
+
+def test_standardizing_keeps_signs_and_nothing_overflows() -> None:
+    tiny = Scores.from_arrays(np.array([[1e-38, 0.0], [-1e-38, 3e38], [0.0, -3e38]], np.float32), method="a")
+    mean = Scores.mean([tiny], standardize=True)
+    np.testing.assert_allclose(mean.values, np.array([[1, 0], [-1, 1], [0, -1]]) * np.sqrt(1.5), rtol=1e-5)
+
+
 def test_a_mean_of_nothing_or_of_other_shapes_is_refused(scores: Scores) -> None:
     with pytest.raises(InputError, match="Nothing to average"):
         Scores.mean([])

@@ -384,8 +384,18 @@ class Scores:
         )
 
     @staticmethod
-    def mean(several: Sequence[Scores], method: str | None = None) -> Scores:
-        """Average scores of the same examples and queries (an ensemble); ids are matched, not positions."""
+    def mean(several: Sequence[Scores], method: str | None = None, *, standardize: bool = False) -> Scores:
+        """Average scores of the same examples and queries (an ensemble); ids are matched, not positions.
+
+        Args:
+            several: of several runs, or of several methods.
+            method: name of the result; the first one's by default.
+            standardize: divide every query's scores by their standard deviation over the training examples first,
+                so that methods of different units count alike; 0 stays 0, and scores that are all the same count as 0.
+
+        Raises:
+            InputError: nothing to average, other shapes, or other ids.
+        """
         if not several:
             raise InputError("Nothing to average.")
         first = several[0]
@@ -393,7 +403,8 @@ class Scores:
         for scores in several:
             if scores.shape != first.shape:
                 raise InputError(f"Cannot average scores of shapes {first.shape} and {scores.shape}.")
-            total += scores.subset(train_ids=first.train_ids, query_ids=first.query_ids).values
+            values_NQ = scores.subset(train_ids=first.train_ids, query_ids=first.query_ids).values
+            total += _standardized(values_NQ) if standardize else values_NQ
         return Scores(
             (total / len(several)).astype(np.float32),
             first.train_ids,
@@ -588,6 +599,15 @@ def _check_finite(values_NQ: Floats, train_ids: Ids, query_ids: Ids) -> None:
             f"{len(bad)} scores are NaN or infinite, the first for train id {train_ids[row]} and query id "
             f"{query_ids[column]}."
         )
+
+
+def _standardized(values_NQ: Floats) -> npt.NDArray[np.float64]:
+    """Each query's scores in units of their standard deviation; equal scores become 0."""
+    exact_NQ = values_NQ.astype(np.float64)
+    exact_NQ[:, (exact_NQ == exact_NQ[:1]).all(axis=0)] = 0
+    deviation_Q = exact_NQ.std(axis=0)
+    np.divide(exact_NQ, deviation_Q, out=exact_NQ, where=deviation_Q > 0)
+    return exact_NQ
 
 
 def _part(values_NQ: Floats | StoredScores, rows: Any, columns: Any) -> Floats:
