@@ -94,8 +94,9 @@ def test_the_command_trains_as_the_run_was_trained_and_the_command_line_takes_it
     assert context.params["width"] == 0.125
 
 
-def test_a_run_made_in_python_is_named_by_its_data_and_model(source: Source) -> None:
-    command = lds_command(scores("trak"), trained(source, None))
+@pytest.mark.parametrize("noted", [None, "comove train --dataset 'a", "comove train --dataset digits --out ..."])
+def test_a_run_whose_command_does_not_say_it_is_named_by_its_data_and_model(source: Source, noted: str | None) -> None:
+    command = lds_command(scores("trak"), trained(source, noted))
     assert command == "comove lds --dataset digits --model mlp --methods trak --out lds/"
 
 

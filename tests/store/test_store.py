@@ -448,6 +448,11 @@ def test_manifests_are_plain_json(tmp_path: Path) -> None:
         (["/home/me/bin/comove", "train", "--out", "my runs/a"], "comove train --out 'my runs/a'"),
         (["-c", "x"], "python x"),  # no folder of the program, and no code
         ([""], "python"),
+        (
+            ["/lib/comove/__main__.py", "train", "--out", "it's"],
+            """comove train --out 'it'"'"'s'""",
+        ),  # python -m comove
+        (["comove", "clean", *["a b"] * 1000], "comove clean" + " 'a b'" * 331 + " ..."),  # ends after a word
     ],
 )
 def test_a_manifest_notes_the_command_that_made_it_so_that_it_can_be_run_again(

@@ -107,13 +107,22 @@ def _method(label: str) -> str | None:
 
 def _trained(manifest: Mapping[str, Any]) -> list[str] | None:
     """The options that say what was trained, and on what: those of the run's own command, or the names recorded."""
-    words = shlex.split(str(manifest.get("command") or ""))
+    words = _words(str(manifest.get("command") or ""))
     if len(words) > 2 and words[1] == "train" and words[2].startswith("-"):
         return _without(words[2:], NOT_OF_LDS)
     dataset, model = manifest["dataset"].get("source") or {}, manifest.get("model", {}).get("name")
     if not dataset.get("name") or model not in model_names():
         return None
     return ["--dataset", str(dataset["name"]), "--model", str(model)]
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command; none where it does not say all of them, or is no command of a shell."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation without its end
+        return []
+    return [] if words[-1:] == ["..."] else words
 
 
 def _without(words: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -71,9 +71,19 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """How this process was called, without the folder of the program: for manifests."""
-    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] not in ("", "-c") else "python"
-    return shlex.join([name, *sys.argv[1:]])[:LONGEST_COMMAND]
+    """How this process was called, without the folder of the program, quoted as a shell reads it: for manifests.
+
+    A long one ends after a whole word, with " ...".
+    """
+    program = Path(sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c") else "python")
+    name = program.parent.name if program.name == "__main__.py" else program.name  # python -m comove
+    told = ""
+    for word in (name, *sys.argv[1:]):
+        longer = f"{told} {shlex.quote(word)}".strip()
+        if len(longer) > LONGEST_COMMAND:
+            return f"{told} ..."
+        told = longer
+    return told
 
 
 def digest(*parts: npt.NDArray[Any] | str | Mapping[str, Any]) -> str:
