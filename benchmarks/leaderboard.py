@@ -5,7 +5,7 @@ r"""Ground truth that is published with this repository, and how well methods pr
         --name "my method" --cost-epochs 30 --by "name, version"
     python benchmarks/leaderboard.py publish --name sentences --bank-folder BANK --scores FOLDER --card card.json
 
-``add`` holds anyone's scores to a bank, checks them, and writes an entry of some KB. ``publish`` writes a bank of
+``add`` checks anyone's scores, measures them on a bank, and writes an entry of some KB. ``publish`` writes a bank of
 comove's to ``benchmarks/banks/NAME``, and the scores in a folder, as ``Scores.save`` writes them: an entry each, called
 after the file. The card is a JSON object with ``title``, ``about``, ``source``, ``licence``, ``command``, ``seeds``;
 further ``notes`` (a list), and ``methods``: by file name, ``name``, ``runs``, ``epochs``, ``seconds``, ``memory``
@@ -46,7 +46,7 @@ def add(given: argparse.Namespace) -> None:
     """Hold scores to a bank, and write an entry.
 
     Raises:
-        ComoveError: an unknown bank, a name that is taken, scores that cannot be held to it; nothing is written.
+        ComoveError: an unknown bank, a name that is taken, scores that cannot be measured on it; nothing is written.
     """
     board = board_named(given.bank, given.banks, given.results)
     board.check_new(given.name, given.runs)
@@ -76,7 +76,7 @@ def publish_folder(given: argparse.Namespace) -> None:
     """Write a bank, its card, and the scores in a folder.
 
     Raises:
-        ComoveError: a card that lacks something, scores that cannot be held to the bank.
+        ComoveError: a card that lacks something, scores that cannot be measured on the bank.
     """
     if slug(given.name, "-") != given.name or given.name.startswith("cifar10"):
         raise InputError(f"--name must be letters, digits and hyphens, and not that of a study; got {given.name!r}.")
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
     parser.add_argument("--bootstrap", type=int, default=1000, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command")
-    adding = commands.add_parser("add", help="hold scores to a bank, and add them")
+    adding = commands.add_parser("add", help="measure scores on a bank, and add them")
     adding.add_argument("--bank", required=True, help="its name on the page")
     adding.add_argument("--scores", type=Path, required=True, help=".npy, .npz, .pt or .safetensors")
     adding.add_argument("--orientation", default="train,query", help="train,query or query,train, or a library's name")

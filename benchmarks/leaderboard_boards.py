@@ -1,10 +1,10 @@
-"""The banks of the leaderboard, with all that is held to each, as they lie in the repository.
+"""The banks of the leaderboard, with all that was measured on each, as they lie in the repository.
 
     benchmarks/banks/NAME/              a published bank: bank.safetensors, card.json, README.md
-        entries/                        what is held to it
+        entries/                        what was measured on it
         scores/                         the scores of methods, see ``leaderboard_publish.py``
     benchmarks/results/cifar10-resnet9/SIZE/   the study's bank at alpha .5 and its ranks, read where they lie
-    benchmarks/banks/cifar10-SIZE/entries/     what others hold to that
+    benchmarks/banks/cifar10-SIZE/entries/     what others measured on it
 
 Shape suffixes: C subsets, Q queries.
 """
@@ -52,12 +52,12 @@ EDITIONS = {
 }
 """Of the study at its small size, by the names of its sizes."""
 STUDY_PLAN = "random-0.5-"
-"""The study has other ratios too, with fewer seeds: this one is held to."""
+"""The study has other ratios too, with fewer seeds: this one is used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Board:
-    """A bank and what is held to it.
+    """A bank and what was measured on it.
 
     Attributes:
         name: as on the command line.
@@ -87,12 +87,12 @@ class Board:
 
     @property
     def entries(self) -> list[Entry]:
-        """All that is held to it."""
+        """All that was measured on it."""
         return [*self.own, *self._read[0]]
 
     @property
     def stale(self) -> list[str]:
-        """Titles of entries that were held to an earlier bank of this name."""
+        """Titles of entries that were measured on an earlier bank of this name."""
         return self._read[1]
 
     def check_new(self, method: str, runs: int | None) -> None:

@@ -1,6 +1,6 @@
 """Entries of the leaderboard: what a method's scores predict of a bank's subsets, and what the method cost.
 
-    NAME.json   the method, its runs, who made it and when, its cost, the bank it is held to, and the checksum of
+    NAME.json   the method, its runs, who made it and when, its cost, the bank it was measured on, and the checksum of
     NAME.npz    ranks (C, Q): twice the rank of each subset's summed scores, ties at their mean: all that the LDS asks
 
 Shape suffixes: C subsets, N training examples, Q queries.
@@ -121,7 +121,7 @@ def ranks_of(bank: RetrainingBank, scores: Scores) -> Ranks:
     Raises:
         InputError: scores without some of the bank's ids, with others, or fitted on some of its subsets.
     """
-    bank.lds(scores, bootstrap=0)  # refuses what cannot be held to it
+    bank.lds(scores, bootstrap=0)  # refuses what cannot be measured on it
     found = scores.subset(train_ids=bank.train_ids, query_ids=bank.query_ids)
     return doubled(rankdata(group_scores(bank.masks, found.values), axis=0))
 
@@ -152,7 +152,7 @@ def save_entry(folder: Path, entry: Entry, bank: str, *, replace: bool = False) 
     Args:
         folder: of the bank's entries.
         entry: the entry.
-        bank: fingerprint of the bank that it is held to.
+        bank: fingerprint of the bank that it was measured on.
         replace: write over one of the same name.
 
     Raises:
@@ -176,7 +176,7 @@ def write_plain(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_entries(folder: Path, bank: str, shape: tuple[int, int]) -> tuple[list[Entry], list[str]]:
-    """The entries in a folder, in the order of their files; and the titles of those held to another bank.
+    """The entries in a folder, in the order of their files; and the titles of those measured on another bank.
 
     Args:
         folder: of the bank's entries.
@@ -190,10 +190,10 @@ def read_entries(folder: Path, bank: str, shape: tuple[int, int]) -> tuple[list[
     stale: list[str] = []
     for file in sorted(folder.glob("*.json")):
         content = entries(read_json(file), file, _FIELDS)
-        held_to, sha256 = content.pop("bank"), content.pop("sha256")
+        measured_on, sha256 = content.pop("bank"), content.pop("sha256")
         ranks = _read_ranks(file.with_suffix(".npz"), sha256)
         entry = Entry(ranks=ranks, **content)
-        if held_to != bank:
+        if measured_on != bank:
             stale.append(entry.title)
             continue
         _check_ranks(ranks, shape, file)

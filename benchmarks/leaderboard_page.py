@@ -20,8 +20,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "leaderboard.md"
 HEAD = """# Leaderboard
 
 How well methods predict retraining, on banks of retrained models that [lie in this repository](ground-truth.md) with
-all that this page is made from; `make leaderboard` makes it again, and trains and fits nothing. To hold scores of your
-own to a bank, and to add them:
+all that this page is made from; `make leaderboard` makes it again, and trains and fits nothing. To measure scores of
+your own on a bank, and to add them:
 
 ```shell
 comove lds --bank benchmarks/banks/digits --scores mine.npy --orientation query,train --out lds/   # look only
@@ -57,9 +57,9 @@ def page(boards: Sequence[Board], bootstrap: int = 1000) -> str:
 
 def _section(board: Board, bootstrap: int) -> str:
     lines = [f"## {board.title}\n", f"{board.about}\n"]
-    stale = f"Not shown, for they were held to an earlier bank of this name: {', '.join(board.stale)}.\n"
+    stale = f"Not shown, for they were measured on an earlier bank of this name: {', '.join(board.stale)}.\n"
     if not board.entries:
-        return "\n".join([*lines, "Nothing is held to it yet.\n"])
+        return "\n".join([*lines, "Nothing has been measured on it yet.\n"])
     results = board.lds(bootstrap)
     first = results[0]
     pairs = sorted(

@@ -1,4 +1,4 @@
-"""A bank and the scores held to it, as they are published: a few MB that ordinary tools open.
+"""A bank and the scores measured on it, as they are published: a few MB that ordinary tools open.
 
     bank.safetensors   the retrained models' outputs (float16), masks packed to bits, ids and labels: a compact bank
     card.json          what was trained on what, with which versions and seeds, how to make it again, the licence of the
@@ -90,7 +90,7 @@ def publish(
         The bank as it is read from there.
 
     Raises:
-        InputError: the card lacks something, models are pending, scores that cannot be held to the bank, two of one
+        InputError: the card lacks something, models are pending, scores that cannot be measured on the bank, two of one
             name.
     """
     if lacking := [name for name in TOLD if not told.get(name)]:

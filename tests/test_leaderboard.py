@@ -197,10 +197,10 @@ def test_a_bank_of_other_outputs_is_published_with_all_of_them(place: _Place) ->
     found = RetrainingBank.load(place.banks / "own")
     assert np.allclose(found.outputs(), outputs["measure"], rtol=1e-3)
     assert not found.higher_is_better("loss")
-    assert "Nothing is held to it yet." in place.page.read_text()
+    assert "Nothing has been measured on it yet." in place.page.read_text()
 
 
-def test_nothing_is_published_where_one_method_cannot_be_held_to_the_bank(
+def test_nothing_is_published_where_one_method_cannot_be_measured_on_the_bank(
     place: _Place, small_bank: RetrainingBank, scores: dict[str, Scores], capsys: Any
 ) -> None:
     folder, before = place.folder / "given", place.files()
@@ -312,7 +312,7 @@ def _spoiled(values: np.ndarray[Any, Any], at: float) -> np.ndarray[Any, Any]:
         (np.zeros((200, 40)), {"orientation": "rows"}, "axes must be"),
     ],
 )
-def test_what_cannot_be_held_to_the_bank_is_refused_and_nothing_changes(
+def test_what_cannot_be_measured_on_the_bank_is_refused_and_nothing_changes(
     place: _Place, values: np.ndarray[Any, Any], options: dict[str, Any], told: str, capsys: Any
 ) -> None:
     np.save(place.folder / "mine.npy", values, allow_pickle=True)
