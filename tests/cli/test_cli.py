@@ -27,6 +27,7 @@ from comove.attribution.queries import choose_queries
 from comove.coreset import Coreset, selectors
 from comove.data import Splits, split
 from comove.data.builtin import load_dataset
+from comove.data.tables import read_rows
 from comove.demo import run_demo
 from comove.evaluation.coreset_curves.stability import stability
 from comove.evaluation.costs.measured import measured_cost
@@ -773,6 +774,7 @@ def test_the_demo_leaves_scores_a_coreset_a_bank_and_a_curve(demo_folder: Path) 
     assert len(Coreset.load(demo_folder / "coreset.csv")) == 420
     assert comove.RetrainingBank.load(demo_folder / "lds/bank").masks.shape == (4, 1400)
     assert len(list((demo_folder / "curve/bank/results").glob("*.safetensors"))) == 21
+    assert {row["method"] for row in read_rows(demo_folder / "curve/curve.csv", ["target"])} >= {"cld", "random"}
 
 
 def test_the_demo_command_prints_what_it_found_and_trains_nothing_a_second_time(

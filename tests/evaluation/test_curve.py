@@ -17,6 +17,7 @@ from comove.coreset.random import RandomCoreset
 from comove.data import ExampleSet, Splits
 from comove.errors import FingerprintError, InputError
 from comove.evaluation import Curve, CurveFolders, CurvePoint, coreset_curve
+from comove.report.saved_results import read_curves
 from comove.retraining.files import Key
 from comove.retraining.training import model_seed
 from comove.store import digest
@@ -39,6 +40,20 @@ def curve(runs: tuple[Run, ...], folder: Path) -> Curve:
 
 def times(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in sorted((folder / "bank" / "results").iterdir())}
+
+
+def test_a_report_reads_the_folder(curve: Curve, folder: Path) -> None:
+    (found,) = read_curves(folder)
+    assert isinstance(found.result, Curve)
+    assert found.result.points == curve.points
+    assert found.name == "mlp"
+    assert found.provenance.seed == 0
+
+
+def test_two_folders_hold_no_table_for_one_target_of_several(runs: tuple[Run, ...], tmp_path: Path) -> None:
+    where = CurveFolders(tmp_path / "trained", tmp_path / "coresets")
+    coreset_curve(runs[0], ["cld"], [0.2], seeds=1, out=where, training=Training(recipe=TARGET))
+    assert not list(tmp_path.rglob("*.csv"))
 
 
 def accuracy_by_hand(run: Run, data: Splits, ids: npt.NDArray[np.int64], number: int) -> float:

@@ -26,7 +26,7 @@ from comove.report import Evidence, Origin, Provenance, ReportSize, Suspects, wr
 from comove.report.lists import NO_MEMBER, top_lists
 from comove.report.packing import json_for_script, json_ids
 from comove.report.queries import query_facts
-from comove.report.saved_results import read_curves, read_lds, read_suspects, read_texts
+from comove.report.saved_results import read_brittleness, read_curves, read_lds, read_suspects, read_texts
 from comove.report.thumbnails import PER_SHEET, pixels, sheets_of
 from comove.report.trajectories import trajectories_of
 from comove.trace import Trace
@@ -462,6 +462,22 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     for read in (read_lds, read_curves, read_suspects, read_texts):
         with pytest.raises(CorruptFileError, match="nowhere"):
             read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (read_lds, "lds.json"),
+        (read_curves, "curve.csv"),
+        (read_suspects, "suspects.csv"),
+        (read_brittleness, "brittleness.safetensors"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_with_what_it_lacks(
+    read: Callable[[Path], object], name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CorruptFileError, match=f"holds no {name}; give the folder that comove"):
+        read(tmp_path)
 
 
 def test_the_package_offers_the_report() -> None:

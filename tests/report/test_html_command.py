@@ -126,7 +126,10 @@ def test_foreign_and_missing_inputs_are_refused_in_one_line(
     refused(comove_("report", run, "--scores", tmp_path, *out), "other data")
     refused(comove_("report", run, "--scores", tmp_path / "none.safetensors", *out), "none.safetensors")
     refused(comove_("report", run, "--scores", run / "checkpoints", *out), "holds no scores")
-    refused(comove_("report", run, "--scores", folder, "--lds", tmp_path, *out), "lds.json does not exist")
+    refused(
+        comove_("report", run, "--scores", folder, "--lds", tmp_path, *out),
+        "holds no lds.json; give the folder that comove lds",
+    )
     refused(comove_("report", run, "--scores", folder, "--clean", tmp_path, *out), "suspects.csv")
     refused(comove_("report", tmp_path / "nowhere", *out), "nowhere")
     assert not (tmp_path / "r.html").exists()

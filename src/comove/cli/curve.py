@@ -68,6 +68,7 @@ def curve(
     Example: comove curve --methods all --budgets 0.05 0.1 0.3 --flip-labels 0.2 --out noisy/
     """
     from comove.evaluation import CurveFolders, coreset_curve
+    from comove.evaluation.coreset_curves.curve import TABLE, write_curves
     from comove.training import Training
 
     task.own()
@@ -94,11 +95,11 @@ def curve(
             compute=machines.compute(task),
         )
         _print(target or proxy.model_spec.name, found[target or proxy.model_spec.name], tolerance, folder)
-    _write(found, out)
+    write_curves(out / TABLE, found)
     _print_balance(found)
     _print_noise(proxy, found)
     folders = [out] if len(targets) == 1 else [out / str(target).replace(":", "-") for target in targets]
-    written(out, "curve.csv", *((folder / "curve.png").relative_to(out).as_posix() for folder in folders))
+    written(out, TABLE, *((folder / "curve.png").relative_to(out).as_posix() for folder in folders))
 
 
 def _proxy(run: Path | None, task: TrainingOptions, out: Path) -> Run:
@@ -140,19 +141,6 @@ def _print(target: str, curve: Curve, tolerance: float, folder: Path) -> None:
     summary = ", ".join(f"{method} {share:.1%}" for method, share in enough.items() if share is not None)
     result("smallest_shares", [{"target": target, "method": name, "share": share} for name, share in enough.items()])
     say(f"Smallest share within {tolerance:g} of the full data: {summary or 'none of those tried'}")
-
-
-def _write(found: dict[str, Curve], out: Path) -> None:
-    import pandas as pd
-
-    from comove.data.tables import write_frame
-
-    parts = []
-    for target, curve in found.items():
-        part = curve.to_pandas()
-        part.insert(0, "target", target)
-        parts.append(part)
-    write_frame(out / "curve.csv", pd.concat(parts))
 
 
 def _print_balance(found: dict[str, Curve]) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from comove.data.tables import read_rows
+from comove.errors import CorruptFileError
 from comove.evaluation import LDS, Brittleness, Counterfactual, Curve, CurvePoint
+from comove.evaluation.coreset_curves.curve import TABLE
 from comove.report.evidence import Evidence, Suspects
 from comove.report.provenance import Provenance, of_manifest, short_path
 from comove.report.queries import UNKNOWN
@@ -26,7 +28,7 @@ def read_lds(path: Path) -> Evidence:
     Raises:
         CorruptFileError: it is not there, or something else.
     """
-    file = path / "lds.json" if path.is_dir() else path
+    file = _file(path, "lds.json", "comove lds --out")
     content = entries(read_json(file), file, {"results": list[dict[str, Any]]}, {"bank": dict})
     with understanding(file):
         results = tuple(LDS.from_json(row, file) for row in content["results"])
@@ -39,11 +41,8 @@ def read_brittleness(path: Path) -> list[Evidence]:
     Raises:
         CorruptFileError: it is not there, or something else.
     """
-    if path.is_file():
-        files = [path]
-    else:
-        files = [path / "brittleness.safetensors"]
-        files += [file for file in (path / "counterfactual.safetensors",) if file.exists()]
+    files = [_file(path, "brittleness.safetensors", "comove brittleness --out")]
+    files += [file for file in (path / "counterfactual.safetensors",) if file.exists()]
     found: list[Evidence] = []
     for file in files:
         result = Counterfactual.load(file) if file.stem == "counterfactual" else Brittleness.load(file)
@@ -52,12 +51,14 @@ def read_brittleness(path: Path) -> list[Evidence]:
 
 
 def read_curves(path: Path) -> list[Evidence]:
-    """Read what ``comove curve --out`` wrote: the folder, or its ``curve.csv``; one curve a target model.
+    """Read what ``comove curve`` or ``coreset_curve`` wrote: the folder, or its ``curve.csv``.
+
+    One curve a target model.
 
     Raises:
         CorruptFileError: it is not there, or something else.
     """
-    file = path / "curve.csv" if path.is_dir() else path
+    file = _file(path, TABLE, "comove curve --out")
     rows = read_rows(file, ("target", *CurvePoint._fields))
     targets: dict[str, list[CurvePoint]] = {}
     with understanding(file):
@@ -76,7 +77,7 @@ def _point(row: Mapping[str, str]) -> CurvePoint:
 
 def _curve_made(file: Path, target: str) -> Provenance:
     """Of the curve's manifest, which lies in a folder of the target's name where there are several."""
-    for folder in (file.parent / target.replace(":", "-") / "trained", file.parent / "trained"):
+    for folder in (file.parent / target.replace(":", "-") / "trained", file.parent / "trained", file.parent):
         if (folder / "manifest.json").exists():
             return of_manifest(read_json(folder / "manifest.json"), short_path(file))
     return Provenance(short_path(file))
@@ -93,7 +94,7 @@ def read_suspects(path: Path) -> Evidence:
     Raises:
         CorruptFileError: it is not there, or something else.
     """
-    path = path / "suspects.csv" if path.is_dir() else path
+    path = _file(path, "suspects.csv", "comove clean --out")
     methods: dict[str, list[dict[str, str]]] = {}
     for row in read_rows(path, SUSPECT_COLUMNS):
         methods.setdefault(row["method"], []).append(row)
@@ -122,6 +123,20 @@ def _suspects(name: str, rows: list[dict[str, str]]) -> Suspects:
         None if known is None else np.array(known),
         rows[0].get("note") or "",
     )
+
+
+def _file(path: Path, name: str, command: str) -> Path:
+    """The file itself, or the one of that name in a folder which a command wrote.
+
+    Raises:
+        CorruptFileError: the folder does not hold it, or there is nothing.
+    """
+    if path.is_dir() and (path / name).is_file():
+        return path / name
+    if path.is_file():
+        return path
+    found = f"There is no {path}" if not path.exists() else f"{path} holds no {name}"
+    raise CorruptFileError(f"{found}; give the folder that {command} wrote, or its {name}.")
 
 
 def read_texts(path: Path) -> dict[int, str]:

@@ -19,6 +19,7 @@ import numpy as np
 from comove.checks import whole_number
 from comove.coreset import Coreset, Selector, resolve_budget, selector
 from comove.data import Ids, Splits
+from comove.data.tables import write_frame
 from comove.display import counted, fixed, html_table, percent
 from comove.errors import CorruptFileError, InputError, did_you_mean
 from comove.jobs import Compute
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Chosen", "Curve", "CurveFolders", "CurvePoint", "coreset_curve"]
+__all__ = ["TABLE", "Chosen", "Curve", "CurveFolders", "CurvePoint", "coreset_curve", "write_curves"]
 
 CURVE_FORMAT = 2
+TABLE = "curve.csv"
+"""The table that a folder of curves holds."""
 FULL = "full data"
 STATISTICS = ("mean", "std")
 ACCURACY = "accuracy"
@@ -243,8 +246,8 @@ def coreset_curve(
         measure: the output whose mean over the queries is the curve's value: by default ``"accuracy"``, the mean of
             ``"correct"``; of an own training function without it the only output, or ``"measure"``.
         out: a folder that keeps coresets and models' results, so that an interrupted curve goes on and a larger one
-            uses them; ``None`` keeps none. Or two folders, :class:`CurveFolders`: curves of several target models can
-            share the one of coresets.
+            uses them, and ``curve.csv``, which ``comove report --curve`` reads; ``None`` keeps none. Or two folders,
+            :class:`CurveFolders`, without the table: curves of several target models can share the one of coresets.
         skip: leave out methods that need what the runs did not record, instead of refusing; see ``Curve.skipped``.
         compute: where to train.
 
@@ -295,8 +298,27 @@ def coreset_curve(
                 for number, value in enumerate(row)
             ]
         higher = full.higher_is_better(output)
-    n_train, n_query = len(splits.train), len(splits.query)
-    return Curve(tuple(points), n_train, n_query, content, tuple(kept), skipped, name, higher)
+        n_train, n_query = len(splits.train), len(splits.query)
+        curve = Curve(tuple(points), n_train, n_query, content, tuple(kept), skipped, name, higher)
+        if not isinstance(out, CurveFolders):
+            write_curves(folder / TABLE, {_name(how, content): curve})
+    return curve
+
+
+def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
+    """Write the table of curves by the name of what was trained: a row a model; the report reads it."""
+    import pandas as pd
+
+    parts = []
+    for target, curve in curves.items():
+        part = curve.to_pandas()
+        part.insert(0, "target", target)
+        parts.append(part)
+    write_frame(path, pd.concat(parts))
+
+
+def _name(how: Training | OwnTraining, described: Mapping[str, Any]) -> str:
+    return how.name if isinstance(how, OwnTraining) else str(described["model"]["name"])
 
 
 def _described(
