@@ -46,7 +46,7 @@ def test_it_ends_with_a_summary_for_people_and_the_files_keep_how_scores_were_ma
     result = comove_("attribute", *(run.path for run in runs), "--queries", 3, "--top", 4, "--out", tmp_path)
     blank, more, told, written = result.stderr.splitlines()
     assert blank == ""
-    assert more == "2 queries more, and up to 4 training examples at either end, in METHOD-top.csv."
+    assert more == "2 more queries, and up to 4 training examples at either end, in cld-top.csv."
     assert told == "cld: 200 training examples x 3 queries, the mean of 2 runs; positive = helps."
     assert written == f"Written to {tmp_path}/: cld.safetensors, cld-top.csv, cld-influence.png"
     assert "{" not in result.stdout

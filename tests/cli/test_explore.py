@@ -62,6 +62,11 @@ def test_check_prints_a_verdict_a_method_and_check(tmp_path: Path) -> None:
     assert made.exit_code == 0, made.stderr
     assert (made.stdout.count("planted copies"), made.stderr.count("planted copies")) == (2, 1)
     assert "failed" in made.stdout
+    assert "-0.00" not in made.stdout
+    told = [line.partition(": ")[2] for line in made.stderr.splitlines() if "; passed " in line]
+    assert [line.partition("; passed ")[2] for line in told] == [
+        *("above chance", "above chance", "above what the label alone finds", "below half of that between two seeds"),
+    ]
     assert (tmp_path / "checks.json").exists()
     refused = comove_("check", "datamodels", *words)
     assert refused.exit_code == 2

@@ -101,10 +101,11 @@ def test_a_small_model_learns_to_tell_texts_apart(tmp_path: Path, model: str) ->
     [
         (ROWS, ("review", "label"), r"no column 'text'; it has review, label\. Name the right one: --text-column"),
         (ROWS, ("text", "labels"), r"no column 'label'.*--label-column NAME\. Did you mean 'labels'"),
-        ([*ROWS, (" ", "yes")], ("text", "label"), r"Column 'text' .* 1 of 41 rows are, on lines 42"),
-        ([*ROWS, ("fine", "")], ("text", "label"), r"Column 'label' .* 1 of 41 rows are, on lines 42"),
+        ([*ROWS, (" ", "yes")], ("text", "label"), r"Column 'text' .* in 1 of 41 rows, line 42\. Fill in"),
+        ([*ROWS, (" ", "yes"), ("", "yes")], ("text", "label"), r"in 2 of 42 rows, lines 42, 43\. Fill in"),
+        ([*ROWS, ("fine", "")], ("text", "label"), r"Column 'label' .* in 1 of 41 rows, line 42\. Fill in"),
         ([(text, "yes") for text, _ in ROWS], ("text", "label"), r"at least two classes; .* 'yes' throughout"),
-        ([*ROWS, ("a", "yes", "more")], ("text", "label"), r"must have 2 cells; others are on lines 42"),
+        ([*ROWS, ("a", "yes", "more")], ("text", "label"), r"must have 2 cells; others: line 42"),
         ([], ("text", "label"), "has headings, but no rows"),
     ],
 )

@@ -15,7 +15,7 @@ from comove.cli.options import Runs, open_banks, open_runs, parse_methods
 from comove.cli.output import STDOUT
 from comove.cli.own import OwnOptions
 from comove.display import counted, plain_score
-from comove.errors import InputError
+from comove.errors import InputError, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,8 +240,9 @@ def _print(
         _side_by_side(found, query, k, names.get(query) or called(named, query), named)
     say("")
     if (others := found[0].query_ids.size - 1) and out != STDOUT:
-        more = counted(others, "query" if isinstance(wanted, list) else "picture")
-        say(f"{more} more, and up to {tables[0]['rank'].max()} training examples at either end, in METHOD-top.csv.")
+        more = counted(others, "more query" if isinstance(wanted, list) else "more picture")
+        where = some(f"{_file(scores.method, out).stem}-top.csv" for scores in found)
+        say(f"{more}, and up to {tables[0]['rank'].max()} training examples at either end, in {where}.")
     if not isinstance(wanted, list):
         for line in wanted.lines():
             say(line)

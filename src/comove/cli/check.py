@@ -9,6 +9,7 @@ import typer
 
 from comove.cli.app import command, say, table, written
 from comove.cli.options import TrainingOptions
+from comove.display import plain
 
 __all__ = ["check"]
 
@@ -45,11 +46,17 @@ def check(
         compute=Compute(device=task.device, progress=not task.quiet),
     )
     rows = [
-        [c.method, c.name, f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]", f"{c.expected:.2f}", _verdict(c.passed)]
+        [
+            c.method,
+            c.name,
+            f"{plain(v.value, 2)} [{plain(v.low, 2)}, {plain(v.high, 2)}]",
+            plain(c.expected, 2),
+            c.verdict,
+        ]
         for c, v in ((one, one.value) for one in found.checks)
     ]
     table(
-        "Planted examples",
+        "Checks, with 95% intervals over queries",
         ["method", "check", "found", "limit", "verdict"],
         rows,
         plain=2,
@@ -60,7 +67,3 @@ def check(
         say(f"{name}: {question}")
     if out is not None:
         written(out, "checks.json", about=", the runs")
-
-
-def _verdict(passed: bool) -> str:
-    return "passed" if passed else "failed"

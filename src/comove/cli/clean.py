@@ -112,8 +112,9 @@ def _print(found: Suspicion, top: int, order: str, named: Named) -> None:
         ]
         for row in shown.to_dict("records")
     ]
-    suspicious = ", ".join(f"{method} ({'low' if method in found.low else 'high'})" for method in found.methods)
-    title = f"The {len(shown)} most suspicious of {len(found):,} labels by {order}; suspicious is: {suspicious}"
+    ends = {end: [one for one in found.methods if (one in found.low) is (end == "low")] for end in ("low", "high")}
+    suspicious = ", ".join(f"{end} {' and '.join(names)}" for end, names in ends.items() if names)
+    title = f"The {len(shown)} most suspicious of {len(found):,} labels by {order} (suspicious: {suspicious})"
     table(
         title,
         [*names, *found.methods, *named],

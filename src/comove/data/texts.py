@@ -78,15 +78,19 @@ def read_texts_table(path: Path, columns: Columns) -> TextTable:
         raise InputError(f"{path} has headings, but no rows.")
     places = headings.index(columns.text), headings.index(columns.label)
     if uneven := [line for line, row in rows if len(row) != len(headings)]:
-        raise InputError(f"Every row of {path} must have {len(headings)} cells; others are on lines {some(uneven)}.")
+        raise InputError(f"Every row of {path} must have {len(headings)} cells; others: {_lines(uneven)}.")
     for name, place in zip((columns.text, columns.label), places, strict=True):
         if empty := [line for line, row in rows if not row[place].strip()]:
             raise InputError(
-                f"Column {name!r} of {path} must not be empty; {len(empty)} of {len(rows)} rows are, on lines "
-                f"{some(empty)}. Fill them in or take them out."
+                f"Column {name!r} of {path} must not be empty; it is in {len(empty):,} of {len(rows):,} rows, "
+                f"{_lines(empty)}. Fill in what is missing, or take these rows out."
             )
     texts, labels = ([row[place].strip() for _, row in rows] for place in places)
     return TextTable(texts, labels, [line for line, _ in rows])
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    return f"{'line' if len(numbers) == 1 else 'lines'} {some(numbers)}"
 
 
 Rows = tuple[list[str], list[tuple[int, list[str]]]]

@@ -25,7 +25,7 @@ from comove.attribution import Attributor, Scores, attributor
 from comove.checks import check_seed
 from comove.data import ExampleSet, Ids, Splits, positions_of
 from comove.data.builtin import as_splits
-from comove.display import html_table
+from comove.display import html_table, plain
 from comove.errors import InputError
 from comove.evaluation.estimate import Estimate, mean_with_interval
 from comove.jobs import Compute
@@ -68,6 +68,11 @@ class SanityCheck:
     expected: float
     passed: bool
 
+    @property
+    def verdict(self) -> str:
+        """``passed`` or ``failed``."""
+        return "passed" if self.passed else "failed"
+
 
 @dataclass(frozen=True)
 class SanityChecks:
@@ -92,13 +97,13 @@ class SanityChecks:
         return [{**asdict(check), **end} for check, end in zip(self.checks, ends, strict=True)]
 
     def _repr_html_(self) -> str:
-        rows = [(c.method, c.name, c.value.value, c.expected, "passed" if c.passed else "failed") for c in self.checks]
+        rows = [(c.method, c.name, c.value.value, c.expected, c.verdict) for c in self.checks]
         return html_table("Sanity checks", ["method", "check", "found", "limit", "verdict"], rows)
 
     def __repr__(self) -> str:
         lines = [
-            f"{c.method}: {c.name} {c.value.value:.2f} [{c.value.low:.2f}, {c.value.high:.2f}] "
-            f"(limit {c.expected:.2f}): {'passed' if c.passed else 'failed'}"
+            f"{c.method}: {c.name} {plain(c.value.value, 2)} [{plain(c.value.low, 2)}, {plain(c.value.high, 2)}] "
+            f"(limit {plain(c.expected, 2)}): {c.verdict}"
             for c in self.checks
         ]
         return "\n".join(lines)
@@ -124,6 +129,17 @@ class Planted:
 
 
 RANDOMISED = "randomised labels"
+QUESTIONS = {
+    "planted copies": f"share of queries whose copy is among their top {TOP_SHARE:.0%} of training examples; "
+    "passed above chance",
+    "wrong labels": f"share of queries whose copy under a wrong label is among their bottom {TOP_SHARE:.0%}; "
+    "passed above chance",
+    "shortcut": "share of stamped training examples among as many top scores of a stamped query; "
+    "passed above what the label alone finds",
+    RANDOMISED: "rank correlation with scores of a model of shuffled labels; "
+    "passed below half of that between two seeds",
+}
+"""What each check measures, and when it is passed."""
 
 
 def plant(splits: Splits, seed: int = 0, queries: int = QUERIES) -> Planted:
@@ -280,19 +296,18 @@ def _checked(method: Attributor, planted: Planted, runs: tuple[Run, Run, Run]) -
     hits = [_hits(scores, query, planted.stamped) for query in planted.stamped_queries.tolist()]
     target = planted.splits.train.labels[planted.splits.train.positions(planted.stamped[:1])]
     by_label = planted.stamped.size / int((planted.splits.train.labels == target).sum())
-    questions = (
-        ("planted copies", f"is a query's copy in the training data among the top {TOP_SHARE:.0%}?", copies, top / n),
-        ("wrong labels", f"is its copy under a wrong label among the bottom {TOP_SHARE:.0%}?", wrong, top / n),
-        ("shortcut", "share of stamped examples among as many top scores; the label alone gives", hits, by_label),
+    planted_checks = (
+        ("planted copies", copies, top / n),
+        ("wrong labels", wrong, top / n),
+        ("shortcut", hits, by_label),
     )
     found = [
-        SanityCheck(method.label, name, question, value := _mean(values), limit, value.low > limit + ROUNDING)
-        for name, question, values, limit in questions
+        SanityCheck(method.label, name, QUESTIONS[name], value := _mean(values), limit, value.low > limit + ROUNDING)
+        for name, values, limit in planted_checks
     ]
     same, other = (spearman_columns(scores.values, rest.values) for rest in (again, unlearnt))
     value, limit = _mean(other), float(np.nanmean(same)) / 2
-    question = "agreement with a model of shuffled labels: at most half of that between two seeds"
-    return [*found, SanityCheck(method.label, RANDOMISED, question, value, limit, value.high < limit)]
+    return [*found, SanityCheck(method.label, RANDOMISED, QUESTIONS[RANDOMISED], value, limit, value.high < limit)]
 
 
 def _rank(scores: Scores, query: int, train_id: int) -> float:

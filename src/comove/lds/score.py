@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comove.display import counted, html_facts
+from comove.display import counted, html_facts, plain
 from comove.lds.arrays import (
     ArrayInput,
     Floats,
@@ -107,7 +107,9 @@ class LDS:
         freeze(self, {name: None if array is None else np.array(array) for name, array in arrays.items()})
 
     def __repr__(self) -> str:
-        score = f"{self.mean:.3f}" + (f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]" if self.interval else "")
+        score = plain(self.mean) + (
+            f" [{plain(self.interval[0], 2)}, {plain(self.interval[1], 2)}]" if self.interval else ""
+        )
         parts = [
             f"{self.method}: {score}" if self.method else score,
             counted(len(self.per_query), "query"),
