@@ -89,7 +89,7 @@ def test_k_outside_the_training_examples_is_refused(scores: Scores, k: int) -> N
 
 
 def test_an_unknown_query_is_named(scores: Scores) -> None:
-    with pytest.raises(InputError, match="Unknown query ids: 99"):
+    with pytest.raises(InputError, match="Unknown query ids: 99; 2 ids are known here: 5, 7"):
         scores.bottom(1, query=99)
 
 
@@ -221,7 +221,17 @@ def test_they_print_themselves(scores: Scores) -> None:
     assert repr(scores) == 'Scores(m: 4 train x 2 queries, positive = helps; {"runs": 2, "note": "x"})'
     lines = repr(scores.top(1, query=5)).splitlines()
     assert lines[0] == "Ranking for query 5:"
-    assert lines[2].split() == ["30", "+3.0000", "dog"]
+    assert lines[2].split() == ["30", "+3.00", "dog"]
+
+
+def test_small_scores_and_long_ids_are_printed_in_full() -> None:
+    values = np.array([[2.5e-6], [-1e-9], [0.0], [1.0]], np.float32)
+    tiny = Scores(values, np.array([7, 8, 9, 5036793732754224]), np.array([5]), "m")
+    lines = repr(tiny.top(4, query=5)).splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        *(["5036793732754224", "+1.00"], ["7", "+2.5e-06"], ["9", "0"], ["8", "-1.0e-09"]),
+    ]
+    assert len({len(line.rstrip()) for line in lines[2:]}) == 1
 
 
 def test_names_fall_back_to_labels_and_to_nothing() -> None:

@@ -145,6 +145,22 @@ def test_without_its_model_the_losses_alone_are_read_and_said_to_be() -> None:
     assert "needs checkpoints" in " ".join(refused.output.split())
 
 
+def test_the_losses_are_those_of_the_trace_that_was_passed(module: Any) -> None:
+    module.regression().trace.save("recorded")
+    kept = [module.Weights(f"n{epoch}.pt", epoch=epoch, lr=0.5) for epoch in range(1, 5)]
+    made = (module.build_one, kept, *module.sets(), module.task)
+    module.adopt(*made, trace="recorded", out="runs/given", device="cpu")
+    assert "its losses are read" in done("attribute", "runs/given", "--queries", 3, "--out", "scores")
+    told = done("clean", "runs/classes", "--methods", "loss", "--top", 3, "--out", "clean")
+    assert "held-out ones." in told
+    assert "--folds" not in told  # comove did not train it
+    module.adopt(*made, trace=module.comove.Trace.load("recorded"), out="runs/moved", device="cpu")
+    Path("recorded").rename("elsewhere")
+    refused = comove("attribute", "runs/moved", "--queries", 3, "--out", "scores")
+    assert refused.exit_code == 2
+    assert "opening it takes --model" in refused.output
+
+
 def test_a_trace_is_a_run_of_losses_alone() -> None:
     assert "cld" in done("attribute", "own_runs:trace", "--queries", 3, "--out", "scores")
 

@@ -83,7 +83,7 @@ def test_positions_are_found_by_id_in_any_order() -> None:
 
 def test_unknown_ids_are_named(images: ExampleSet) -> None:
     for act in (images.subset, images.without, images.positions):
-        with pytest.raises(InputError, match=r"7, 9; 40 ids are known"):
+        with pytest.raises(InputError, match=r"7, 9; 40 ids are known here: 1000, 1001, 1002 and 37 more"):
             act([1000, 7, 9])
 
 

@@ -50,6 +50,13 @@ def test_a_report_reads_the_folder(curve: Curve, folder: Path) -> None:
     assert found.provenance.seed == 0
 
 
+def test_it_prints_deviations_only_of_several_seeds(curve: Curve) -> None:
+    assert repr(curve).startswith("Curve(accuracy on 40 queries, deviation over seeds):\n  full data ")
+    alone = dataclasses.replace(curve, points=tuple(point for point in curve.points if point.seed == 0))
+    assert repr(alone).startswith("Curve(accuracy on 40 queries, one seed):\n")
+    assert "nan" not in repr(alone)
+
+
 def test_two_folders_hold_no_table_for_one_target_of_several(runs: tuple[Run, ...], tmp_path: Path) -> None:
     where = CurveFolders(tmp_path / "trained", tmp_path / "coresets")
     coreset_curve(runs[0], ["cld"], [0.2], seeds=1, out=where, training=Training(recipe=TARGET))
@@ -240,7 +247,7 @@ def test_the_summary_is_mean_and_sample_deviation_over_seeds() -> None:
 
 def test_one_seed_has_no_deviation_and_no_warning() -> None:
     assert all(math.isnan(row["std"]) for row in made([0.5]).summary())
-    assert "0.500 +- nan" in repr(made([0.5]))
+    assert "nan" not in repr(made([0.5]))
 
 
 def test_it_becomes_a_frame_with_one_row_a_model() -> None:

@@ -428,7 +428,10 @@ def test_what_does_not_fit_is_refused_in_one_line(simple: Any, tmp_path: Path) -
     with pytest.raises(InputError, match="lr must not be negative"):
         Weights(kept[0], lr=-1.0)
     other = comove.Trace.from_arrays(train_losses=np.ones((3, 4)), query_losses=np.ones((3, Q)))
-    with pytest.raises(InputError, match="other training examples"):
+    with pytest.raises(
+        InputError,
+        match=r"other training examples: the ids in it are 0, 1, 2 and 1 more; .* ExampleSet\(examples, ids=\.\.\.\)",
+    ):
         adopt(model, kept, train, queries, task, trace=other, device="cpu")
 
 

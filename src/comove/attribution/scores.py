@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from comove.checks import as_ids, as_real, as_whole, whole_number
 from comove.data import Ids, Splits, positions_of
-from comove.display import are_counts, html_table, scored, short
+from comove.display import are_counts, html_table, plain_score, scored, short
 from comove.errors import CorruptFileError, InputError, InputTypeError, NonFiniteError, some
 from comove.plots import HELP, HURT, Picture, gallery, loss_trajectories, ranking_bars
 from comove.store import StoredArray, check_kind, entries, new_folder, open_array, read_arrays, read_header
@@ -80,8 +80,13 @@ class Ranking:
         return html_table(f"Ranking for query {self.query}", ["id", "score", "class"], rows, most=len(rows))
 
     def __repr__(self) -> str:
-        lines = [f"{id_:>8}  {score:+.4f}  {name}" for (id_, score), name in zip(self, self.class_names(), strict=True)]
-        return "\n".join([f"Ranking for query {self.query}:", "      id    score  class", *lines])
+        scores = [plain_score(score) for _, score in self]
+        ids, width = [str(id_) for id_, _ in self], max([5, *map(len, scores)])
+        wide = max([8, *map(len, ids)])
+        head = f"{'id':>{wide}}  {'score':>{width}}  class"
+        rows = zip(ids, scores, self.class_names(), strict=True)
+        lines = [f"{id_:>{wide}}  {score:>{width}}  {name}" for id_, score, name in rows]
+        return "\n".join([f"Ranking for query {self.query}:", head, *lines])
 
 
 @dataclass(frozen=True)

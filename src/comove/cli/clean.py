@@ -127,16 +127,19 @@ def _print(found: Suspicion, top: int, order: str, named: Named) -> None:
 
 
 def _coverage(sources: list[Any], found: Suspicion, folds: int | None) -> str:
-    """What share of the data was ranked."""
+    """What share of the data was ranked, and how all of it is: by models of comove's own training."""
+    from comove.training import Run
     from comove.training.sources import as_sources
 
     if folds is not None:
         return f"All {len(found):,} examples were ranked, each by a model trained without it ({folds} folds)."
     held_out = as_sources(sources, frozenset(), "clean")[0].query_ids.size
     share = len(found) / (len(found) + held_out)
+    trained = all(isinstance(source, Run) and source.adopted is None for source in sources)
+    more = "; --folds 5 trains five models and ranks all" if trained else ""
     return (
         f"{len(found):,} of {len(found) + held_out:,} examples ({share:.0%}) were ranked, "
-        f"not the {held_out:,} held-out ones; --folds 5 trains five models and ranks all."
+        f"not the {held_out:,} held-out ones{more}."
     )
 
 

@@ -115,21 +115,21 @@ class OwnOptions:
         return Run.load(path, dataset=data, model=importable(self.model) if own else None)
 
     def _adopted(self, path: Path) -> Run | Trace:
-        from comove.trace import Trace
-        from comove.training.adopted_folder import open_adopted
+        from comove.training.adopted_folder import open_adopted, recorded_losses
 
         if self.model is None or self.dataset is None:
             how = (
                 "--model mine:build --dataset mine:data --task mine:task, or a function that returns the run: mine:run"
             )
-            if self.model or self.dataset or self.task or not (path / "trace").is_dir():
+            losses = None if self.model or self.dataset or self.task else recorded_losses(path)
+            if losses is None:
                 raise InputError(f"{path} was trained elsewhere; opening it takes {how}.")
             say(
                 f"{path} was trained elsewhere; its losses are read. What needs the model takes {how}.",
                 "Note:",
                 "yellow",
             )
-            return Trace.load(path / "trace")
+            return losses
         factory = imported(self.model, "--model")
         return open_adopted(
             path,

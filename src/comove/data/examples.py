@@ -79,7 +79,9 @@ class IdIndex:
         places, known = self.find(ids)
         if not known.all():
             unknown = given_ids(ids, self.what)[~known].tolist()
-            raise InputError(f"Unknown {self.what}: {some(unknown)}; {self.ids.size} ids are known here.")
+            raise InputError(
+                f"Unknown {self.what}: {some(unknown)}; {self.ids.size:,} ids are known here: {some(self._sorted, 3)}."
+            )
         return places
 
 

@@ -317,7 +317,9 @@ def _given(trace: Trace | str | os.PathLike[str] | None, splits: Splits) -> Trac
         if not np.array_equal(np.sort(ours), np.sort(theirs)):
             absent = np.setxor1d(ours, theirs)
             raise InputError(
-                f"The trace is of other {what} examples: {absent.size} ids are in one of the two only ({some(absent)})."
+                f"The trace is of other {what} examples: the ids in it are {some(np.sort(theirs), 3)}; those passed "
+                f"here are {some(np.sort(ours), 3)}, and {absent.size:,} are in one of the two only. Pass the examples "
+                "with the ids that were recorded: ExampleSet(examples, ids=...)."
             )
     return found
 

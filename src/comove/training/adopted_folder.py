@@ -14,11 +14,12 @@ from comove.data import ExampleSet, Splits
 from comove.errors import FingerprintError, InputError, InputTypeError
 from comove.store import MANIFEST, entries, open_manifest, read_json
 from comove.tasks import Classification, Task
+from comove.trace import Trace
 from comove.training.adopt import adopt
 from comove.training.run import RUN_FORMAT, Run
 from comove.training.weights import Weights
 
-__all__ = ["as_sets", "is_adopted", "open_adopted"]
+__all__ = ["as_sets", "is_adopted", "open_adopted", "recorded_losses"]
 
 Sets = tuple[ExampleSet, ExampleSet | None, ExampleSet]
 
@@ -27,6 +28,16 @@ def is_adopted(folder: Path) -> bool:
     """Whether a folder holds a run of a model trained elsewhere."""
     file = folder / MANIFEST
     return file.exists() and "adopted" in read_json(file)
+
+
+def recorded_losses(folder: Path) -> Trace | None:
+    """The losses of a run of a model trained elsewhere, without its model: its own, or the trace that was passed.
+
+    ``None`` where there is neither: the trace was in memory, or has moved.
+    """
+    noted = (read_json(folder / MANIFEST)["adopted"].get("source") or {}).get("trace")
+    places = [folder / "trace", *([_found(folder, noted)] if noted is not None else [])]
+    return next((Trace.load(place) for place in places if place.is_dir()), None)
 
 
 def as_sets(data: object) -> Sets:

@@ -208,11 +208,15 @@ class Curve:
         return html_table(f"{self._what} on {counted(self.n_query, 'query')}", names, rows, most=40)
 
     def __repr__(self) -> str:
+        rows = self.summary()
+        width = max([12, *(len(row["method"]) for row in rows)])
         lines = [
-            f"  {row['method']:<12} {row['budget']:>6.1%} ({row['size']:>6,}): {row['mean']:.3f} +- {row['std']:.3f}"
-            for row in self.summary()
+            f"  {row['method']:<{width}} {row['budget']:>6.1%} ({row['size']:>6,}): {row['mean']:.3f}"
+            + (f" +- {row['std']:.3f}" if row["seeds"] > 1 else "")
+            for row in rows
         ]
-        return "\n".join([f"Curve({self.measure} on {counted(self.n_query, 'query')}):", *lines])
+        spread = ", deviation over seeds" if any(row["seeds"] > 1 for row in rows) else ", one seed"
+        return "\n".join([f"Curve({self.measure} on {counted(self.n_query, 'query')}{spread}):", *lines])
 
 
 def coreset_curve(
