@@ -431,6 +431,24 @@ def test_a_file_larger_than_the_memory_it_takes_is_asked_for_its_best(tmp_path: 
     assert answers.split() == ["12", "3.0", "16", "-3.0", "3.0", "0.0"]
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u8", "i1", ">i8", ">f4", "f2", "f8"])
+def test_numbers_of_every_kind_change_sign_as_numbers_do(dtype: str) -> None:
+    given = np.array([[1, 2], [3, 0], [127, 100]]).astype(dtype)
+    given[1, 1] = np.iinfo(dtype).min if np.dtype(dtype).kind in "iu" else -0.5
+    found = Scores.from_arrays(given, positive="hurts").values
+    assert found.tolist() == [[-float(one) for one in row] for row in given.astype(float)]
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e-42, 1e200])
+def test_scores_that_float32_cannot_tell_apart_are_refused_not_read_as_0(factor: float) -> None:
+    values = np.array([[1.0, 0.0], [-2.0, 0.0]])
+    assert Scores.from_arrays(values * [[1.0, factor]]).values.tolist() == values.tolist()  # 0 may be 0
+    with pytest.raises(InputError, match=r"of 1 queries the largest is beyond \(of column 0 it is 2"):
+        Scores.from_arrays(values * factor)
+    with pytest.raises(InputError, match="ranks do not change"):
+        Scores.from_arrays(-values.T * factor, axes="query train")
+
+
 def test_scores_of_other_libraries_come_in_and_go_out_in_any_orientation_and_sign() -> None:
     ours = np.array([[1.0, -2.0], [0.5, 3.0], [0.0, -1.0]], np.float32)
     for axes, positive in itertools.product(("train query", "query train", "query,train"), ("helps", "hurts")):

@@ -357,7 +357,56 @@ def _nan(folder: Path) -> str:
 def _none_finished(folder: Path) -> str:
     _datamodels(folder)
     np.save(folder / "_completed.npy", np.zeros(C + 2, bool))
-    return "0 of 10 models are finished"
+    return "got 0 in shape (10,)"
+
+
+def _finished_by_ids(folder: Path) -> str:
+    _datamodels(folder)
+    np.save(folder / "_completed.npy", np.arange(C + 2))
+    return "must hold a 1 for each model that is finished"
+
+
+def _finished_twice(folder: Path) -> str:
+    _datamodels(folder)
+    np.save(folder / "_completed.npy", np.stack([np.ones(C + 2, bool), np.arange(C + 2) < C]))
+    return "in shape (2, 10), beside masks of 10"
+
+
+def _finished_shorter(folder: Path) -> str:
+    _datamodels(folder)
+    np.save(folder / "_completed.npy", np.array([True, False, True]))
+    return "in shape (3,), beside masks of 10"
+
+
+def _one_output_twice(folder: Path) -> str:
+    _kronfluence(folder)
+    torch.save(torch.zeros(C, Q), folder / "margin.pt")
+    return "holds 'margin' twice, as margin.pt and margins.pt"
+
+
+def _far_position(folder: Path) -> str:
+    _dattri(folder)
+    torch.save(torch.arange(C * 6).reshape(C, 6) * 10**12, folder / "indices_lds.pt")
+    return "masks of so many examples fit no memory"
+
+
+def _header(folder: Path, shape: str) -> str:
+    _trak(folder)
+    header = f"{{'descr': '|b1', 'fortran_order': False, 'shape': {shape}}}".ljust(9989) + "\n"
+    (folder / "mask.npy").write_bytes(b"\x93NUMPY\x01\x00" + (9990).to_bytes(2, "little") + header.encode() + b"0" * 99)
+    return "mask.npy cannot be read"
+
+
+def _huge(folder: Path) -> str:
+    return _header(folder, f"({2**70}, 1)")
+
+
+def _boolean_shape(folder: Path) -> str:
+    return _header(folder, "(True, 5)")
+
+
+def _deep(folder: Path) -> str:
+    return _header(folder, "(" * 9000)
 
 
 def _no_outputs(folder: Path) -> str:
@@ -415,6 +464,8 @@ def _other_models(folder: Path) -> str:
 
 BROKEN = (
     *(_pickled, _a_pickle, _code, _objects, _a_list, _cut_off, _no_archive, _text, _other_shape, _twos, _nan),
+    *(_finished_by_ids, _finished_twice, _finished_shorter, _one_output_twice, _far_position),
+    *(_huge, _boolean_shape, _deep),
     *(_none_finished, _no_outputs, _twice, _negative, _both, _foreign),
     *(_cells_missing, _cells_twice, _no_column, _other_models),
 )
@@ -447,6 +498,31 @@ def test_other_names_and_places_are_refused(tmp_path: Path) -> None:
     uneven = RetrainingBank.from_arrays(np.tril(np.ones((4, 4))), {"a": np.ones((4, 1))})
     with pytest.raises(InputError, match="all of one size, these have 1 to 4"):
         export_bank(uneven, tmp_path / "z", "dattri")
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        *(("datamodels", [name]) for name in ("masks", "_completed", "train_ids", "../above", "a/b", "a\0b")),
+        ("datamodels", ["margin", "margins"]),
+        *(("kronfluence", [name]) for name in ("masks", "query_labels", "../../above")),
+        *(("npz", [name]) for name in ("masks", "train_ids", "a\0b")),
+        *(("parquet", [name]) for name in ("model", "query_id")),
+    ],
+)
+def test_an_output_is_not_written_over_anything_else_nor_outside_the_folder(
+    layout: str, names: list[str], tmp_path: Path
+) -> None:
+    bank, out = bank_of(dict.fromkeys(names, MARGINS)), tmp_path / "in" / ("x.npz" if layout == "npz" else "x")
+    with pytest.raises(InputError, match="cannot hold outputs named"):
+        export_bank(bank, out, layout)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("layout", ["trak", "dattri", "kronfluence"])
+def test_outputs_beyond_float32_are_refused_where_a_layout_holds_that(layout: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="too large for float32"):
+        export_bank(bank_of({"a": MARGINS.astype(float) * 1e50}), tmp_path / "x", layout)
 
 
 # --- scores of others -----------------------------------------------------------------------------------------------

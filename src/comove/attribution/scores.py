@@ -159,15 +159,38 @@ def _check_axes(axes: str) -> None:
         raise InputError(f"axes must be 'train query' or 'query train', got {axes!r}.")
 
 
-def _oriented(values: npt.NDArray[Any], axes: str, positive: str) -> npt.NDArray[Any]:
-    """Scores as (train, query), positive helps."""
+def _oriented(values: npt.NDArray[Any], axes: str, positive: str) -> Floats:
+    """Scores as (train, query) float32, positive helps."""
     _check_axes(axes)
     if positive not in _SIGNS:
         raise InputError(f"positive must be 'helps' or 'hurts', got {positive!r}.")
     if values.ndim != 2:
         raise InputError(f"Scores must have two axes, {axes!r}; got shape {values.shape}.")
-    turned = values.T if axes.replace(",", " ").split() == ["query", "train"] else values
-    return turned if positive == "helps" else -turned
+    narrow = _within_float32(values.T if axes.replace(",", " ").split() == ["query", "train"] else values)
+    return narrow if positive == "helps" else -narrow
+
+
+def _within_float32(values_NQ: npt.NDArray[Any]) -> Floats:
+    """Scores as float32, where these are not all 0 for a query that had others, and not infinite where they were not.
+
+    Raises:
+        InputError: scores of a query are too large or too small.
+    """
+    with np.errstate(over="ignore"):
+        narrow_NQ = values_NQ.astype(np.float32)
+    if values_NQ.dtype == np.float32 or not values_NQ.size:
+        return narrow_NQ
+    limits = np.finfo(np.float32)
+    largest_Q = np.maximum(values_NQ.max(0).astype(np.float64), -values_NQ.min(0).astype(np.float64))
+    lost_Q = ((largest_Q > 0) & (largest_Q < limits.tiny)) | (np.isfinite(largest_Q) & (largest_Q > limits.max))
+    if lost_Q.any():
+        column = int(lost_Q.argmax())
+        raise InputError(
+            f"Scores are kept as float32, from {limits.tiny:.1e} to {limits.max:.1e}; of {int(lost_Q.sum())} queries the "
+            f"largest is beyond (of column {column} it is {largest_Q[column]:.1e}). Multiply all scores of a query by one "
+            "positive number: ranks do not change."
+        )
+    return narrow_NQ
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,13 +248,14 @@ class Scores:
             positive: ``"helps"`` where a positive score lowers the query's loss, else ``"hurts"``.
 
         Raises:
-            InputError: shapes that do not fit, repeated ids, an unknown orientation or sign.
+            InputError: shapes that do not fit, repeated ids, an unknown orientation or sign, scores too large or too
+                small for float32.
             NonFiniteError: a score that is NaN or infinite.
         """
         oriented = _oriented(as_real(values, "scores"), axes, positive)
         rows, columns = oriented.shape
         return cls(
-            oriented.astype(np.float32),
+            oriented,
             np.arange(rows) if train_ids is None else as_ids(train_ids, "train_ids"),
             np.arange(columns) if query_ids is None else as_ids(query_ids, "query_ids"),
             method,

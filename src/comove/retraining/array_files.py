@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ __all__ = ["SUFFIXES", "read_array", "read_named_arrays", "write_npy", "write_np
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 ONLY = ""
 """The name of the array in a file that holds one without a name."""
-_UNREADABLE = (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+_FOREIGN = (ValueError, TypeError, OverflowError, SyntaxError, TokenError, RecursionError, KeyError, AttributeError)
+"""What NumPy raises on headers that it did not write, or on an array where an archive should be."""
+_UNREADABLE = (*_DAMAGED, *_FOREIGN)
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
@@ -70,7 +74,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
-    except (*_UNREADABLE, AttributeError, TypeError) as error:  # an array is no archive
+    except _UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 

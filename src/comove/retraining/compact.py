@@ -146,7 +146,8 @@ def narrowed(array: npt.NDArray[Any], dtype: str, what: str) -> npt.NDArray[Any]
     """
     largest = float(np.abs(array).max(initial=0.0))
     if largest > float(np.finfo(dtype).max):
-        raise InputError(f"The largest {what} is {largest:.3g}, too large for {dtype}; use dtype='float32'.")
+        remedy = "; use dtype='float32'" if dtype == "float16" else f": divide all of them by {largest:.0e}"
+        raise InputError(f"The largest {what} is {largest:.3g}, too large for {dtype}{remedy}.")
     return array.astype(dtype)
 
 

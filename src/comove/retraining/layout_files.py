@@ -84,6 +84,10 @@ def _cut(array: npt.NDArray[Any], first: int | None) -> npt.NDArray[Any]:
     return array[:first] if array.ndim else array
 
 
+def _single(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return narrowed(values, "float32", "output")
+
+
 def read_trak(folder: Path, first: int | None) -> Flat:
     """Read ``trak``: the first so many models."""
     masks, margins = (_cut(read_array(folder / name), first) for name in ("mask.npy", "val_margins.npy"))
@@ -94,7 +98,7 @@ def write_trak(folder: Path, flat: Flat) -> None:
     """Write ``trak``."""
     (values,) = flat.outputs.values()
     write_npy(folder / "mask.npy", flat.masks)
-    write_npy(folder / "val_margins.npy", values.astype(np.float32))
+    write_npy(folder / "val_margins.npy", _single(values))
     _write_beside(folder, flat, write_npy, ".npy")
 
 
@@ -107,7 +111,7 @@ def read_kronfluence(folder: Path, first: int | None) -> Flat:
 def write_kronfluence(folder: Path, flat: Flat) -> None:
     """Write ``kronfluence``."""
     for name, values in flat.outputs.items():
-        write_pt(folder / f"{STEMS.get(name, name)}.pt", values.astype(np.float32))
+        write_pt(folder / f"{STEMS.get(name, name)}.pt", _single(values))
     write_pt(folder / "masks.pt", flat.masks)
     _write_beside(folder, flat, write_pt, ".pt")
 
@@ -118,9 +122,13 @@ def _other_arrays(folder: Path, suffix: str, known: set[str], first: int | None)
     for file in sorted(folder.glob(f"*{suffix}")):
         if file.stem in known or file.stem in EXAMPLE_ARRAYS:
             continue
-        array = read_array(file)
+        array, name = read_array(file), NAMES.get(file.stem, file.stem)
+        if name in found:
+            raise InputError(
+                f"{folder} holds {name!r} twice, as {name}{suffix} and {file.name}: take one of them away."
+            )
         if array.ndim == 2:
-            found[NAMES.get(file.stem, file.stem)] = _cut(array, first)
+            found[name] = _cut(array, first)
         else:
             warnings.warn(f"{file} has shape {array.shape}, not (models, queries): it is left out.", stacklevel=5)
     if not found:
@@ -158,15 +166,23 @@ def read_datamodels(folder: Path, first: int | None) -> Flat:
     masks = _cut(read_array(folder / "masks.npy"), first)
     outputs = _other_arrays(folder, ".npy", {"masks", "_completed"}, first)
     if (folder / "_completed.npy").is_file():
-        done = np.flatnonzero(_cut(read_array(folder / "_completed.npy"), first))
+        done = _completed(folder / "_completed.npy", first, {"masks": masks, **outputs})
         if done.size < len(masks):
-            lengths = {len(masks), *map(len, outputs.values())}
-            if lengths != {len(masks)} or (done.size and done[-1] >= len(masks)) or not done.size:
-                raise InputError(
-                    f"{folder / '_completed.npy'} says that {done.size} of {len(masks)} models are finished."
-                )
             masks, outputs = masks[done], {name: array[done] for name, array in outputs.items()}
     return Flat(masks, outputs, _beside(folder, ".npy"))
+
+
+def _completed(file: Path, first: int | None, arrays: Arrays) -> npt.NDArray[np.intp]:
+    """The rows of models that are finished, by a file of as many booleans as every array has rows."""
+    said = _cut(read_array(file), first)
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if said.ndim != 1 or {*lengths.values()} != {said.size} or not np.isin(said, (0, 1)).all() or not said.any():
+        found = ", ".join(f"{name} of {length}" for name, length in lengths.items())
+        raise InputError(
+            f"{file} must hold a 1 for each model that is finished and a 0 for each that is not, and one of them must "
+            f"be; got {np.count_nonzero(said)} in shape {said.shape}, beside {found}."
+        )
+    return np.flatnonzero(said)
 
 
 def write_datamodels(folder: Path, flat: Flat) -> None:
@@ -203,7 +219,10 @@ def read_dattri(folder: Path, first: int | None) -> Flat:
     size = int(indices.max()) + 1 if "train_ids" not in examples else examples["train_ids"].size
     if indices.min() < 0 or indices.max() >= size:
         raise InputError(f"{where} must be positions from 0 to {size - 1}, found {indices.min()} ... {indices.max()}.")
-    named_CN = np.zeros((len(indices), size), np.bool_)
+    try:
+        named_CN = np.zeros((len(indices), size), np.bool_)
+    except MemoryError as error:
+        raise InputError(f"{where} names position {size - 1:,}: masks of so many examples fit no memory.") from error
     columns_CS = indices.reshape(len(indices), -1)
     named_CN[np.arange(len(indices))[:, None], columns_CS] = True
     if (named_CN.sum(1) != columns_CS.shape[1]).any():
@@ -224,7 +243,7 @@ def write_dattri(folder: Path, flat: Flat) -> None:
     kind = "loo" if sizes[0] == size - 1 and size > 2 else "lds"
     indices = np.nonzero(masks_CN if kind == "lds" else ~masks_CN)[1]
     write_pt(folder / f"indices_{kind}.pt", indices.reshape(len(masks_CN), -1) if kind == "lds" else indices)
-    write_pt(folder / f"target_values_{kind}.pt", means_CQ.astype(np.float32))
+    write_pt(folder / f"target_values_{kind}.pt", _single(means_CQ))
     if np.array_equal(flat.examples["train_ids"], np.arange(size)):  # positions alone do not say how many there are
         write_pt(folder / "train_ids.pt", flat.examples["train_ids"])
     _write_beside(folder, flat, write_pt, ".pt")

@@ -20,6 +20,7 @@ Shape legend: C subsets, R seeds, M models, N train, Q queries.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,8 @@ class Layout(NamedTuple):
         write: into a new folder (or file).
         one_output: it holds a single output.
         signed: more of that is better.
+        taken: names that an output cannot have, for something else in the layout has them.
+        named_files: each output is a file of its name.
     """
 
     found: Callable[[Path], bool]
@@ -55,6 +58,8 @@ class Layout(NamedTuple):
     write: Callable[[Path, Flat], None]
     one_output: bool = False
     signed: bool = False
+    taken: tuple[str, ...] = ()
+    named_files: bool = False
 
 
 def _has(*names: str) -> Callable[[Path], bool]:
@@ -63,11 +68,34 @@ def _has(*names: str) -> Callable[[Path], bool]:
 
 LAYOUTS: dict[str, Layout] = {
     "trak": Layout(_has("mask.npy", "val_margins.npy"), files.read_trak, files.write_trak, True, True),
-    "datamodels": Layout(files.is_datamodels, files.read_datamodels, files.write_datamodels),
+    "datamodels": Layout(
+        files.is_datamodels,
+        files.read_datamodels,
+        files.write_datamodels,
+        taken=("masks", "_completed", *EXAMPLE_ARRAYS),
+        named_files=True,
+    ),
     "dattri": Layout(lambda path: bool(files.dattri_kinds(path)), files.read_dattri, files.write_dattri, True, True),
-    "kronfluence": Layout(_has("masks.pt"), files.read_kronfluence, files.write_kronfluence, True),
-    "npz": Layout(lambda path: path.suffix == ".npz", files.read_npz, files.write_npz_bank),
-    "parquet": Layout(_has("subsets.parquet", "outputs.parquet"), files.read_parquet_bank, files.write_parquet_bank),
+    "kronfluence": Layout(
+        _has("masks.pt"),
+        files.read_kronfluence,
+        files.write_kronfluence,
+        True,
+        taken=("masks", *EXAMPLE_ARRAYS),
+        named_files=True,
+    ),
+    "npz": Layout(
+        lambda path: path.suffix == ".npz",
+        files.read_npz,
+        files.write_npz_bank,
+        taken=("masks", *EXAMPLE_ARRAYS),
+    ),
+    "parquet": Layout(
+        _has("subsets.parquet", "outputs.parquet"),
+        files.read_parquet_bank,
+        files.write_parquet_bank,
+        taken=("model", "query_id"),
+    ),
 }
 """The layouts, by name."""
 
@@ -118,8 +146,8 @@ def export_bank(
         outputs: which; by default the bank's own default where the layout holds one, else all but ``"predicted"``.
 
     Raises:
-        InputError: an unknown layout or output, several where one is held, a folder that holds something, models that
-            are pending, subsets of different sizes for ``dattri``.
+        InputError: an unknown layout or output, several where one is held, outputs whose names the layout cannot hold,
+            a folder that holds something, models that are pending, subsets of different sizes for ``dattri``.
         StorageError: it cannot be written.
     """
     kind, where = lookup(layout, LAYOUTS, "layout"), Path(path)
@@ -127,9 +155,10 @@ def export_bank(
         raise InputError(
             f"{len(bank.pending):,} of {len(bank.jobs):,} models of {bank.path} are pending: train them first."
         )
-    names = list(outputs or ([bank.default_output] if kind.one_output else _amounts(bank)))
+    names = list(dict.fromkeys(outputs or ([bank.default_output] if kind.one_output else _amounts(bank))))
     if kind.one_output and len(names) != 1:
         raise InputError(f"The layout {layout} holds one output, got {some(names)}.")
+    _check_names(names, layout, kind)
     if layout == "npz":
         if where.suffix != ".npz" or where.exists():
             raise InputError(f"The layout npz is a new file that ends in .npz, got {where}.")
@@ -140,6 +169,18 @@ def export_bank(
         new_folder(where)
     kind.write(where, _flat(bank, names, kind.signed))
     return where
+
+
+def _check_names(names: Sequence[str], layout: str, kind: Layout) -> None:
+    """Refuse outputs that would be written over something else, over each other, or outside the folder."""
+    files_of = [files.STEMS.get(name, name) if kind.named_files else name for name in names]
+    wrong = [name for name, file in zip(names, files_of, strict=True) if file in kind.taken or files_of.count(file) > 1]
+    unsafe = r"[/\\:\0]" if kind.named_files else r"\0"
+    if wrong := wrong or [name for name in names if re.search(unsafe, name)]:
+        raise InputError(
+            f"The layout {layout} cannot hold outputs named {some(map(repr, wrong))} (names of its own, two of one file, "
+            "or no names of files): say which outputs to write (outputs=), or take another layout."
+        )
 
 
 def _amounts(bank: RetrainingBank) -> list[str]:
