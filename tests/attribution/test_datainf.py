@@ -65,3 +65,37 @@ def test_with_great_damping_it_ranks_as_inner_products_do(run: Run) -> None:
 def test_damping_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="damping must be"):
         DataInf(damping=0.0)
+
+
+@pytest.mark.parametrize("kind", ["instance norm", "keys"])
+def test_gradients_of_rounding_alone_do_not_count(kind: str) -> None:
+    """Neither a bias before instance norm nor that of attention's keys changes any output."""
+    torch.manual_seed(0)
+    if kind == "keys":
+        model: nn.Module = Attention()
+        inert, x = "keys.bias", torch.randn(9, 5, 4)
+    else:
+        norm = nn.InstanceNorm2d(4, affine=True)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(64, 2))
+        inert, x = "0.bias", torch.randn(9, 2, 6, 6)
+    data = Resident(ExampleSet.from_arrays(x, [0, 1, 0, 1, 1, 0, 1, 0, 0]), torch.device("cpu"))
+    gradients = PerExampleGradients(model.eval())
+    collected = {name: each.double() for name, each in gradients.collect(data).items()}
+    assert 0 < collected[inert].abs().max() < 1e-6
+    damping = damping_of(gradients, data, 0.1)
+    assert damping.pop(inert) == 0
+    for name, lam in damping.items():
+        assert lam == pytest.approx(0.1 * float(collected[name].square().mean()), rel=1e-4)
+
+
+class Attention(nn.Module):
+    """One head of attention, and the mean over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asks, self.keys, self.values = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = (self.asks(x) @ self.keys(x).mT).softmax(2)
+        found: torch.Tensor = (weights @ self.values(x)).mean(1)
+        return found

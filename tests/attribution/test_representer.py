@@ -86,6 +86,32 @@ def test_a_model_that_does_more_after_its_last_layer_is_refused(tmp_path: Path) 
         Representer().fit(run)
 
 
+def test_what_happens_after_the_last_layer_is_looked_for_in_every_example(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 1), nn.ReLU())
+    with torch.no_grad():  # the first two of all outputs are positive, where nothing happens, others negative
+        x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+        model[0].bias.fill_(-float((x @ model[0].weight.T)[:2].min()) + 1e-3)
+        assert (model(x)[:2] > 0).all()
+        assert (model[0](x) < 0).any()
+    with pytest.raises(InputError, match="fixed multiple of the last linear layer"):
+        Representer().fit(problem(tmp_path / "run", model, Regression()))
+
+
+def test_features_of_nothing_in_the_first_examples_are_no_factor_of_nothing() -> None:
+    items = [(torch.tensor([one]), torch.tensor([1.0])) for one in (0.0, 0.0, 1.0, 2.0, -3.0)]
+    train, queries = (ExampleSet(part, collate=default_collate) for part in (items, items[:2] + items[3:]))
+    layer = nn.Linear(1, 1, bias=False)
+    run = adopt(layer, [layer.state_dict()], train=train, queries=queries, task=Regression())
+    scores = Representer(regularization=RIDGE).fit(run).attribute()
+    design = np.array([0.0, 0.0, 1.0, 2.0, -3.0])
+    weight = (design.sum() / 5) / ((design**2).sum() / 5 + 2 * RIDGE)
+    alpha = (design * weight - 1) / (-2 * RIDGE * 5)
+    asked = design[[0, 1, 3, 4]]
+    expected = alpha[:, None] * np.outer(design, asked) * -(asked * weight - 1)
+    np.testing.assert_allclose(scores.values, expected, rtol=2e-3, atol=1e-5)
+
+
 def test_a_penalty_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="regularization must be"):
         Representer(regularization=0.0)

@@ -113,6 +113,22 @@ class Reading(nn.Module):
         return found
 
 
+class Experts(nn.Module):
+    """A mixture whose first example calls one expert of three, and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(4, 3), nn.ModuleList([nn.Linear(4, 3) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.gate(x).softmax(1)
+        chosen, out = shares.argmax(1), x.new_zeros(len(x), 3)
+        for place, expert in enumerate(self.experts):
+            if len(rows := (chosen == place).nonzero()[:, 0]):
+                out = out.index_add(0, rows, expert(x[rows]) * shares[rows, place, None])
+        return out
+
+
 def images(*shape: int) -> Tensor:
     return torch.randn(13, *shape, generator=draw(1), dtype=torch.float64)
 
@@ -136,6 +152,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         images(2, 5, 5),
     ),
     "called twice": (Twice, images(4)),
+    "mixture of experts": (Experts, images(4)),
 }
 
 

@@ -49,7 +49,7 @@ def brute(found: ProjectedGradients, model: nn.Module, data: Held, task: Task) -
             one = data.batch(slice(row, row + 1))
             loss = task.loss(task.outputs(model, one), one).sum()
             wanted = [dict(model.named_parameters())[name] for name in layer.names]
-            weight, *bias = torch.autograd.grad(loss, wanted)
+            weight, *bias = torch.autograd.grad(loss, wanted, materialize_grads=True)
             whole_OI = weight.mT if layer.layout == "transposed" else weight.flatten(1)
             wholes.append(torch.cat([whole_OI, *(each[:, None] for each in bias)], 1))
         parts.append((projection.outputs @ torch.stack(wholes) @ projection.inputs.mT).flatten(1))

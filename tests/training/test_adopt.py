@@ -19,7 +19,18 @@ from torch import Tensor, nn
 
 import comove
 from comove import Weights, adopt
-from comove.attribution import CLD, EKFAC, TRAK, Arnoldi, GradDot, InfluenceCG, TracIn
+from comove.attribution import (
+    CLD,
+    EKFAC,
+    TRAK,
+    Arnoldi,
+    DataInf,
+    GaussNewton,
+    GradDot,
+    InfluenceCG,
+    Source,
+    TracIn,
+)
 from comove.coreset import select
 from comove.data import ExampleSet
 from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError, NonFiniteError
@@ -538,3 +549,61 @@ def test_tokens_need_dictionaries_and_something_that_counts() -> None:
     far = ExampleSet([{"input_ids": torch.arange(4)}] * 2, ids=[0, 2**62])
     with pytest.raises(InputError, match="ids are too large"):
         per_token(far)
+
+
+# --- other precisions -----------------------------------------------------------------------------------------------
+
+
+def token_sets(size: int = 40) -> tuple[ExampleSet, ExampleSet]:
+    ids = torch.randint(0, 11, (size, 6), generator=draw(7))
+    return ExampleSet(list(ids[:-4])), ExampleSet(list(ids[-4:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "method",
+    [
+        GradDot(),
+        DataInf(),
+        EKFAC(damping=1e9),
+        GaussNewton(solver="woodbury"),
+        TracIn(),
+        Source(segments=1, curvature="exact"),
+    ],
+)
+def test_weights_in_half_precision_give_the_scores_of_the_same_weights_in_float32(
+    method: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comove.attribution.gauss_newton_solvers.DOUBLE_ROWS", 8)
+    torch.manual_seed(0)
+    narrow = Tokens(11, whole=False).to(dtype)
+    wide = copy.deepcopy(narrow).float()
+    train, queries = token_sets()
+    found, expected = (
+        method.fit(
+            adopt(model, [Weights(model.state_dict(), epoch=1, lr=0.1)], train, queries, CausalLM(), device="cpu")
+        ).attribute()
+        for model in (narrow, wide)
+    )
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-5 * np.abs(expected.values).max())
+
+
+def test_examples_in_half_precision_are_told_apart_and_gradients_warn() -> None:
+    items = [
+        (x.to(torch.bfloat16), y) for x, y in zip(torch.randn(9, 4, generator=draw(0)), [0, 1, 2] * 3, strict=True)
+    ]
+    collate = torch.utils.data.default_collate
+    train = ExampleSet(items, collate=collate)
+    as_float = ExampleSet([(x.float(), y) for x, y in items], collate=collate)
+    assert train.fingerprint != as_float.fingerprint
+    model = numbers(3).to(torch.bfloat16)
+    run = adopt(model, [model.state_dict()], train, ExampleSet(items[:3], ids=[20, 21, 22], collate=collate))
+    with pytest.warns(RuntimeWarning, match=r"Gradients are taken in torch\.bfloat16"):
+        GradDot().fit(run).attribute()
+
+
+def test_another_precision_of_weights_than_of_examples_is_refused_in_a_line() -> None:
+    model = numbers(3).double()
+    train, queries = (ExampleSet.from_arrays(torch.randn(6, 4, generator=draw(0)), [0, 1, 2] * 2) for _ in range(2))
+    with pytest.raises(InputError, match=r"computes in torch\.float64 and the examples are torch\.float32"):
+        adopt(model, [model.state_dict()], train, queries)

@@ -29,18 +29,28 @@ from comove.training.sources import Source
 
 __all__ = ["DataInf", "damping_of", "datainf_solve"]
 
+ROUNDING = 8
+"""Gradients of a parameter that are smaller than so many roundings of the largest parameter's are taken as 0."""
+FLOAT32 = torch.finfo(torch.float32).eps
 BLOCK_BYTES = 1 << 30
 """Queries are taken in blocks whose gradients fit in this."""
 
 
 def damping_of(gradients: PerExampleGradients, train: Batches, share: float) -> dict[str, float]:
-    """Return lambda of each parameter: ``share`` of the mean squared entry of its gradients over the examples."""
+    """Return lambda of each parameter: ``share`` of the mean squared entry of its gradients over the examples.
+
+    0 where these vanish beside those of other parameters but for rounding, as of a bias before instance norm: divided
+    by a share of itself, rounding would count like a gradient.
+    """
     sums = dict.fromkeys(gradients.parameters, 0.0)
     for _, chunk in gradients.stream(train):
         for name, gradient in chunk:
             sums[name] += float(gradient.double().square().sum())
     sizes = {name: parameter.numel() for name, parameter in gradients.parameters.items()}
-    return {name: share * total / (len(train) * sizes[name]) for name, total in sums.items()}
+    means = {name: total / (len(train) * sizes[name]) for name, total in sums.items()}
+    rounding = [ROUNDING * min(torch.finfo(one.dtype).eps, FLOAT32) for one in gradients.parameters.values()]
+    least = max(means.values()) * max(rounding) ** 2
+    return {name: share * mean if mean > least else 0.0 for name, mean in means.items()}
 
 
 def datainf_solve(

@@ -297,7 +297,7 @@ class _Model:
         """Its rows and gradients."""
         options, device, run = self.options, resolve_device(), run_of(self.source)
         train = training_resident(self.source, device)
-        model = run.load_model(self.checkpoint, device)
+        model = run.load_for_gradients(self.checkpoint, device)
         put_channels_last(model)  # convolutions run fastest on this
         names = options.parameters
         rows = JacobianRows(model, run.task, train, parameters=names, draws=options.draws, seed=self._seed("draws"))

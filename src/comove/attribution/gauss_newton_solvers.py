@@ -262,6 +262,8 @@ class Woodbury:
         gram_MM = problem.rows.gram(problem.train)
         if len(gram_MM) <= DOUBLE_ROWS:
             gram_MM = gram_MM.double()
+        elif gram_MM.element_size() < 4:
+            gram_MM = gram_MM.float()
         self.damping = damping(float(gram_MM.diagonal().sum(dtype=torch.float64)))
         self._factor_MM = shifted_cholesky(gram_MM, self.damping)
 

@@ -96,17 +96,18 @@ class _Head:
         bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.weight.shape[0])
         self.biased = layer.bias is not None
         self.start_KF = self._widened(layer.weight.detach(), bias.detach()[:, None])
-        self.features_NF = self._features(model)
-        self.scale = self._factor(model, first)
+        self.features_NF, outputs_NK = self._pass(model)
+        self.scale = self._factor(outputs_NK)
 
     def _widened(self, matrix: Tensor, last: Tensor) -> Tensor:
         return torch.cat([matrix, last], 1).double() if self.biased else matrix.double()
 
-    def _features(self, model: nn.Module) -> Tensor:
-        rows = []
+    def _pass(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """The last layer's inputs (N, F), and the model's outputs (N, K), both float64."""
+        rows, outputs = [], []
         with clean_pass(model), penultimate(model, self.name) as last:
             for _, batch in self.batches():
-                self.task.outputs(model, batch)
+                outputs.append(flat_outputs(self.task.outputs(model, batch)).detach().double())
                 rows.append(last.features.detach())
         features_NF = torch.cat(rows).double()
         if features_NF.ndim != 2:
@@ -114,16 +115,15 @@ class _Head:
                 f"representer reads one row of features an example, and the last layer's input is "
                 f"{tuple(features_NF.shape)}: it explains classifiers and regressions, not sequences of outputs."
             )
-        return self._widened(features_NF, features_NF.new_ones(len(features_NF), 1))
+        return self._widened(features_NF, features_NF.new_ones(len(features_NF), 1)), torch.cat(outputs)
 
-    def _factor(self, model: nn.Module, batch: Batch) -> float:
-        """The number that the model multiplies its last layer's outputs with (0.2 in ResNet-9)."""
-        with clean_pass(model):
-            outputs = flat_outputs(self.task.outputs(model, batch)).double()
-        own = self.features_NF[: len(outputs)] @ self.start_KF.T
-        if own.shape == outputs.shape:
-            factor = float((own * outputs).sum() / own.square().sum().clamp(min=1e-30))
-            if (factor * own - outputs).abs().max() <= SAME * outputs.abs().max() + 1e-12:
+    def _factor(self, outputs_NK: Tensor) -> float:
+        """The number that the model multiplies its last layer's outputs with (0.2 in ResNet-9), the same for all."""
+        own_NK = self.features_NF @ self.start_KF.T
+        if own_NK.shape == outputs_NK.shape:
+            size = float(own_NK.square().sum())
+            factor = float((own_NK * outputs_NK).sum()) / size if size > 0 else 1.0
+            if (factor * own_NK - outputs_NK).abs().max() <= SAME * outputs_NK.abs().max() + 1e-12:
                 return factor
         raise InputError(
             "representer needs outputs that are a fixed multiple of the last linear layer's; this model does something "

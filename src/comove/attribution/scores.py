@@ -186,9 +186,9 @@ def _within_float32(values_NQ: npt.NDArray[Any]) -> Floats:
     if lost_Q.any():
         column = int(lost_Q.argmax())
         raise InputError(
-            f"Scores are kept as float32, from {limits.tiny:.1e} to {limits.max:.1e}; of {int(lost_Q.sum())} queries the "
-            f"largest is beyond (of column {column} it is {largest_Q[column]:.1e}). Multiply all scores of a query by one "
-            "positive number: ranks do not change."
+            f"Scores are kept as float32, from {limits.tiny:.1e} to {limits.max:.1e}; of {int(lost_Q.sum())} queries "
+            f"the largest is beyond (of column {column}: {largest_Q[column]:.1e}). Multiply all scores of a query by "
+            "one positive number: ranks do not change."
         )
     return narrow_NQ
 

@@ -270,7 +270,7 @@ class Source(Attributor):
             return mean_factors([partial(make, one) for one in checkpoints], held, seed=seed)
         total_PP: Tensor | None = None
         for one in checkpoints:
-            model = run.load_model(one, held.device)
+            model = run.load_for_gradients(one, held.device)
             rows = JacobianRows(model, run.task, held, parameters=self.parameters, seed=seed)
             matrix_PP = rows.matrix(held).div_(len(checkpoints))
             total_PP = matrix_PP if total_PP is None else total_PP.add_(matrix_PP)

@@ -72,7 +72,7 @@ def run_gradients(
         CorruptFileError: the checkpoint holds another network's weights.
         InputError: ``last_layer``, and no linear layer gives the logits.
     """
-    model = run.load_model(checkpoint, device)
+    model = run.load_for_gradients(checkpoint, device)
     put_channels_last(model)  # convolutions run fastest on this
     chosen = parameters
     if last_layer:

@@ -162,7 +162,7 @@ class Featuriser:
     ) -> None:
         self.run, self.checkpoint, self.projection = run, checkpoint, projection
         self.examples, self.device, self.how = examples, device, how
-        model = run.load_model(checkpoint, device)
+        model = run.load_for_gradients(checkpoint, device)
         put_channels_last(model)  # convolutions run fastest on this
         self.gradients = PerExampleGradients(
             model, "measure", task=run.task, parameters=how.parameters, batch=how.batch, check_on=how.check_on

@@ -508,7 +508,7 @@ class ExampleSet:
         labels = [] if self._labels is None else [self._labels]
         if isinstance(self._source, _Items):
             found = self._source.batch(self._places if self._source.held is not None else self._places[spaced])
-            return digest(head, self.ids, *labels, *(tensor.numpy() for tensor in tensors_of(found)))
+            return digest(head, self.ids, *labels, *(array for tensor in tensors_of(found) for array in _plain(tensor)))
         raw = self.raw(spaced) if self._held is None else self.held
         assert raw is not None
         return digest(head, self.ids, *labels, raw.numpy())
@@ -699,6 +699,13 @@ def _check_attributes(dataset: MapDataset, labels: Ids, name: str) -> None:
                 "__getitem__ replaces (noisy labels), are the likely cause. Say which are meant: labels=[dataset[i][1] "
                 f"for i in range(len(dataset))], what a loader gives, or labels=dataset.{attribute}."
             )
+
+
+def _plain(tensor: torch.Tensor) -> list[npt.NDArray[Any]]:
+    """What of a tensor is digested: its numbers, and its type where NumPy has none such."""
+    array = as_array(tensor)
+    lacking = tensor.is_floating_point() and array.itemsize != tensor.element_size()
+    return [np.frombuffer(str(tensor.dtype).encode(), np.uint8), array] if lacking else [array]
 
 
 def _check_map_style(dataset: object, name: str) -> None:

@@ -11,6 +11,7 @@ Shape legend: B examples, T positions, I inputs of a layer (with the column of o
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import warnings
@@ -318,24 +319,21 @@ def _sides(module: Any) -> tuple[int, int]:
 
 
 def factored_layers(
-    gradients: PerExampleGradients, batch: Batch, largest: float | None = None
+    gradients: PerExampleGradients, data: Batches, largest: float | None = None
 ) -> tuple[list[Layer], dict[str, str]]:
     """Return the layers that have factors, and the parameters left out with the reason.
 
     Args:
         gradients: over the parameters that are asked for.
-        batch: a few examples, to see which layers are called.
+        data: examples, of which the first ones are passed until every layer was called: a mixture of experts calls
+            others for every example.
         largest: how many inputs or outputs a layer may have; by default 16,384.
     """
     model, uses = gradients.model, parameter_uses(gradients.model, gradients.parameters)
     largest = LARGEST_SIDE if largest is None else largest
-    called: set[nn.Module] = set()
-    handles = [each.register_forward_hook(lambda module, *_: called.add(module)) for each in model.modules()]
-    try:
-        gradients.evaluate(batch, lambda outputs, _: flat_outputs(outputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    called = _called(
+        gradients, data, {module for each in uses.values() for _, module, _ in each if _is_factored(module)}
+    )
     names = {id(parameter): name for name, parameter in gradients.parameters.items()}
     left_out = {name: why for name in uses if (why := _obstacle(name, uses, called, largest))}
     layers = []
@@ -347,6 +345,22 @@ def factored_layers(
     covered = {name for each in layers for name in each.names}
     left_out |= {name: "its layer's weight is left out" for name in uses if name not in covered | left_out.keys()}
     return layers, {name: left_out[name] for name in uses if name in left_out}
+
+
+def _called(gradients: PerExampleGradients, data: Batches, wanted: set[nn.Module]) -> set[nn.Module]:
+    """Which of some layers are called, by the first of the examples if they all are, else by any of them."""
+    called: set[nn.Module] = set()
+    handles = [each.register_forward_hook(lambda module, *_: called.add(module)) for each in wanted]
+    ends = [0, *range(1, len(data), gradients.batch), len(data)]
+    try:
+        for start, stop in itertools.pairwise(ends):
+            gradients.evaluate(data.batch(slice(start, stop)), lambda outputs, _: flat_outputs(outputs))
+            if called == wanted:
+                break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
 
 
 def _is_factored(module: nn.Module) -> bool:
@@ -447,7 +461,7 @@ def _bases(sums: Sums) -> Sums:
 
 def _fit_of(gradients: PerExampleGradients, data: Batches, seed: int, file: Path | None) -> tuple[_Fit, dict[str, str]]:
     """The fit of a model's factors, and the parameters left out of it."""
-    layers, left_out = factored_layers(gradients, data.batch(slice(0, 1)))
+    layers, left_out = factored_layers(gradients, data)
     if not layers:
         raise InputError(
             "EK-FAC needs linear layers or convolutions, of which the chosen parameters have none: "

@@ -137,7 +137,7 @@ class ProjectedGradients:
         *,
         batch: int | None = None,
     ) -> None:
-        layers, self.left_out = factored_layers(gradients, data.batch(slice(0, 1)), float("inf"))
+        layers, self.left_out = factored_layers(gradients, data, float("inf"))
         if not layers:
             raise InputError(
                 "Two-sided projections need linear layers or convolutions, of which the chosen parameters have none: "

@@ -178,8 +178,8 @@ def _check_names(names: Sequence[str], layout: str, kind: Layout) -> None:
     unsafe = r"[/\\:\0]" if kind.named_files else r"\0"
     if wrong := wrong or [name for name in names if re.search(unsafe, name)]:
         raise InputError(
-            f"The layout {layout} cannot hold outputs named {some(map(repr, wrong))} (names of its own, two of one file, "
-            "or no names of files): say which outputs to write (outputs=), or take another layout."
+            f"The layout {layout} cannot hold outputs named {some(map(repr, wrong))} (names of its own, two of one "
+            "file, or no names of files): say which outputs to write (outputs=), or take another layout."
         )
 
 

@@ -20,9 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from comove.data import ExampleSet, MapDataset, Splits
-from comove.data.batches import batch_size
+from comove.data.batches import Batch, batch_size, tensors_of
 from comove.data.preparation import Preprocessing
-from comove.errors import FingerprintError, InputError, InputTypeError, NonFiniteError, some
+from comove.errors import (
+    ComoveError,
+    FingerprintError,
+    InputError,
+    InputTypeError,
+    NonFiniteError,
+    first_line,
+    some,
+)
 from comove.jobs.progress import progress_bar
 from comove.models import penultimate
 from comove.models.last_layer import last_linear
@@ -227,7 +235,25 @@ def _check(network: nn.Module, weights: Sequence[Weights], task: Task, splits: S
     trial = _copied(network)
     load_into(trial, state, "The last of the weights" if isinstance(last, Mapping) else last)
     for part in (splits.train, splits.query):
-        check_task(task, trial, part.collated(np.arange(min(2, len(part)))))
+        batch = part.collated(np.arange(min(2, len(part))))
+        try:
+            check_task(task, trial, batch)
+        except ComoveError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            _check_types(trial, batch, error)
+            raise
+
+
+def _check_types(network: nn.Module, batch: Batch, error: Exception) -> None:
+    """Refuse numbers of another type than the weights', where the model failed on them."""
+    given = {str(each.dtype) for each in tensors_of(batch) if each.is_floating_point()}
+    own = {str(each.dtype) for each in network.parameters() if each.is_floating_point()}
+    if given and not given & own:
+        raise InputError(
+            f"The model computes in {some(own)} and the examples are {some(given)}, and it failed on them: convert the "
+            f"weights (.float()), or have collate= give the model's type. ({first_line(error)})"
+        ) from error
 
 
 def _identity(

@@ -253,7 +253,7 @@ class _Walk:
         manifest = self._claimed()
         if manifest.get("rows") is not None:
             return
-        model = self.run.load_model(self.checkpoint, self.device)
+        model = self.run.load_for_gradients(self.checkpoint, self.device)
         chains = _Chains(model, self.run.task, self.how, self.device)
         residents = {side: [Resident(part, self.device) for part in parts] for side, parts in self.sets.items()}
         done = self._restored(chains, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ from safetensors.torch import save as _weights_to_bytes
 from torch import nn
 
 from comove.data import ExampleSet, MapDataset, Splits
+from comove.data.batches import map_tensors
 from comove.data.builtin import as_splits, reload_splits
 from comove.data.class_names import class_indices
 from comove.data.preparation import Picture, Preprocessing, prepared
 from comove.display import html_facts
-from comove.errors import CorruptFileError, InputError
+from comove.errors import CorruptFileError, InputError, first_line, some
 from comove.models import Factory, ModelSpec
 from comove.store import (
     MANIFEST,
@@ -382,6 +384,31 @@ class Run:
         except RuntimeError as error:
             raise CorruptFileError(f"{chosen.path} does not hold the weights of {spec}: {error}") from error
         return model.to(device).eval()
+
+    def load_for_gradients(self, checkpoint: Checkpoint | None = None, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the network as :meth:`load_model` does, weights in half precision as float32.
+
+        Sums of gradients over many examples need more digits than half precision has. A model that does not run in
+        float32, such as on examples in half precision, stays as it is, with a warning.
+        """
+        model = self.load_model(checkpoint, device)
+        half = {each.dtype for each in model.parameters() if each.requires_grad} & {torch.float16, torch.bfloat16}
+        if not half:
+            return model
+        first = map_tensors(lambda tensor: tensor.to(device), self.data().train.collated(np.arange(1)))
+        try:
+            with torch.no_grad():
+                self.task.outputs(model.float(), first)
+        except RuntimeError as error:
+            kinds = some(sorted(map(str, half)))
+            warnings.warn(
+                f"Gradients are taken in {kinds}, of two or three digits, and sums over examples are no better: "
+                f"the model does not run in float32 on these examples ({first_line(error)}).",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return self.load_model(checkpoint, device)
+        return model
 
     def step_factors(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """Return lr / (sqrt(v_hat) + eps) of a model trained elsewhere by Adam or AdamW, by parameter, on the CPU.
