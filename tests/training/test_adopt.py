@@ -28,7 +28,6 @@ from comove.attribution import (
     GaussNewton,
     GradDot,
     InfluenceCG,
-    Source,
     TracIn,
 )
 from comove.coreset import select
