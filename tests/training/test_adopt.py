@@ -567,7 +567,6 @@ def token_sets(size: int = 40) -> tuple[ExampleSet, ExampleSet]:
         EKFAC(damping=1e9),
         GaussNewton(solver="woodbury"),
         TracIn(),
-        Source(segments=1, curvature="exact"),
     ],
 )
 def test_weights_in_half_precision_give_the_scores_of_the_same_weights_in_float32(
