@@ -88,12 +88,13 @@ def test_a_model_that_does_more_after_its_last_layer_is_refused(tmp_path: Path) 
 
 def test_what_happens_after_the_last_layer_is_looked_for_in_every_example(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 1), nn.ReLU())
+    last = nn.Linear(4, 1)
+    model = nn.Sequential(last, nn.ReLU())
     with torch.no_grad():  # the first two of all outputs are positive, where nothing happens, others negative
         x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-        model[0].bias.fill_(-float((x @ model[0].weight.T)[:2].min()) + 1e-3)
+        last.bias.fill_(-float((x @ last.weight.T)[:2].min()) + 1e-3)
         assert (model(x)[:2] > 0).all()
-        assert (model[0](x) < 0).any()
+        assert (last(x) < 0).any()
     with pytest.raises(InputError, match="fixed multiple of the last linear layer"):
         Representer().fit(problem(tmp_path / "run", model, Regression()))
 
