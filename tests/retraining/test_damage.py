@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -336,11 +336,33 @@ def test_a_compact_bank_reads_like_the_folder(bank: RetrainingBank, tmp_path: Pa
     assert (compact.status().done, compact.status().total) == (7, 8)
     with pytest.raises(InputError, match="imported or compact bank, to be read only; train in the folder"):
         compact.run()
-    for ours, theirs in ((compact, bank), (bank, compact)):
-        with pytest.raises(InputError, match="imported or compact bank, to be read only"):
-            ours.merge(theirs)
+    with pytest.raises(InputError, match="imported or compact bank, to be read only"):
+        compact.merge(bank)
     with pytest.raises(InputError, match="no weights of subset 0"):
         compact.weights(0, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_published_file_is_continued_in_a_folder(
+    bank: RetrainingBank,
+    finished: RetrainingBank,
+    small_digits: Splits,
+    tmp_path: Path,
+    dtype: Literal["float32", "float16"],
+) -> None:
+    file_of(bank, 1, 1).unlink()
+    part = bank.part([3, 1, 0])  # in another order than the plan's, and without one of its subsets
+    file = part.compact(tmp_path / "bank.safetensors", dtype)
+    again = create(tmp_path / "again", small_digits)
+    assert again.merge(file) == 5
+    assert again.pending == [(2, 0), (1, 1), (2, 1)]
+    np.testing.assert_array_equal(again.logits()[[3, 0]], bank.logits()[[3, 0]].astype(dtype))
+    again.run(engine=ONE)
+    np.testing.assert_array_equal(again.logits()[[1, 2], 1], finished.logits()[[1, 2], 1])
+    assert again.merge(file) == 0  # they agree as far as the file says
+    assert finished.merge(file) == 0
+    with pytest.raises(FingerprintError, match="fingerprint"):
+        create(tmp_path / "other", small_digits, seed=1).merge(file)
 
 
 def test_several_plans_parts_and_half_precision_in_one_file(small_digits: Splits, tmp_path: Path) -> None:

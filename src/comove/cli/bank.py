@@ -113,12 +113,14 @@ def work(
 @computes_nothing
 def merge(
     path: Folder,
-    others: Annotated[list[Path], typer.Argument(help="Folders of the same bank, trained on other machines.")],
+    others: Annotated[
+        list[Path], typer.Argument(help="Folders or compact files of the same bank, trained on other machines.")
+    ],
 ) -> None:
     """Copy into a bank the models that other machines have trained.
 
     Create the same bank on each machine (by the same comove lds or RetrainingBank.create), train parts of it, and merge
-    them here.
+    them here. A bank that was published as one file is continued in the same way: create it, merge the file, go on.
 
     Example: comove bank merge lds/bank from-gpu/bank
     """

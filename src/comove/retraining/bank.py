@@ -45,7 +45,7 @@ from comove.jobs import Executor, as_executor
 from comove.lds.against_bank import bank_lds
 from comove.lds.score import LDS
 from comove.models import Factory, ModelSpec
-from comove.retraining.compact import published_file, read_compact, write_compact
+from comove.retraining.compact import StackedResults, published_file, read_compact, write_compact
 from comove.retraining.contents import OWN, LogitsOf, contents_of, is_own
 from comove.retraining.engines import check_same_but_engine, join_engines, planned_engines, settle_engines
 from comove.retraining.files import (
@@ -67,7 +67,7 @@ from comove.retraining.files import (
 )
 from comove.retraining.imported import DEFAULT_NAME, imported
 from comove.retraining.measured import all_logits, all_outputs
-from comove.retraining.merge import merge_folders
+from comove.retraining.merge import merge_compact, merge_folders
 from comove.retraining.model_index import Rows
 from comove.retraining.own import OwnTraining, differing, trained_outputs
 from comove.retraining.own_data import OwnData, own_data, own_queries
@@ -562,12 +562,16 @@ class RetrainingBank:
     def merge(self, other: str | os.PathLike[str] | RetrainingBank) -> int:
         """Copy what a bank made elsewhere has trained into this one's folder, and the plans it has.
 
+        So a bank that was published as one compact file can be continued: create the same bank in a folder, with the
+        plans that it is to have (a compact file may hold parts of plans, which are not taken over), merge the file,
+        and run. Results that the file holds as float16 stay rounded to that.
+
         Both must be of the same data, model, recipe, seed, queries and engine (a bank that has trained nothing takes
         over the other's engine). A model that is in both stays as it is here.
         Plans that were not here are seen by :meth:`load`, not by this object.
 
         Args:
-            other: its folder, or the bank.
+            other: its folder or compact file, or the bank.
 
         Returns:
             The number of results copied.
@@ -575,13 +579,16 @@ class RetrainingBank:
         Raises:
             FingerprintError: another bank; the message shows both fingerprints.
             LockedError: another process is running this bank.
-            InputError: one of the two is a compact file.
+            InputError: this bank is a compact file.
         """
         found = other if isinstance(other, RetrainingBank) else RetrainingBank.load(other)
-        ours, theirs = self._writable(), found._writable()
+        ours, theirs = self._writable(), found._results
         with driver_lock(self.path):
             self._refresh(ours)
             join_engines(ours, self._identity, found._identity, found.path)
+            if isinstance(theirs, StackedResults):
+                return merge_compact(ours, theirs, found.path)
+            assert isinstance(theirs, ResultFiles)
             return merge_folders(ours, theirs, self.train_ids.size, self.data_fingerprint)
 
     # --- parts ---

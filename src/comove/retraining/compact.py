@@ -64,12 +64,18 @@ class StackedResults:
         Raises:
             CorruptFileError: the file has changed since it was written.
         """
+        one = self.stored(key)
+        if one is None:
+            return None
+        return {name: array.astype(np.promote_types(array.dtype, np.float32)) for name, array in one.items()}
+
+    def stored(self, key: Key) -> Arrays | None:
+        """As :meth:`arrays`, in the file's own dtypes: float16 where it was written so."""
         if key not in self._place:
             return None
         if self._held is None:
             self._held = self._load()
-        one = {name: array[self._place[key]] for name, array in self._held.items()}
-        return {name: array.astype(np.promote_types(array.dtype, np.float32)) for name, array in one.items()}
+        return {name: array[self._place[key]] for name, array in self._held.items()}
 
     def names(self) -> tuple[str, ...] | None:
         """The names of the outputs that every result has; ``None`` where none is there."""
