@@ -239,6 +239,24 @@ def test_a_finished_study_is_finished_at_once(parts: _Parts, finished: Path) -> 
     assert (finished / "state" / "costs.json").read_bytes() == before
 
 
+def test_what_was_published_is_continued_in_a_new_folder(parts: _Parts, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "results", tmp_path / "results")
+    assert _study(parts, tmp_path, "restore") == 0
+    assert _study(parts, tmp_path, "all", "--minutes", "0") == 0  # nothing is left to do
+    assert _study(parts, tmp_path, "publish") == 0
+    before, again = (parts.published.Published(folder / "results" / "tiny") for folder in (finished, tmp_path))
+    for one, two in zip(before.lds("margin", 0), again.lds("margin", 0), strict=True):
+        np.testing.assert_allclose(two.per_query, one.per_query, atol=0.03)  # logits are published as float16
+    for name, array in before.ranks[0].items():
+        np.testing.assert_array_equal(again.ranks[0][name], array)
+    assert again.content["costs"] == before.content["costs"]
+    at = _session(parts, tmp_path)
+    with pytest.raises(SystemExit, match="another recipe or other data"):
+        parts.published.restore(replace(at, study=replace(at.study, width=0.25)), tmp_path / "results" / "tiny")
+    with pytest.raises(SystemExit, match="Nothing of the size tiny is published"):
+        parts.published.restore(at, tmp_path / "elsewhere")
+
+
 def test_a_folder_of_another_study_is_refused(parts: _Parts, finished: Path) -> None:
     at = _session(parts, finished)
     with pytest.raises(FingerprintError, match="width"):

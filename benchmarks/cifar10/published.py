@@ -1,8 +1,11 @@
 """What of a study goes into the repository: a few MB from which every table and figure can be made again.
 
+A study can also be continued from them, in a new folder: :func:`restore`.
+
     study.json              what was declared, where it was computed, what it took, how far it is
     bank-PLAN.safetensors   the retrained models' logits on the queries (float16) and the subsets
-    ranks.safetensors       for each method and plan, the ranks of the summed scores: all that the LDS asks of them
+    ranks.safetensors       for each method and plan, the ranks of the summed scores: all that the LDS asks of them;
+                            and the highest-scored examples of each query, as positions among the sorted ids
     brittleness.safetensors, curves.json, same-seed.json, speed.json
 
 Shape suffixes: C subsets, Q queries, R models of a subset.
@@ -29,10 +32,11 @@ from comove.lds.against_bank import alpha_of
 from comove.lds.score import spearman_columns
 from comove.store import new_folder, read_checked, read_json, write_checked, write_json
 
-__all__ = ["Published", "publish"]
+__all__ = ["Published", "publish", "restore"]
 
 FEWEST_SUBSETS = 20
 """Of a truth whose first seed is not complete: fewer subsets say too little."""
+TOP = "top"
 COPIED = ("brittleness.safetensors", "curves.json", "same-seed.json", "speed.json")
 
 
@@ -79,9 +83,52 @@ def _write_ranks(at: Session, file: Path) -> None:
         found = Digest.load(kept)
         for plan, sums_CQ in found.sums.items():  # halves at most, from ties: exact in float16 up to C = 1,024
             arrays[f"{len(methods)}.{plan}"] = rankdata(sums_CQ, axis=0).astype(np.float16)
+        top = np.searchsorted(np.sort(at.splits.train.ids), found.top[:, : max(at.study.removals.ks)])
+        arrays[f"{len(methods)}.{TOP}"] = top.astype(np.uint16 if at.splits.train.ids.size <= 1 << 16 else np.uint32)
         methods.append({"method": label, "info": {**found.info, "command": _command(at)}})
     if methods:
         write_checked(file, arrays, {"methods": methods})
+
+
+def restore(at: Session, folder: Path) -> None:
+    """Begin a study's folder with what was published of it; what the folder has already stays.
+
+    Raises:
+        SystemExit: nothing is published there, or another study.
+    """
+    published = Published(folder)
+    if not published.there:
+        raise SystemExit(f"Nothing of the size {at.study.size} is published in {folder}.")
+    found = published.content
+    same = {name: found["declared"].get(name) for name in at.study.identity()} == at.study.identity()
+    if not same or found["data"]["fingerprint"] != at.splits.fingerprint:
+        raise SystemExit(f"What is published in {folder} is of another recipe or other data than the study now has.")
+    for bank in published.banks:
+        for plan, seeds in truth_plans(at.study, at.splits):
+            if bank.plans == (plan.name,):
+                copied = at.bank("bank", plan, seeds).merge(bank)
+                print(f"{plan.name}: {copied} models", flush=True)
+    _restore_scores(at, published)
+    for name in COPIED:
+        if (folder / name).exists() and not (at.folder / name).exists():
+            shutil.copyfile(folder / name, at.folder / name)
+    if not at.book.entries:
+        write_json(at.book.file, dict(published.costs))
+    if not (at.folder / "machine.json").exists():
+        write_json(at.folder / "machine.json", found["machine"])
+
+
+def _restore_scores(at: Session, published: Published) -> None:
+    """Digests of the methods that were scored: ranks in the place of sums, which order subsets alike."""
+    arrays, methods = published.ranks
+    ids = np.sort(at.splits.train.ids)
+    for number, entry in enumerate(methods):
+        if file_of(at.folder / "scores", entry["method"]).exists():
+            continue
+        own = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(f"{number}.")}
+        top = ids[own.pop(TOP, np.empty((at.splits.query.ids.size, 0), np.int64))].astype(np.int32)
+        sums = {plan: ranks.astype(np.float64) for plan, ranks in own.items()}
+        Digest(entry["method"], at.splits.query.ids, top, sums, entry["info"]).save(at.folder / "scores")
 
 
 @dataclass(frozen=True)

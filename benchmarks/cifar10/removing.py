@@ -97,7 +97,10 @@ def _finished(at: Session) -> Brittleness | None:
 def _removal(at: Session, ids: Ids) -> Removal:
     scores = {}
     for label in at.study.removals.methods:
-        found = Digest.load(file_of(at.folder / "scores", label))
+        file = file_of(at.folder / "scores", label)
+        found = Digest.load(file)
+        if found.top.shape[1] < max(at.study.removals.ks):  # published before these were
+            raise SystemExit(f"{file} lacks the highest-scored examples: delete it, then --step scores makes it again.")
         scores[label] = as_scores(found, at.splits.train.ids)
     return plan_removal(scores, at.splits, max(at.study.removals.ks), queries=ids, controls=True, seed=0)
 

@@ -98,8 +98,9 @@ def score(at: Session) -> None:
 
 
 def fit_and_score(at: Session) -> None:
-    """Train what FZ and datamodels are fitted on, and score with them."""
-    train_bank(at, fit_bank(at), "fit-bank")
+    """Train what FZ and datamodels are fitted on, unless they are scored, and score with them."""
+    if any(not file_of(at.folder / "scores", method.label).exists() for method in at.study.bank_methods):
+        train_bank(at, fit_bank(at), "fit-bank")
     score(at)
 
 

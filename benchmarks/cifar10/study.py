@@ -8,7 +8,8 @@
 
 Steps: ``speed`` (of the trainer), ``runs`` and ``scores`` (attribution), ``bank`` (the ground truth at alpha 0.5, then
 what FZ and datamodels are fitted on), ``alphas`` (the other ratios), ``curves``, ``same-seed`` (for ``Unrolled``),
-``brittleness`` (on as many queries as there is time for), ``publish`` (what there is, in compact form), ``report``.
+``brittleness`` (on as many queries as there is time for), ``publish`` (what there is, in compact form), ``restore`` (a
+new folder begins with what is published: no model is trained twice), ``report``.
 Exit code 0: done; 75: the time was up, the same command goes on. Nothing is begun that took longer before than is left
 of the slice.
 
@@ -87,10 +88,10 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS, page: Path
     study, executor = STUDIES[asked.size], as_executor(asked.executor, asked.workers)
     scratch = asked.folder / "scratch" if asked.scratch is None else asked.scratch
     at = Session(study, asked.folder / "state", scratch, Clock(asked.minutes), asked.device, executor)
-    if asked.step == "publish":
-        from published import publish
+    if asked.step in ("publish", "restore"):
+        import published
 
-        publish(at, results / study.size)
+        getattr(published, asked.step)(at, results / study.size)
         return 0
     try:
         for step in STEPS if asked.step == "all" else [asked.step]:
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS, page: Path
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=STUDIES, default="small")
-    parser.add_argument("--step", choices=[*STEPS, "all", "publish", "report"], default="all")
+    parser.add_argument("--step", choices=[*STEPS, "all", "publish", "restore", "report"], default="all")
     parser.add_argument(
         "--folder", type=Path, help="of the study: state/ is small and worth keeping, scratch/ is large"
     )
