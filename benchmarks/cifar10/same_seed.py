@@ -2,7 +2,7 @@
 
 What is left between two of its models is the absent examples' doing alone, so its noise ceiling is 1 and a method that
 follows training exactly, ``Unrolled``, could reach it where training is smooth. ``metasmoothness`` says beforehand
-whether it is. The result goes to ``same-seed.json``.
+whether it is. The result goes to ``same-seed.json``, method by method.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from steps import Session, note_machine, timed
 from comove.attribution import EKFAC, TRAK, Attributor, GradDot, Unrolled, metasmoothness
 from comove.data import Splits
 from comove.evaluation import RetrainingBank, subsets
-from comove.store import write_json
+from comove.store import read_json, write_json
 
 __all__ = ["measure_same_seed"]
 
-METHODS: tuple[Attributor, ...] = (Unrolled(), Unrolled(curvature="gauss-newton"), EKFAC(), GradDot(), TRAK())
+METHODS: tuple[Attributor, ...] = (EKFAC(), GradDot(), TRAK(), Unrolled(), Unrolled(curvature="gauss-newton"))
 
 
 def measure_same_seed(at: Session) -> None:
@@ -31,7 +31,9 @@ def measure_same_seed(at: Session) -> None:
         SliceEndedError: there are models to go.
     """
     file, wanted = at.folder / "same-seed.json", at.study.same_seed
-    if wanted is None or file.exists():
+    found: dict[str, Any] = read_json(file) if file.exists() else {"methods": {}}
+    missing = [method for method in METHODS if method.label not in found["methods"]]
+    if wanted is None or not missing:
         return
     plan = subsets.random(wanted.alpha, wanted.subsets)
     splits = _with_queries(at.splits, wanted.queries)
@@ -41,18 +43,19 @@ def measure_same_seed(at: Session) -> None:
         if bank.pending:
             raise SliceEndedError
     run = first_run(at)
-    with at.unit("metasmoothness"):
-        smooth = metasmoothness(run)
-    rows: dict[str, Any] = {}
-    for method in METHODS:
+    if "metasmoothness" not in found:
+        with at.unit("metasmoothness"):
+            smooth = metasmoothness(run)
+        found["metasmoothness"] = {"value": smooth.value, "correlation": smooth.correlation}
+    found |= {"alpha": wanted.alpha, "subsets": wanted.subsets, "queries": wanted.queries}
+    for method in missing:
         with at.unit(f"{method.label} of some queries"):
             seconds, scores = timed(lambda m=method: m.fit(run).attribute(splits.query.ids))  # type: ignore[misc]
         lds = bank.lds(scores)
-        rows[method.label] = {"lds": lds.mean, "interval": lds.interval, "seconds": seconds}
+        found["methods"][method.label] = {"lds": lds.mean, "interval": lds.interval, "seconds": seconds}
+        write_json(file, found)
         print(f"{method.label}: {lds}", flush=True)
     note_machine(at)
-    content = {"alpha": wanted.alpha, "subsets": wanted.subsets, "queries": wanted.queries, "methods": rows}
-    write_json(file, {**content, "metasmoothness": {"value": smooth.value, "correlation": smooth.correlation}})
 
 
 def _with_queries(splits: Splits, count: int) -> Splits:
