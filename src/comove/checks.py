@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ __all__ = [
     "check_number",
     "check_seed",
     "check_share",
+    "check_text",
     "given_ids",
     "is_tensor",
     "many_whole",
@@ -40,6 +42,7 @@ __all__ = [
 
 Ids = npt.NDArray[np.int64]
 LARGEST = np.iinfo(np.int64).max
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FLAT = "a 1-D array of integers"
 _REMEDY = {
     "b": "Cast booleans first, with .astype(int) or .astype(float), if numbers are what they mean.",
@@ -377,6 +380,20 @@ def check_seed(seed: object, who: str) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST:
         raise InputError(f"{who}: seed must be a whole number from 0 on, got {_short(seed)}.")
     return seed
+
+
+def check_text(texts: Iterable[object], what: str) -> None:
+    """Refuse text that no file in UTF-8 can hold: with a surrogate that has no other half.
+
+    Raises:
+        InputError: one of them is so.
+    """
+    for text in texts:
+        if isinstance(text, str) and _SURROGATE.search(text):
+            raise InputError(
+                f"{what} must be text of whole characters, found {text!r}, which UTF-8 cannot hold. Python makes such "
+                "text of bytes that are not UTF-8, as in the name of a file: rename it, or give the text that is meant."
+            )
 
 
 def check_share(value: object, what: str) -> float:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from comove.checks import check_text
 from comove.data import ExampleSet
 from comove.data.batches import Batch, batch_size, map_tensors
 from comove.discovery import check_choice
@@ -542,6 +543,7 @@ class PerExample(Task):
         for function, what in ((loss, "loss"), (measure, "measure"), (outputs, "outputs")):
             if not callable(function) and (what == "loss" or function is not None):
                 raise InputTypeError(f"PerExample: {what} must be a function, got {type(function).__name__}.")
+        check_text([name], "PerExample: name")
         for attribute, value in (("function", loss), ("measured", measure), ("title", name), ("forward", outputs)):
             object.__setattr__(self, attribute, value)
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from typer.testing import CliRunner
 from comove import cli
 from comove.cli.app import command_of, say
 from comove.coreset import Coreset
+from comove.evaluation import RetrainingBank, subsets
+from comove.retraining.own import OwnTraining
 from comove.training import Run, loop
 
 SMALL = ("--limit", "200", "--held-out", "40", "--epochs", "2")
@@ -224,3 +227,23 @@ def test_training_goes_on_when_the_reader_of_its_log_has_left(warm: Warm, tmp_pa
     warm.start(CLOSED + RUN, "1,2", "train", *SMALL, "--out", tmp_path)
     assert warm.wait() == 0
     assert Run.load(tmp_path).finished
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are Unicode there")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_that_standard_output_cannot_take_is_written_out(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "caf\udce9\u00d7"
+    RetrainingBank.create(
+        folder, [1, 2, 3], training=OwnTraining(dict, name="x"), subsets=subsets.random(0.5, 2), queries=[5]
+    )
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(sys, "argv", ["comove", "bank", "status", str(folder)])
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, "strict"))
+    with pytest.raises(SystemExit) as ended:
+        cli.run()
+    sys.stdout.flush()
+    assert ended.value.code in (None, 0)
+    assert r"caf\udce9" in printed.getvalue().decode()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -510,3 +512,36 @@ def test_a_folder_that_moved_is_named_anew(flat: Path) -> None:
 def test_data_from_memory_must_be_passed_again(images: ExampleSet) -> None:
     with pytest.raises(InputError, match=r"runs/a was made with data of your own.*dataset="):
         reload_splits(as_splits(images).describe(), "runs/a")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode there")
+def test_classes_and_files_whose_names_are_not_utf8_are_read_and_written_out_in_ascii(tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path)
+    for name in (b"caf\xe9", b"tea"):
+        fill(Path(os.fsdecode(root + b"/drinks/" + name)), 10)
+        os.rename(root + b"/drinks/" + name + b"/000.png", root + b"/drinks/" + name + b"/\xff.png")
+    splits = load_dataset(str(tmp_path / "drinks"))
+    assert splits.classes == ("caf\\xe9", "tea")
+    names = list(splits.sources.values())
+    assert {"caf\\xe9/\\xff.png", "tea/\\xff.png", "tea/001.png"} <= set(names)
+    ids = hashed_ids(
+        [os.fsdecode(name.encode().replace(b"\\xe9", b"\xe9").replace(b"\\xff", b"\xff")) for name in names]
+    )
+    assert ids.tolist() == list(splits.sources)  # of the names themselves
+    Path(os.fsdecode(root + b"/drinks/caf\xe9/\xff.png")).write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"caf\udce9/\udcff.png cannot be read as an image"):
+        load_dataset(str(tmp_path / "drinks"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode there")
+def test_a_path_that_no_manifest_can_hold_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    fill(folder / "cat", 2)
+    with pytest.raises(InputError, match=r"path of a data set must be text .*caf\\udce9'.*rename it"):
+        load_dataset(str(folder))
+    with pytest.raises(InputError, match="path of a data set must be text"):
+        load_dataset("cifar10", data_dir=folder)
+    monkeypatch.chdir(folder)
+    assert len(load_dataset("digits").train) == 1400  # a folder that is not named does not matter

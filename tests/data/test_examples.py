@@ -218,9 +218,20 @@ def test_splits_that_share_an_id_are_refused() -> None:
         Splits(numbered(5), None, numbered(3))
 
 
+def test_classes_without_names_are_as_many_as_any_split_has() -> None:
+    inputs = np.zeros((4, 2), np.float32)
+    train = ExampleSet.from_arrays(inputs, [0, 1, 2, 2])
+    query = ExampleSet.from_arrays(inputs[:1], [0], ids=[9])
+    splits = Splits(train, None, query)
+    assert splits.query.classes == splits.train.classes == ("0", "1", "2")
+    assert query.classes == ("0",)  # what was passed is not changed
+    with pytest.raises(InputError, match="same class names"):
+        Splits(ExampleSet.from_arrays(inputs, [0, 1, 2, 2], classes=["a", "b", "c"]), None, query)
+
+
 def test_splits_of_different_classes_are_refused() -> None:
     with pytest.raises(InputError, match="same class names"):
-        Splits(numbered(6, classes=3), None, numbered(6, classes=2, first=10))
+        Splits(numbered(6, classes=3).with_classes("abc"), None, numbered(6, classes=2, first=10).with_classes("ab"))
 
 
 def test_the_fingerprint_of_splits_tells_the_parts_apart() -> None:

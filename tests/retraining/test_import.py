@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from comove.attribution import Scores, SubsampledInfluence
 from comove.data import Splits
-from comove.errors import CorruptFileError, InputError, InputTypeError, NonFiniteError
+from comove.errors import CorruptFileError, InputError, InputTypeError, NonFiniteError, StorageError
 from comove.evaluation import (
     LAYOUTS,
     RetrainingBank,
@@ -26,6 +26,8 @@ from comove.evaluation import (
     read_scores,
     subsets,
 )
+from comove.retraining import layouts
+from comove.retraining.own import OwnTraining
 from comove.training import Engine, Recipe, Training
 
 C, N, Q = 8, 12, 5
@@ -592,3 +594,65 @@ def test_methods_that_are_computed_from_a_bank_take_it(tmp_path: Path) -> None:
     scores = found.attribute()
     np.testing.assert_allclose(scores.values, expected, atol=1e-5)
     assert scores.train_ids.tolist() == TRAIN.tolist()
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "npz"])
+def test_nothing_is_left_of_an_export_that_failed(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = bank_of(train_ids=TRAIN, train_labels=np.arange(N) % 3)
+    write, written = Path.replace, 0
+
+    def full(file: Path, target: Any) -> Path:
+        nonlocal written
+        written += 1
+        if written == 3:
+            raise OSError(28, "No space left on device")
+        return write(file, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError, match="No space left"):
+        export_bank(bank, tmp_path / "out", layout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_an_export_whose_numbers_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="too large for float16"):
+        export_bank(bank_of({"error": MARGINS, "margin": 1e6 * MARGINS}), tmp_path / "out", "datamodels")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("npz", "parquet")])
+def test_a_folder_whose_export_was_killed_is_not_read_without_its_ids(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    write, bank = Path.replace, bank_of(train_ids=TRAIN, query_ids=QUERY, train_labels=np.arange(N) % 3)
+    monkeypatch.setattr(layouts, "_remove_part", lambda where: None)  # a killed process removes nothing
+    for last in range(20):
+        left = last
+
+        def killed(file: Path, target: Any) -> Path:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return write(file, target)
+
+        monkeypatch.setattr(Path, "replace", killed)
+        try:
+            export_bank(bank, tmp_path / f"{last}", layout)
+        except Killed:
+            with pytest.raises((InputError, CorruptFileError)):
+                import_bank(tmp_path / f"{last}")
+            continue
+        break
+    assert last > 3
+    assert np.array_equal(import_bank(tmp_path / f"{last}").train_ids, TRAIN)
+
+
+def test_names_that_no_file_can_hold_are_refused_at_once() -> None:
+    with pytest.raises(InputError, match=r"whole characters, found 'a\\ud800'"):
+        bank_of({"a\ud800": MARGINS})
+    with pytest.raises(InputTypeError, match="subsets must be plans"):
+        RetrainingBank.create("never", TRAIN, training=OwnTraining(dict, name="x"), subsets=3, queries=QUERY)  # type: ignore[arg-type]

@@ -590,3 +590,39 @@ def test_written_arrays_are_not_copied_in_memory(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(40):
+    DEEP = {"a": (DEEP,)}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"name": "caf\udce9"}, r"whole characters, found 'caf\\udce9'"),
+        ({"\ud800": 1}, r"whole characters, found '\\ud800'"),
+        ({"names": ("a", ["b", "\udfff"])}, r"whole characters, found '\\udfff'"),
+        (DEEP, "nested more than 32 deep"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, content: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        write_json(tmp_path / "a.json", content)
+    with pytest.raises(InputError, match=told):
+        write_arrays(tmp_path / "a.safetensors", {"a": np.zeros(2)}, content)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_array_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="whole characters"):
+        write_arrays(tmp_path / "a.safetensors", {"output.\ud800": np.zeros(2)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_of_a_manifest_is_text_whatever_its_words_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["comove", "train", "--out", "caf\udce9"])
+    write_manifest(tmp_path, "run", 1, {})
+    assert read_json(tmp_path / "manifest.json")["command"] == r"comove train --out 'caf\xe9'"

@@ -22,7 +22,7 @@ from comove.checks import whole_number
 from comove.data import ExampleSet, Ids, positions_of
 from comove.discovery import label_of
 from comove.errors import InputError, NonFiniteError, NotFittedError, some
-from comove.store import command_line, versions
+from comove.store import command_line, readable, versions
 from comove.training.sources import Bank, BankSource, Source, SourceLike, as_bank, as_sources
 
 __all__ = ["Attributor", "Queries", "said_once"]
@@ -202,7 +202,8 @@ class Attributor(ABC):
     @property
     def options(self) -> dict[str, Any]:
         """The method's options as JSON values."""
-        return asdict(self)
+        found = asdict(self)
+        return {name: readable(value) if isinstance(value, str) else value for name, value in found.items()}
 
     def _queries(self, sources: tuple[Source | BankSource, ...], queries: object) -> Queries:
         first = sources[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import io
 import signal
 import sys
 import traceback
@@ -99,6 +100,9 @@ _debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
 def run() -> None:
     """Entry point of the ``comove`` command; ``--debug`` may stand anywhere on the line."""
     signal.signal(signal.SIGTERM, _interrupt)  # a batch system's word for Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a name that is not UTF-8, or a stream that is ASCII
     words = sys.argv[1:]
     app([*(["--debug"] if "--debug" in words else []), *(word for word in words if word != "--debug")])
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from comove.checks import whole_number
+from comove.checks import check_text, whole_number
 from comove.data.examples import (
     CHANGES,
     ExampleSet,
@@ -33,7 +33,7 @@ from comove.data.hashed_ids import hashed_ids
 from comove.data.label_noise import flip_labels as with_flipped_labels
 from comove.data.texts import ENDINGS, Columns, text_splits
 from comove.errors import CorruptFileError, InputError, InputTypeError, did_you_mean, some
-from comove.store import check_fingerprint
+from comove.store import check_fingerprint, readable
 
 __all__ = [
     "as_rgb",
@@ -94,11 +94,14 @@ def load_dataset(
         The three splits.
 
     Raises:
-        InputError: an unknown name, a missing folder (the message says what to do), impossible sizes.
+        InputError: an unknown name, a missing folder (the message says what to do), impossible sizes; a path that is
+            not UTF-8 (files and classes in the folder may have such names).
     """
     for what, value in (("limit", limit), ("queries", queries), ("side", side)):
         if value is not None:
             whole_number(value, what, 1)
+    paths = [path for path in (None if name in _LOADERS else name, data_dir) if path is not None]
+    check_text([str(Path(path).resolve()) for path in paths], "The path of a data set")
     source = {"name": name, "seed": seed, "limit": limit, "validation": validation, "queries": queries}
     if data_dir is not None:
         source["data_dir"] = str(Path(data_dir).resolve())
@@ -461,10 +464,10 @@ def _image_folder(
                 _ImageFiles(files, side),
                 ids=ids,
                 labels=labels,
-                classes=classes,
+                classes=list(map(readable, classes)),
                 normalization=IMAGENET_NORMALIZATION,
                 name=folder.name,
-            ).with_sources(names)
+            ).with_sources(list(map(readable, names)))
         )
         offset += len(files)
     if len(sets) == 1:

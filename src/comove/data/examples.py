@@ -18,7 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from comove.checks import as_array, as_ids, as_labels, as_tensor, check_seed, given_ids, real_number, whole_number
+from comove.checks import (
+    as_array,
+    as_ids,
+    as_labels,
+    as_tensor,
+    check_seed,
+    check_text,
+    given_ids,
+    real_number,
+    whole_number,
+)
 from comove.data.batches import Batch, batch_size, map_tensors, rows_of, tensors_of
 from comove.errors import ComoveError, InputError, InputTypeError, first_line, some
 from comove.store import digest
@@ -271,6 +281,7 @@ class ExampleSet:
         if not isinstance(source, _Items):
             first = held[0] if held is not None else as_input(source[0][0])  # type: ignore[index]
             _check_inputs(first, normalization, name)
+        check_text([name], "The name of a data set")
         self.name = name
         self.normalization = normalization
         self.ids = np.arange(size, dtype=np.int64) if ids is None else as_ids(ids, "ids")
@@ -280,6 +291,7 @@ class ExampleSet:
             self._labels = as_labels(labels, f"Labels of {name!r}", size, below=below)
         most = 0 if self._labels is None else int(self._labels.max()) + 1
         self.classes = tuple(classes) if classes is not None else tuple(map(str, range(most)))
+        check_text(self.classes, f"The classes of {name!r}")
         if self.ids.size != size:
             raise InputError(f"{name!r} has {size} examples but {self.ids.size} ids.")
         self.sources: npt.NDArray[np.object_] | None = None
@@ -306,6 +318,11 @@ class ExampleSet:
     def labelled(self) -> bool:
         """Whether the set has labels."""
         return self._labels is not None
+
+    @property
+    def numbered(self) -> bool:
+        """Whether classes have no names but their numbers: then there are as many as the largest label says."""
+        return self.classes == tuple(map(str, range(len(self.classes))))
 
     @property
     def structured(self) -> bool:
@@ -410,6 +427,19 @@ class ExampleSet:
             made.classes = tuple(map(str, range(int(made._labels.max()) + 1)))
         return made
 
+    def with_classes(self, classes: Sequence[str]) -> ExampleSet:
+        """Return the same examples with other class names, as a view.
+
+        Raises:
+            InputError: fewer than the labels need; text that UTF-8 cannot hold.
+        """
+        check_text(classes, f"The classes of {self.name!r}")
+        if self._labels is not None:
+            as_labels(self._labels, f"Labels of {self.name!r}", len(self), below=len(classes))
+        made = self.subset(self.ids)
+        made.classes = tuple(classes)
+        return made
+
     def with_sources(self, sources: Sequence[str], texts: Sequence[str] | None = None) -> ExampleSet:
         """Return the same examples, each with the file or line that it comes from, and perhaps its text, as a view.
 
@@ -420,7 +450,7 @@ class ExampleSet:
             texts: (N,) what a reader sees of examples that are texts.
 
         Raises:
-            InputError: not N of them.
+            InputError: not N of them; text that UTF-8 cannot hold.
         """
         made = self.subset(self.ids)
         for name, values in (("sources", sources), ("texts", texts)):
@@ -428,6 +458,7 @@ class ExampleSet:
                 continue
             if len(values) != len(self):
                 raise InputError(f"{self.name!r} has {len(self)} examples but {len(values)} {name}.")
+            check_text(values, f"The {name} of {self.name!r}")
             array = np.empty(len(self), dtype=object)
             array[:] = values
             setattr(made, name, array)
@@ -820,6 +851,12 @@ class Splits:
         ids = np.concatenate([part.ids for part in (sets if self.ids_apart else sets[1:])])
         if np.unique(ids).size != ids.size:
             raise InputError("train, validation and query must share no ids; give each example one id of its own.")
+        if len({part.classes for part in sets}) > 1 and all(part.numbered for part in sets):
+            most = max((part.classes for part in sets), key=len)
+            for name in ("train", "validation", "query"):
+                if (part := getattr(self, name)) is not None:
+                    object.__setattr__(self, name, part.with_classes(most))
+            sets = list(self.parts)
         if len({part.classes for part in sets}) > 1:
             raise InputError("train, validation and query must have the same class names.")
         for part, what in ((self.query, "query"), (self.validation, "validation")):

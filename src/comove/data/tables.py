@@ -60,7 +60,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
     writer.writerow([*columns, CHECK])
     for number, row in enumerate(rows):
         writer.writerow([*row, "" if number else BLANK])
-    content = text.getvalue().encode()
+    content = text.getvalue().encode("utf-8", "backslashreplace")
     write_bytes(path, seal(content) if BLANK.encode() in content else content)
 
 
@@ -142,9 +142,16 @@ def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         CorruptFileError: no such file, or not a table.
     """
+    return _read(_parquet, path)
+
+
+def _parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    return _read(pd.read_parquet, path)
+    if path.is_dir():
+        return pd.read_parquet(path)
+    with path.open("rb") as file:  # pyarrow itself opens no path that is not UTF-8
+        return pd.read_parquet(file)
 
 
 def _read(reader: Any, path: str | os.PathLike[str]) -> pd.DataFrame:

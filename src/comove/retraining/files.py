@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from comove.checks import whole_number
 from comove.data import Ids
-from comove.errors import CorruptFileError, FingerprintError, InputError
+from comove.errors import CorruptFileError, FingerprintError, InputError, InputTypeError
 from comove.models import ModelSpec
 from comove.retraining.contents import OWN, Arrays, Contents, contents_of, is_own
 from comove.retraining.subsets import SubsetPlan
@@ -308,12 +308,14 @@ def planned(
 
     Raises:
         InputError: no plan, no seed, or what a plan cannot do with these examples.
-        InputTypeError: ``seeds`` is no whole number.
+        InputTypeError: ``seeds`` is no whole number, or something else than a plan is given.
     """
     several = list(given) if isinstance(given, Sequence) else [given]
     seeds = whole_number(seeds, "seeds", 1)
     if not several:
         raise InputError("A bank needs at least one plan of subsets, got none.")
+    if wrong := [plan for plan in several if not isinstance(plan, SubsetPlan)]:
+        raise InputTypeError(f"subsets must be plans, such as RandomSubsets(count=50), got {wrong[0]!r:.60}.")
     found = []
     for plan in {plan.name: plan for plan in several}.values():
         masks_CN = plan.masks_for(train_ids)

@@ -1,6 +1,7 @@
 """Reading and writing the layouts of :mod:`comove.retraining.layouts`.
 
-Every reader takes a path and how many models to read at most; errors are those of
+Every writer writes what tells the layout last: a folder whose writing was killed is not taken for a whole one without
+its ids. Every reader takes a path and how many models to read at most; errors are those of
 :func:`comove.retraining.layouts.import_bank`.
 
 Shape legend: C subsets, S examples named a subset, M models, N train, Q queries.
@@ -97,9 +98,9 @@ def read_trak(folder: Path, first: int | None) -> Flat:
 def write_trak(folder: Path, flat: Flat) -> None:
     """Write ``trak``."""
     (values,) = flat.outputs.values()
-    write_npy(folder / "mask.npy", flat.masks)
-    write_npy(folder / "val_margins.npy", _single(values))
     _write_beside(folder, flat, write_npy, ".npy")
+    write_npy(folder / "val_margins.npy", _single(values))
+    write_npy(folder / "mask.npy", flat.masks)
 
 
 def read_kronfluence(folder: Path, first: int | None) -> Flat:
@@ -110,10 +111,10 @@ def read_kronfluence(folder: Path, first: int | None) -> Flat:
 
 def write_kronfluence(folder: Path, flat: Flat) -> None:
     """Write ``kronfluence``."""
+    _write_beside(folder, flat, write_pt, ".pt")
     for name, values in flat.outputs.items():
         write_pt(folder / f"{STEMS.get(name, name)}.pt", _single(values))
     write_pt(folder / "masks.pt", flat.masks)
-    _write_beside(folder, flat, write_pt, ".pt")
 
 
 def _other_arrays(folder: Path, suffix: str, known: set[str], first: int | None) -> Arrays:
@@ -187,11 +188,11 @@ def _completed(file: Path, first: int | None, arrays: Arrays) -> npt.NDArray[np.
 
 def write_datamodels(folder: Path, flat: Flat) -> None:
     """Write ``datamodels``."""
+    _write_beside(folder, flat, write_npy, ".npy")
+    write_npy(folder / "_completed.npy", np.ones(len(flat.masks), np.bool_))
     for name, values in flat.outputs.items():
         write_npy(folder / f"{STEMS.get(name, name)}.npy", narrowed(values, "float16", f"number of {name!r}"))
     write_npy(folder / "masks.npy", flat.masks)
-    write_npy(folder / "_completed.npy", np.ones(len(flat.masks), np.bool_))
-    _write_beside(folder, flat, write_npy, ".npy")
 
 
 # --- dattri ---------------------------------------------------------------------------------------------------------
@@ -242,11 +243,11 @@ def write_dattri(folder: Path, flat: Flat) -> None:
     size = masks_CN.shape[1]
     kind = "loo" if sizes[0] == size - 1 and size > 2 else "lds"
     indices = np.nonzero(masks_CN if kind == "lds" else ~masks_CN)[1]
-    write_pt(folder / f"indices_{kind}.pt", indices.reshape(len(masks_CN), -1) if kind == "lds" else indices)
-    write_pt(folder / f"target_values_{kind}.pt", _single(means_CQ))
+    _write_beside(folder, flat, write_pt, ".pt")
     if np.array_equal(flat.examples["train_ids"], np.arange(size)):  # positions alone do not say how many there are
         write_pt(folder / "train_ids.pt", flat.examples["train_ids"])
-    _write_beside(folder, flat, write_pt, ".pt")
+    write_pt(folder / f"target_values_{kind}.pt", _single(means_CQ))
+    write_pt(folder / f"indices_{kind}.pt", indices.reshape(len(masks_CN), -1) if kind == "lds" else indices)
 
 
 # --- npz and parquet ------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,7 +149,7 @@ def export_bank(
     Raises:
         InputError: an unknown layout or output, several where one is held, outputs whose names the layout cannot hold,
             a folder that holds something, models that are pending, subsets of different sizes for ``dattri``.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written; then nothing is left of it.
     """
     kind, where = lookup(layout, LAYOUTS, "layout"), Path(path)
     if bank.pending:
@@ -167,8 +168,20 @@ def export_bank(
         raise InputError(f"{where} holds something already: export a bank to a new or empty folder.")
     else:
         new_folder(where)
-    kind.write(where, _flat(bank, names, kind.signed))
+    try:
+        kind.write(where, _flat(bank, names, kind.signed))
+    except BaseException:
+        _remove_part(where)
+        raise
     return where
+
+
+def _remove_part(where: Path) -> None:
+    """Remove what was written of a bank into a folder that held nothing; of one file nothing is ever left."""
+    with suppress(OSError):
+        for file in where.iterdir() if where.is_dir() else ():
+            file.unlink()
+        where.rmdir()
 
 
 def _check_names(names: Sequence[str], layout: str, kind: Layout) -> None:

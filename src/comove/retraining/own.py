@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from comove.checks import as_array
+from comove.checks import as_array, check_text
 from comove.data import ExampleSet, Ids
 from comove.data.batches import batch_size
 from comove.errors import ComoveError, FingerprintError, InputError, InputTypeError, NonFiniteError, first_line, some
@@ -79,6 +79,7 @@ class OwnTraining:
             raise InputTypeError(f"OwnTraining: name must be a string, got {type(self.name).__name__}.")
         if not 1 <= len(self.name) <= LONGEST_NAME:
             raise InputError(f"OwnTraining: name must have 1 to {LONGEST_NAME} characters, got {len(self.name)}.")
+        check_text([self.name], "OwnTraining: name")
         if not isinstance(self.higher, Mapping) or not all(isinstance(value, bool) for value in self.higher.values()):
             raise InputTypeError(
                 'OwnTraining: higher must be a mapping of outputs to True or False, as {"loss": False}.'
@@ -209,11 +210,12 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def check_names(names: Sequence[object], who: str) -> None:
-    """Refuse names of outputs that are no short strings, or repeated."""
+    """Refuse names of outputs that are no short strings, repeated, or text that UTF-8 cannot hold."""
     if not names or not all(isinstance(name, str) and 1 <= len(name) <= LONGEST_NAME for name in names):
         raise InputTypeError(f"{who} must be named by strings, as 'loss'; got {some(map(repr, names)) or 'none'}.")
     if len(set(names)) < len(names):
         raise InputError(f"{who} must have different names, got {some(names)}.")
+    check_text(names, f"{who}: a name")
 
 
 def checked_outputs(found: object, size: int, who: str, names: Sequence[str] | None = None) -> dict[str, Any]:

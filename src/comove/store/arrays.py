@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comove.checks import check_text
 from comove.errors import CorruptFileError, InputTypeError
 from comove.store.checksums import BLANK, BLOCK, block_sums, is_intact, seal, sums_length
-from comove.store.documents import REMEDY, entries, parse_json
+from comove.store.documents import REMEDY, check_content, entries, parse_json
 from comove.store.files import write_all, write_bytes, writing
 from comove.store.manifests import digest
 
@@ -90,6 +91,7 @@ def lay_out(
 
     Raises:
         InputTypeError: a type that safetensors has not.
+        InputError: names or metadata that could not be read again (:func:`comove.store.documents.check_content`).
     """
     codes = {np.dtype(kind): code for code, kind in _CODES.items()}
     unknown = [str(kind) for kind, _ in shapes.values() if kind.newbyteorder("<") not in codes]
@@ -110,6 +112,8 @@ def lay_out(
 
 
 def _head(tensors: Mapping[str, Any], metadata: Mapping[str, Any], sums: Mapping[str, str], size: int = 0) -> bytes:
+    check_content(metadata, "the header of a file")
+    check_text(tensors, "The name of an array")
     # One entry of our own, since safetensors writes several in an order that changes from call to call.
     own = {"checksum": BLANK, HEADER: json.dumps({**metadata, SUMS: sums})}
     text = json.dumps({"__metadata__": own, **tensors}, separators=(",", ":"), ensure_ascii=False).encode()

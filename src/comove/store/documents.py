@@ -14,11 +14,21 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from comove.errors import ComoveError, CorruptFileError
+from comove.checks import check_text
+from comove.errors import ComoveError, CorruptFileError, InputError
 from comove.store.checksums import BLANK, is_intact, seal
 from comove.store.files import write_bytes
 
-__all__ = ["as_read", "entries", "parse_json", "read_document", "read_json", "understanding", "write_json"]
+__all__ = [
+    "as_read",
+    "check_content",
+    "entries",
+    "parse_json",
+    "read_document",
+    "read_json",
+    "understanding",
+    "write_json",
+]
 
 SEAL = re.compile(rb'"checksum": "blake2b-([0-9a-f]{32})"\n\}\n\Z')
 WORDS = re.compile(rb'("checksum"|blake2b-).{0,80}\Z', re.DOTALL)
@@ -29,7 +39,13 @@ DEEPEST = 32
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, with a checksum as its last entry."""
+    """Write a JSON object atomically, with a checksum as its last entry.
+
+    Raises:
+        InputError: text or nesting that :func:`read_json` would refuse.
+        StorageError: it cannot be written.
+    """
+    check_content(content, path)
     text = json.dumps({**content, "checksum": BLANK}, indent=1, sort_keys=False, allow_nan=False)
     write_bytes(path, seal((text + "\n").encode()))
 
@@ -131,12 +147,26 @@ def _check(value: Any, depth: int) -> None:
     """Refuse what would break later: lone surrogates, which no file or screen takes, and nesting."""
     if isinstance(value, str):
         value.encode()
-    elif isinstance(value, dict | list):
+    elif isinstance(value, dict | list | tuple):
         if not depth:
             raise RecursionError
         for part in [*value, *value.values()] if isinstance(value, dict) else value:
-            if isinstance(part, str | dict | list):
+            if isinstance(part, str | dict | list | tuple):
                 _check(part, depth - 1)
+
+
+def check_content(content: object, where: object) -> None:
+    """Refuse to write what reading would refuse.
+
+    Raises:
+        InputError: text with lone surrogates; objects or lists nested more than :data:`DEEPEST` deep.
+    """
+    try:
+        _check(content, DEEPEST)
+    except UnicodeEncodeError as error:
+        check_text([error.object], f"What {where} holds")
+    except RecursionError as error:
+        raise InputError(f"What {where} holds must not be nested more than {DEEPEST} deep.") from error
 
 
 def as_read(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ __all__ = [
     "lives",
     "new_folder",
     "not_written",
+    "readable",
     "remove_leftovers",
     "set_aside",
     "slug",
@@ -35,6 +36,7 @@ TEMPORARY = ".tmp"
 DAMAGED = ".damaged"
 """The ending of a file that was set aside."""
 _WRITER = re.compile(rf"\..*?(?:@([0-9a-f]{{8}}))?\.(\d+)-[0-9a-f]+{re.escape(TEMPORARY)}")
+_ESCAPED = re.compile("[\udc80-\udcff]")
 _STARTED = time.time()
 _ELSEWHERE_SECONDS = 3600.0
 """From this age on, a file being written by a process of another machine is taken to be left behind."""
@@ -86,6 +88,15 @@ def not_written(path: Path, error: OSError) -> StorageError:
 def _remove(temporary: Path) -> None:
     with suppress(OSError):  # it may never have been made, or its folder may be gone
         temporary.unlink()
+
+
+def readable(name: str) -> str:
+    r"""The name of a file as text that UTF-8 holds: other bytes, which Python reads as surrogates, are written out.
+
+    >>> readable("caf\udce9.png")
+    'caf\\xe9.png'
+    """
+    return _ESCAPED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", name)
 
 
 def slug(text: str, keep: str = "") -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from comove.errors import CorruptFileError, FingerprintError, InputError, some
 from comove.store.documents import REMEDY, as_read, entries, read_document, write_json
-from comove.store.files import is_empty, set_aside
+from comove.store.files import is_empty, readable, set_aside
 
 __all__ = [
     "MANIFEST",
@@ -79,7 +79,7 @@ def command_line() -> str:
     name = program.parent.name if program.name == "__main__.py" else program.name  # python -m comove
     told = ""
     for word in (name, *sys.argv[1:]):
-        longer = f"{told} {shlex.quote(word)}".strip()
+        longer = f"{told} {shlex.quote(readable(word))}".strip()
         if len(longer) > LONGEST_COMMAND:
             return f"{told} ..."
         told = longer
@@ -95,7 +95,7 @@ def digest(*parts: npt.NDArray[Any] | str | Mapping[str, Any]) -> str:
             state.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data if part.size else b"")
         else:
             text = part if isinstance(part, str) else json.dumps(part, sort_keys=True, default=str)
-            state.update(f"{len(text)}:{text}".encode())
+            state.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
     return state.hexdigest()
 
 

@@ -80,7 +80,7 @@ def load_result(
 
 def write_table(path: str | os.PathLike[str], frame: pd.DataFrame) -> Path:
     """Write a data frame as CSV without its index, atomically, and return the path."""
-    write_bytes(Path(path), frame.to_csv(index=False).encode())
+    write_bytes(Path(path), frame.to_csv(index=False).encode("utf-8", "backslashreplace"))
     return Path(path)
 
 

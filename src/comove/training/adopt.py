@@ -34,7 +34,7 @@ from comove.errors import (
 from comove.jobs.progress import progress_bar
 from comove.models import penultimate
 from comove.models.last_layer import last_linear
-from comove.store import claim_folder, digest, new_folder, write_manifest
+from comove.store import claim_folder, digest, new_folder, readable, write_manifest
 from comove.store.lock import driver_lock
 from comove.tasks import Classification, Task, call_arguments, check_task, check_values, classifies
 from comove.trace.evaluation_pass import clean_pass
@@ -315,7 +315,8 @@ def _noted(source: object, folder: Path) -> str | None:
     if not isinstance(source, str | os.PathLike):
         return None
     path, home = Path(source).resolve(), folder.resolve().parent
-    return Path(os.path.relpath(path, folder.resolve())).as_posix() if path.is_relative_to(home) else path.as_posix()
+    told = Path(os.path.relpath(path, folder.resolve())) if path.is_relative_to(home) else path
+    return readable(told.as_posix())
 
 
 def _arrays(state: StateDict) -> Iterator[npt.NDArray[Any]]:
