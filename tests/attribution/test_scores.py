@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from comove.attribution import Ranking, Rankings, Scores
-from comove.errors import CorruptFileError, InputError, NonFiniteError, StorageError
+from comove.errors import CorruptFileError, InputError, InputTypeError, NonFiniteError, StorageError
 from comove.ties import tie_keys, tie_order
 
 VALUES = [[0.5, -1.0], [2.0, 0.0], [0.5, 3.0], [-4.0, 0.0]]
@@ -108,6 +108,15 @@ def test_the_mean_matches_ids_not_positions(scores: Scores) -> None:
     np.testing.assert_array_equal(mean.values, 2 * scores.values)
     np.testing.assert_array_equal(mean.train_ids, scores.train_ids)
     assert (mean.method, mean.info["averaged"]) == ("ensemble", 2)
+
+
+def test_the_mean_is_of_any_iterable_of_scores_and_of_nothing_else(scores: Scores) -> None:
+    assert np.array_equal(Scores.mean(iter([scores, scores])).values, Scores.mean([scores, scores]).values)
+    assert np.array_equal(Scores.mean(scores).values, scores.values)  # type: ignore[arg-type]
+    others: tuple[Any, ...] = ([scores.values], {"a": scores}, [scores, None])
+    for other in others:
+        with pytest.raises(InputTypeError, match=r"averages Scores, got (ndarray|str|NoneType): make them"):
+            Scores.mean(other)
 
 
 def test_standardized_methods_count_alike_whatever_their_units() -> None:
@@ -443,7 +452,7 @@ def test_numbers_of_every_kind_change_sign_as_numbers_do(dtype: str) -> None:
 def test_scores_that_float32_cannot_tell_apart_are_refused_not_read_as_0(factor: float) -> None:
     values = np.array([[1.0, 0.0], [-2.0, 0.0]])
     assert Scores.from_arrays(values * [[1.0, factor]]).values.tolist() == values.tolist()  # 0 may be 0
-    with pytest.raises(InputError, match=r"of 1 queries the largest is beyond \(of column 0 it is 2"):
+    with pytest.raises(InputError, match=r"of 1 queries the largest is beyond \(of column 0: 2"):
         Scores.from_arrays(values * factor)
     with pytest.raises(InputError, match="ranks do not change"):
         Scores.from_arrays(-values.T * factor, axes="query train")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -464,7 +466,35 @@ def _other_models(folder: Path) -> str:
     return "must be of the same models"
 
 
+def _foreign_archive(folder: Path) -> str:
+    with zipfile.ZipFile(folder / "truth.npz", "w") as archive:
+        archive.writestr("readme.txt", "x" * 50)
+    return "'readme.txt' in it is no array of NumPy"
+
+
+def _named_twice(folder: Path) -> str:
+    np.savez(folder / "truth.npz", masks=MASKS, margin=MARGINS)
+    with zipfile.ZipFile(folder / "truth.npz", "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("margin.npy", archive.read("masks.npy"))
+    return "it holds 'margin' twice"
+
+
+def _beyond_addresses(folder: Path) -> str:
+    _dattri(folder)
+    torch.save(torch.full((C, 1), 10**17), folder / "indices_lds.pt")
+    return "masks of so many examples fit no memory"
+
+
+def _ids_twice(folder: Path) -> str:
+    _parquet(folder)
+    table = pd.read_parquet(folder / "train.parquet")
+    table.assign(id=table["id"].iloc[0]).to_parquet(folder / "train.parquet")
+    return "train.parquet: id must be unique"
+
+
 BROKEN = (
+    *(_foreign_archive, _named_twice, _beyond_addresses, _ids_twice),
     *(_pickled, _a_pickle, _code, _objects, _a_list, _cut_off, _no_archive, _text, _other_shape, _twos, _nan),
     *(_finished_by_ids, _finished_twice, _finished_shorter, _one_output_twice, _far_position),
     *(_huge, _boolean_shape, _deep),

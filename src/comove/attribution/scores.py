@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -413,7 +413,7 @@ class Scores:
         )
 
     @staticmethod
-    def mean(several: Sequence[Scores], method: str | None = None, *, standardize: bool = False) -> Scores:
+    def mean(several: Iterable[Scores], method: str | None = None, *, standardize: bool = False) -> Scores:
         """Average scores of the same examples and queries (an ensemble); ids are matched, not positions.
 
         Args:
@@ -424,25 +424,32 @@ class Scores:
 
         Raises:
             InputError: nothing to average, other shapes, or other ids.
+            InputTypeError: something else than scores; arrays become scores by :meth:`from_arrays`.
         """
-        if not several:
+        parts = [several] if isinstance(several, Scores) else list(several)
+        if not parts:
             raise InputError("Nothing to average.")
-        first = several[0]
+        if wrong := [part for part in parts if not isinstance(part, Scores)]:
+            raise InputTypeError(
+                f"Scores.mean averages Scores, got {type(wrong[0]).__name__}: make them with Scores.from_arrays, which "
+                "says what their ids are; of a mapping, pass the values."
+            )
+        first = parts[0]
         total = np.zeros(first.shape, np.float64)
-        for scores in several:
+        for scores in parts:
             if scores.shape != first.shape:
                 raise InputError(f"Cannot average scores of shapes {first.shape} and {scores.shape}.")
             values_NQ = scores.subset(train_ids=first.train_ids, query_ids=first.query_ids).values
             total += _standardized(values_NQ) if standardize else values_NQ
         return Scores(
-            (total / len(several)).astype(np.float32),
+            (total / len(parts)).astype(np.float32),
             first.train_ids,
             first.query_ids,
             method or first.method,
             first.train_labels,
             first.query_labels,
             first.classes,
-            {**first.info, "averaged": len(several)},
+            {**first.info, "averaged": len(parts)},
         )
 
     # --- keeping ---

@@ -73,7 +73,12 @@ def _read_npy(path: Path) -> dict[str, npt.NDArray[Any]]:
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
+            if repeated := [name for name in held.files if held.files.count(name) > 1]:
+                raise ValueError(f"it holds {repeated[0]!r} twice")
+            found = {name: held[name] for name in held.files}
+            if foreign := [name for name, one in found.items() if not isinstance(one, np.ndarray)]:
+                raise ValueError(f"{foreign[0]!r} in it is no array of NumPy")  # a member of another zip archive
+            return found
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
 

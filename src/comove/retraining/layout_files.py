@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from comove.checks import as_real, as_whole
+from comove.checks import as_ids, as_real, as_whole
 from comove.data import positions_of
 from comove.data.tables import read_parquet
 from comove.errors import CorruptFileError, InputError, some
@@ -222,7 +222,7 @@ def read_dattri(folder: Path, first: int | None) -> Flat:
         raise InputError(f"{where} must be positions from 0 to {size - 1}, found {indices.min()} ... {indices.max()}.")
     try:
         named_CN = np.zeros((len(indices), size), np.bool_)
-    except MemoryError as error:
+    except (MemoryError, ValueError) as error:  # the latter beyond what an address can be
         raise InputError(f"{where} names position {size - 1:,}: masks of so many examples fit no memory.") from error
     columns_CS = indices.reshape(len(indices), -1)
     named_CN[np.arange(len(indices))[:, None], columns_CS] = True
@@ -285,7 +285,7 @@ def read_parquet_bank(folder: Path, first: int | None) -> Flat:
     if not np.array_equal(models, np.unique(subsets["model"])):
         raise InputError(f"{folder}: subsets.parquet and outputs.parquet must be of the same models.")
     models = models[:first]
-    ids = {side: table["id"].to_numpy() for side, table in sides.items()}
+    ids = {side: as_ids(table["id"], f"{folder / SIDES[side]}.parquet: id") for side, table in sides.items()}
     masks_MN = np.zeros((models.size, ids["train"].size), np.bool_)
     rows, columns, _ = _cells(subsets, "train_id", models, ids["train"], folder / "subsets.parquet")
     masks_MN[rows, columns] = True
