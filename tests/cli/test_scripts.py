@@ -236,7 +236,11 @@ def test_a_name_that_standard_output_cannot_take_is_written_out(
 ) -> None:
     folder = tmp_path / "caf\udce9\u00d7"
     RetrainingBank.create(
-        folder, [1, 2, 3], training=OwnTraining(dict, name="x"), subsets=subsets.random(0.5, 2), queries=[5]
+        folder,
+        [1, 2, 3],
+        training=OwnTraining(lambda ids, seed: {}, name="x"),
+        subsets=subsets.random(0.5, 2),
+        queries=[5],
     )
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(sys, "argv", ["comove", "bank", "status", str(folder)])
