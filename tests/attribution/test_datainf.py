@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from comove.attribution import DataInf, GradDot
+import comove
+from comove.attribution import EKFAC, Attributor, DataInf, GaussNewton, GradDot
 from comove.attribution.datainf import damping_of, datainf_solve
 from comove.data import ExampleSet
 from comove.errors import InputError
@@ -99,3 +100,42 @@ class Attention(nn.Module):
         weights = (self.asks(x) @ self.keys(x).mT).softmax(2)
         found: torch.Tensor = (weights @ self.values(x)).mean(1)
         return found
+
+
+@pytest.mark.parametrize("method", [DataInf(), EKFAC(), GaussNewton()])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_parameters_that_hold_no_numbers_change_no_score(method: Attributor) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.nothing = nn.Parameter(torch.zeros(0))
+            self.none_out, self.none_in = nn.Linear(4, 0), nn.Linear(0, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.layer(x) + self.none_in(self.none_out(x)) + self.nothing.sum()
+            return outputs
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(12, 4, generator=generator)
+    train, query = (
+        ExampleSet.from_arrays(inputs[part], torch.arange(12)[part] % 3, ids=torch.arange(12)[part])
+        for part in (slice(0, 9), slice(9, 12))
+    )
+    padded = Padded()
+    plain = nn.Sequential(padded.layer)
+    found, expected = (
+        method.fit(comove.adopt(model, [model.state_dict()], train, query)).attribute().values
+        for model in (padded, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+
+
+def test_a_model_of_empty_parameters_alone_has_nothing_to_differentiate_by() -> None:
+    class Nothing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nothing = nn.Parameter(torch.zeros(0))
+
+    with pytest.raises(InputError, match="all are frozen or empty"):
+        PerExampleGradients(Nothing().eval())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,22 @@ def test_what_happens_after_the_last_layer_is_looked_for_in_every_example(tmp_pa
         assert (last(x) < 0).any()
     with pytest.raises(InputError, match="fixed multiple of the last linear layer"):
         Representer().fit(problem(tmp_path / "run", model, Regression()))
+
+
+def test_a_model_in_bfloat16_is_rounded_not_refused() -> None:
+    def collated(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        return torch.stack([x for x, _ in items]).bfloat16(), torch.tensor([y for _, y in items])
+
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    items = [(torch.randn(4, generator=generator).bfloat16().float(), place % 3) for place in range(20)]
+    half = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).bfloat16()
+    found = []
+    for model, collate in ((half, collated), (copy.deepcopy(half).float(), default_collate)):
+        train, queries = (ExampleSet(part, collate=collate) for part in (items[:14], items[14:]))
+        run = adopt(model, [model.state_dict()], train=train, queries=queries)
+        found.append(Representer(regularization=RIDGE).fit(run).attribute().values)
+    np.testing.assert_allclose(*found, atol=0.05 * np.abs(found[1]).max())
 
 
 def test_features_of_nothing_in_the_first_examples_are_no_factor_of_nothing() -> None:

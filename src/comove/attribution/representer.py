@@ -35,8 +35,9 @@ __all__ = ["Representer", "fit_last_layer", "representer_scores"]
 BATCH = 256
 STEPS = 500
 """Iterations of L-BFGS at most."""
-SAME = 1e-3
-"""How far a model's outputs may be from a multiple of its last layer's, relative to their size."""
+SAME, ROUNDINGS = 1e-3, 4
+"""How far a model's outputs may be from a multiple of its last layer's, relative to their size: so far, or so many
+roundings of the type of number that it computes in, which in bfloat16 are more."""
 
 
 def representer_scores(
@@ -96,34 +97,36 @@ class _Head:
         bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.weight.shape[0])
         self.biased = layer.bias is not None
         self.start_KF = self._widened(layer.weight.detach(), bias.detach()[:, None])
-        self.features_NF, outputs_NK = self._pass(model)
-        self.scale = self._factor(outputs_NK)
+        self.features_NF, outputs_NK, rounding = self._pass(model)
+        self.scale = self._factor(outputs_NK, max(SAME, ROUNDINGS * rounding))
 
     def _widened(self, matrix: Tensor, last: Tensor) -> Tensor:
         return torch.cat([matrix, last], 1).double() if self.biased else matrix.double()
 
-    def _pass(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """The last layer's inputs (N, F), and the model's outputs (N, K), both float64."""
-        rows, outputs = [], []
+    def _pass(self, model: nn.Module) -> tuple[Tensor, Tensor, float]:
+        """The last layer's inputs (N, F), and the model's outputs (N, K), both float64; and their rounding."""
+        rows, outputs, rounding = [], [], 0.0
         with clean_pass(model), penultimate(model, self.name) as last:
             for _, batch in self.batches():
-                outputs.append(flat_outputs(self.task.outputs(model, batch)).detach().double())
+                found = flat_outputs(self.task.outputs(model, batch)).detach()
+                outputs.append(found.double())
                 rows.append(last.features.detach())
+                rounding = max(torch.finfo(one.dtype).eps for one in (found, rows[-1]))
         features_NF = torch.cat(rows).double()
         if features_NF.ndim != 2:
             raise InputError(
                 f"representer reads one row of features an example, and the last layer's input is "
                 f"{tuple(features_NF.shape)}: it explains classifiers and regressions, not sequences of outputs."
             )
-        return self._widened(features_NF, features_NF.new_ones(len(features_NF), 1)), torch.cat(outputs)
+        return self._widened(features_NF, features_NF.new_ones(len(features_NF), 1)), torch.cat(outputs), rounding
 
-    def _factor(self, outputs_NK: Tensor) -> float:
+    def _factor(self, outputs_NK: Tensor, same: float) -> float:
         """The number that the model multiplies its last layer's outputs with (0.2 in ResNet-9), the same for all."""
         own_NK = self.features_NF @ self.start_KF.T
         if own_NK.shape == outputs_NK.shape:
             size = float(own_NK.square().sum())
             factor = float((own_NK * outputs_NK).sum()) / size if size > 0 else 1.0
-            if (factor * own_NK - outputs_NK).abs().max() <= SAME * outputs_NK.abs().max() + 1e-12:
+            if (factor * own_NK - outputs_NK).abs().max() <= same * outputs_NK.abs().max() + 1e-12:
                 return factor
         raise InputError(
             "representer needs outputs that are a fixed multiple of the last linear layer's; this model does something "

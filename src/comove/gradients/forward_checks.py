@@ -232,6 +232,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def chosen_parameters(model: nn.Module, names: str | Collection[str] | None) -> dict[str, nn.Parameter]:
     """Return these parameters (names, or glob patterns), by default the trainable ones, in the model's order.
 
+    Those of no numbers, as of a layer without outputs, have no gradient and are left out.
+
     Raises:
         InputError: unknown names, or none.
     """
@@ -248,8 +250,11 @@ def chosen_parameters(model: nn.Module, names: str | Collection[str] | None) -> 
             for name, parameter in known.items()
             if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         }
+    chosen = {name: parameter for name, parameter in chosen.items() if parameter.numel()}
     if not chosen:
-        raise InputError("There are no parameters to take gradients of: all are frozen, or parameters= is empty.")
+        raise InputError(
+            "There are no parameters to take gradients of: all are frozen or empty, or parameters= names none."
+        )
     for name, parameter in chosen.items():
         if parameter.is_complex():
             raise InputError(
