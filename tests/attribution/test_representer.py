@@ -113,7 +113,7 @@ def test_a_model_in_bfloat16_is_rounded_not_refused() -> None:
         train, queries = (ExampleSet(part, collate=collate) for part in (items[:14], items[14:]))
         run = adopt(model, [model.state_dict()], train=train, queries=queries)
         found.append(Representer(regularization=RIDGE).fit(run).attribute().values)
-    np.testing.assert_allclose(*found, atol=0.05 * np.abs(found[1]).max())
+    np.testing.assert_allclose(found[0], found[1], atol=0.05 * np.abs(found[1]).max())
 
 
 def test_features_of_nothing_in_the_first_examples_are_no_factor_of_nothing() -> None:
