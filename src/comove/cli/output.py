@@ -158,14 +158,12 @@ def computing(options: MachineOptions) -> Iterator[None]:
 def _threads(number: int) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, str(number)))
-    import torch
+    from comove.jobs.base import torch_threads  # after the environment is set, which torch reads
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(number)
     try:
-        yield
+        with torch_threads(number):
+            yield
     finally:
-        torch.set_num_threads(threads)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 

@@ -28,7 +28,7 @@ def _linear_weight(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
     return torch.bmm(g.flatten(1, -2).mT, x.flatten(1, -2))
 
 
-def _linear_bias(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
+def _linear_bias(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     return g if g.ndim == 2 else g.flatten(1, -2).sum(1)
 
 
@@ -127,10 +127,6 @@ def _transposed_linear_weight(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     return torch.bmm(x.flatten(1, -2).mT, g.flatten(1, -2))
 
 
-def _linear_bias_of(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
-    return g if g.ndim == 2 else g.flatten(1, -2).sum(1)
-
-
 def _rms_norm_weight(layer: Any, x: Tensor, g: Tensor) -> Tensor:
     eps = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
     shape = tuple(layer.weight.shape)
@@ -149,7 +145,7 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
     nn.Embedding: {"weight": _embedding_weight},
     nn.RMSNorm: {"weight": _rms_norm_weight},
 }
-_CONV1D: dict[str, Rule] = {"weight": _transposed_linear_weight, "bias": _linear_bias_of}
+_CONV1D: dict[str, Rule] = {"weight": _transposed_linear_weight, "bias": _linear_bias}
 
 
 def is_transposed_linear(module: nn.Module) -> bool:

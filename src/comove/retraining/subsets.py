@@ -221,7 +221,7 @@ def leave_one_out(ids: Iterable[int] | None = None) -> LeaveOneOutSubsets:
     """Plan one subset for each of ``ids`` (by default every training id): all the training examples but that one."""
     if ids is None:
         return LeaveOneOutSubsets()
-    given = ids if hasattr(ids, "__len__") else list(_sets(ids))
+    given = ids if hasattr(ids, "__len__") else list(_iterable(ids))
     return LeaveOneOutSubsets(tuple(as_ids(given, "ids to leave out").tolist()))
 
 
@@ -230,10 +230,18 @@ def everything() -> Everything:
     return Everything()
 
 
-def _sets(given: Any) -> Iterable[Any]:
+def _iterable(given: Any) -> Iterable[Any]:
     if isinstance(given, str | bytes) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
         raise InputTypeError(f"Subsets are given as lists of ids, got {type(given).__name__}.")
     return given
+
+
+def _id_sets(given: Any, what: str, function: str) -> tuple[Ids, ...]:
+    """Return the sets of ids that ``without`` or ``only`` was called with, checked."""
+    sets = tuple(as_ids(ids, what) for ids in _iterable(given))
+    if not sets:
+        raise InputError(f"subsets.{function} needs at least one set of ids.")
+    return sets
 
 
 def without(removed: Iterable[Sequence[int] | Ids]) -> RemovedSubsets:
@@ -242,10 +250,7 @@ def without(removed: Iterable[Sequence[int] | Ids]) -> RemovedSubsets:
     Raises:
         InputError: no set at all, ids that are no integers or are repeated within a set.
     """
-    sets = tuple(as_ids(ids, "ids to remove") for ids in _sets(removed))
-    if not sets:
-        raise InputError("subsets.without needs at least one set of ids.")
-    return RemovedSubsets(sets)
+    return RemovedSubsets(_id_sets(removed, "ids to remove", "without"))
 
 
 def only(kept: Iterable[Sequence[int] | Ids]) -> OnlySubsets:
@@ -254,10 +259,7 @@ def only(kept: Iterable[Sequence[int] | Ids]) -> OnlySubsets:
     Raises:
         InputError: no set at all, ids that are no integers or are repeated within a set.
     """
-    sets = tuple(as_ids(ids, "ids to keep") for ids in _sets(kept))
-    if not sets:
-        raise InputError("subsets.only needs at least one set of ids.")
-    return OnlySubsets(sets)
+    return OnlySubsets(_id_sets(kept, "ids to keep", "only"))
 
 
 def removals(scores: Scores, ks: int | Iterable[int], queries: Sequence[int] | Ids | None = None) -> RemovedSubsets:
