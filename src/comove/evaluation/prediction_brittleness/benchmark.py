@@ -24,12 +24,12 @@ from comove.data import ExampleSet, Ids, MapDataset, Splits
 from comove.data.builtin import as_splits
 from comove.errors import InputError
 from comove.evaluation.prediction_brittleness.models import (
-    BANK_FOLDER,
     BankRetraining,
     FullData,
     Retraining,
     answers_without,
     check_models,
+    training_and_seed,
 )
 from comove.evaluation.prediction_brittleness.own_models import OwnRetraining
 from comove.evaluation.prediction_brittleness.removal import (
@@ -41,7 +41,7 @@ from comove.evaluation.prediction_brittleness.result import Brittleness
 from comove.jobs import Compute
 from comove.models import Factory
 from comove.retraining.own import OwnTraining
-from comove.training import Training, as_training
+from comove.training import Training
 
 __all__ = ["brittleness", "checked_ks", "measure_brittleness"]
 
@@ -136,25 +136,14 @@ def brittleness(
     check_models(seeds, base_seeds)
     counts = checked_ks(ks)
     named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
-    how = training if isinstance(training, OwnTraining) else as_training(training)
-    seed = how.seed if isinstance(how, Training) else 0
+    how, seed = training_and_seed(training)
     removal = plan_removal(named, splits, counts[-1], queries=queries, controls=controls, seed=seed)
     warn_of_emptied_classes(removal, counts)
-    retraining = BankRetraining.at(
-        folder / BANK_FOLDER,
-        splits,
-        how,
-        queries=removal.query_ids,
-        compute=compute or Compute(),
-    )
-    info: dict[str, object] = {}
-    if isinstance(how, OwnTraining):
-        own = retraining.of_own(how, removal, voting=base_seeds, seeds=seeds)
-        found = measure_brittleness(removal, counts, own, seeds=seeds, base_seeds=base_seeds)
-        info = {"flips": own.mode}
-    else:
-        found = measure_brittleness(removal, counts, retraining, seeds=seeds, base_seeds=base_seeds)
-    found = replace(found, info=retraining.provenance | info)
+    retraining = BankRetraining.at(folder, splits, how, queries=removal.query_ids, compute=compute or Compute())
+    asked = retraining.answering(how, removal, voting=base_seeds, seeds=seeds)
+    found = measure_brittleness(removal, counts, asked, seeds=seeds, base_seeds=base_seeds)
+    flips = {"flips": asked.mode} if isinstance(asked, OwnRetraining) else {}
+    found = replace(found, info=retraining.provenance | flips)
     found.save(folder / "brittleness.safetensors")
     found.to_csv(folder / "brittleness.csv")
     return found

@@ -32,19 +32,19 @@ from comove.errors import InputError
 from comove.evaluation.prediction_brittleness.counterfactual_result import UNTRIED, Counterfactual
 from comove.evaluation.prediction_brittleness.flips import majority
 from comove.evaluation.prediction_brittleness.models import (
-    BANK_FOLDER,
     BankRetraining,
     FullData,
     Retraining,
     answers_without,
     check_models,
+    training_and_seed,
 )
 from comove.evaluation.prediction_brittleness.own_models import OwnRetraining
 from comove.evaluation.prediction_brittleness.removal import Removal, plan_removal
 from comove.jobs import Compute
 from comove.models import Factory
 from comove.retraining.own import OwnTraining
-from comove.training import Training, as_training
+from comove.training import Training
 
 __all__ = ["counterfactual_sizes", "search_counterfactuals"]
 
@@ -186,20 +186,12 @@ def counterfactual_sizes(
     """
     check_models(seeds, base_seeds)
     named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
-    how = training if isinstance(training, OwnTraining) else as_training(training)
-    seed = how.seed if isinstance(how, Training) else 0
+    how, seed = training_and_seed(training)
     grid = _grid(max_k)
     removal = plan_removal(named, splits, int(grid[-1]), queries=queries, controls=controls, seed=seed)
-    retraining = BankRetraining.at(
-        folder / BANK_FOLDER,
-        splits,
-        how,
-        queries=removal.query_ids,
-        compute=compute or Compute(),
-    )
-    asked: BankRetraining | OwnRetraining = retraining
-    if isinstance(how, OwnTraining):
-        asked = retraining.of_own(how, removal, voting=base_seeds, seeds=seeds)
+    retraining = BankRetraining.at(folder, splits, how, queries=removal.query_ids, compute=compute or Compute())
+    asked = retraining.answering(how, removal, voting=base_seeds, seeds=seeds)
+    if isinstance(asked, OwnRetraining):
         asked.require_flips("counterfactual_sizes")
     found = search_counterfactuals(removal, grid, asked, seeds=seeds, base_seeds=base_seeds, seed=seed)
     found = replace(found, info=retraining.provenance)

@@ -20,14 +20,15 @@ from comove.evaluation.prediction_brittleness.flips import majority
 from comove.evaluation.prediction_brittleness.own_models import Answers, OwnRetraining
 from comove.evaluation.prediction_brittleness.removal import Removal
 from comove.jobs import Compute
+from comove.models import Factory
 from comove.models.measured_outputs import output_of
 from comove.retraining import subsets
 from comove.retraining.bank import RetrainingBank
 from comove.retraining.contents import OWN
 from comove.retraining.own import OwnTraining
-from comove.training import Training
+from comove.training import Training, as_training
 
-__all__ = ["BANK_FOLDER", "BankRetraining", "FullData", "Retraining", "answers_without", "check_models"]
+__all__ = ["BankRetraining", "FullData", "Retraining", "answers_without", "check_models", "training_and_seed"]
 
 Logits = npt.NDArray[np.float32]
 BANK_FOLDER = "removal-bank"
@@ -60,21 +61,22 @@ class BankRetraining:
     @classmethod
     def at(
         cls,
-        path: Path,
+        folder: Path,
         splits: Splits,
         training: Training | OwnTraining,
         *,
         queries: Ids,
         compute: Compute,
     ) -> BankRetraining:
-        """Retraining in a bank at ``path``; see :meth:`RetrainingBank.create`.
+        """Retraining in the bank ``folder/removal-bank``; see :meth:`RetrainingBank.create`.
 
-        That of the user's own function has the whole query split: which queries it answers is not ours to say.
+        With a training function of the user's own the bank holds the whole query split, because only that function
+        decides which queries it answers.
         """
-        asked = None if isinstance(training, OwnTraining) else queries
+        bank, asked = folder / BANK_FOLDER, None if isinstance(training, OwnTraining) else queries
 
         def plan(chosen: subsets.SubsetPlan, models: int) -> RetrainingBank:
-            return RetrainingBank.create(path, splits, training, subsets=chosen, seeds=models, queries=asked)
+            return RetrainingBank.create(bank, splits, training, subsets=chosen, seeds=models, queries=asked)
 
         return cls(plan, lambda bank: bank.run(executor=compute.on(), device=compute.device, progress=compute.progress))
 
@@ -109,13 +111,17 @@ class BankRetraining:
                     found[user] = values_RQ[:models, queries[user]]
         return np.stack(found)
 
-    def of_own(self, own: OwnTraining, removal: Removal, *, voting: int, seeds: int) -> OwnRetraining:
-        """The same by a function of the user's own."""
+    def answering(
+        self, training: Training | OwnTraining, removal: Removal, *, voting: int, seeds: int
+    ) -> BankRetraining | OwnRetraining:
+        """What answers about the queries: this bank, or a training function of the user's own through it."""
+        if not isinstance(training, OwnTraining):
+            return self
         everything = subsets.everything()
         columns = positions_of(removal.query_ids, self.plan(everything, 1).query_ids, "query ids")
         labels = removal.query_labels
         return OwnRetraining(
-            own, lambda models: self.run(self.plan(everything, models)), self.read, labels, columns, voting, seeds
+            training, lambda models: self.run(self.plan(everything, models)), self.read, labels, columns, voting, seeds
         )
 
     @property
@@ -175,6 +181,16 @@ class FullData:
     def prediction(self) -> Ids:
         """(Q,) the majority's class, ties to the smallest."""
         return majority(self.voting)
+
+
+def training_and_seed(
+    training: Training | OwnTraining | str | Factory | None,
+) -> tuple[Training | OwnTraining, int]:
+    """Return how models are trained, and its seed; a training function of the user's own has none, that is 0."""
+    if isinstance(training, OwnTraining):
+        return training, 0
+    how = as_training(training)
+    return how, how.seed
 
 
 def check_models(seeds: int, base_seeds: int) -> None:

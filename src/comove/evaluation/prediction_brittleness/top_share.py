@@ -25,6 +25,7 @@ from comove.data.builtin import as_splits
 from comove.display import html_table
 from comove.errors import InputError
 from comove.evaluation.estimate import Estimate, mean_with_interval
+from comove.evaluation.prediction_brittleness.models import training_and_seed
 from comove.evaluation.prediction_brittleness.removal import CONTROLS
 from comove.jobs import Compute
 from comove.models import Factory
@@ -34,7 +35,7 @@ from comove.retraining.own import OwnTraining
 from comove.store import write_json
 from comove.store.results import as_plain, freeze, write_table
 from comove.ties import highest
-from comove.training import Training, as_training
+from comove.training import Training
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +132,7 @@ def top_share_removal(
         FingerprintError: ``out`` holds a bank of other data, another model, recipe, seed or other queries.
     """
     named, splits, folder = named_scores(scores), as_splits(dataset), Path(out)
-    how = training if isinstance(training, OwnTraining) else as_training(training)
+    how, seed = training_and_seed(training)
     ids = np.sort(splits.train.ids)
     count = round(real_number(share, "share") * ids.size)
     if not 1 <= count <= ids.size - 2:
@@ -144,7 +145,6 @@ def top_share_removal(
     chosen = {name: as_ids(of, f"queries of group {name!r}") for name, of in given.items()}
     if not chosen or not all(of.size for of in chosen.values()):
         raise InputError("Each group needs at least one query, and there must be a group.")
-    seed = how.seed if isinstance(how, Training) else 0
     orders = _removed(named, splits, chosen, count, seed)
     queries = None if isinstance(how, OwnTraining) else np.unique(np.concatenate(list(chosen.values())))
     without = subsets.without([of for part in orders.values() for of in part])
