@@ -25,7 +25,7 @@ from comove.errors import InputError, NonFiniteError, NotFittedError, some
 from comove.store import command_line, readable, versions
 from comove.training.sources import Bank, BankSource, Source, SourceLike, as_bank, as_sources
 
-__all__ = ["Attributor", "Queries", "said_once"]
+__all__ = ["Attributor", "BankAttributor", "Queries", "said_once"]
 
 
 @dataclass(frozen=True)
@@ -235,6 +235,28 @@ class Attributor(ABC):
         From a bank, a row of NaN says that the method knows nothing of that example: it is left out of the result and
         counted. Any other number that is not finite is an error.
         """
+
+
+@dataclass(frozen=True)
+class BankAttributor(Attributor):
+    """Base of the methods that are computed from a retraining bank: they know the queries of their bank only."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"bank"})
+
+    @abstractmethod
+    def _bank_scores(self, bank: BankSource) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+        """Return (N, Q) scores for all queries of the bank, positive = helps, and what to note beside them."""
+
+    def _fit(self, sources: tuple[BankSource, ...]) -> tuple[npt.NDArray[np.float32], dict[str, Any], BankSource]:
+        bank = sources[0]
+        scores_NQ, info = self._bank_scores(bank)
+        return scores_NQ.astype(np.float32), {**info, "fitted_on": bank.digests}, bank
+
+    def _scores(
+        self, state: tuple[npt.NDArray[np.float32], dict[str, Any], BankSource], queries: Queries
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        scores_NQ, info, bank = state
+        return scores_NQ[:, positions_of(queries.ids, bank.query_ids, "query ids")], info
 
 
 def said_once(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:

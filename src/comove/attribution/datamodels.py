@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from comove.attribution.base import Attributor, Queries
-from comove.data import positions_of
+from comove.attribution.base import BankAttributor
 from comove.errors import InputError
 from comove.training.sources import BankSource
 
@@ -131,7 +130,7 @@ def choose_penalties(x_CN: Doubles, y_CQ: Doubles, held_out_C: npt.NDArray[np.bo
 
 
 @dataclass(frozen=True)
-class Datamodels(Attributor):
+class Datamodels(BankAttributor):
     """Sparse linear datamodels fitted to a retraining bank (Ilyas et al., ICML 2022).
 
     Evaluate them on other subsets than they were fitted to: ``bank.part(...)`` gives disjoint parts, and
@@ -148,7 +147,6 @@ class Datamodels(Attributor):
     name: ClassVar[str] = "datamodels"
     summary: ClassVar[str] = "sparse linear prediction of retrained outputs from which examples were trained on"
     cost: ClassVar[str] = "hundreds to thousands of retrained models"
-    requires: ClassVar[frozenset[str]] = frozenset({"bank"})
 
     output: str = "margin"
     held_out: float = 0.2
@@ -156,9 +154,8 @@ class Datamodels(Attributor):
     smallest: float = 0.01
     seed: int = 0
 
-    def _fit(self, sources: tuple[Any, ...]) -> tuple[npt.NDArray[np.float32], dict[str, Any], BankSource]:
-        source: BankSource = sources[0]
-        x_CN, y_CQ = source.masks.astype(np.float64), source.mean_outputs(self.output, self.name)
+    def _bank_scores(self, bank: BankSource) -> tuple[Doubles, dict[str, Any]]:
+        x_CN, y_CQ = bank.masks.astype(np.float64), bank.mean_outputs(self.output, self.name)
         c = len(x_CN)
         n_held = round(self.held_out * c)
         if not (2 <= n_held <= c - 2) or self.penalties < 2 or not 0 < self.smallest < 1:
@@ -173,12 +170,5 @@ class Datamodels(Attributor):
         info = {
             "empty_queries": int((weights_NQ == 0).all(0).sum()),
             "mean_nonzero": float((weights_NQ != 0).sum(0).mean()),
-            "fitted_on": source.digests,
         }
-        return weights_NQ.astype(np.float32), info, source
-
-    def _scores(
-        self, state: tuple[npt.NDArray[np.float32], dict[str, Any], BankSource], queries: Queries
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        weights_NQ, info, source = state
-        return weights_NQ[:, positions_of(queries.ids, source.query_ids, "query ids")], info
+        return weights_NQ, info

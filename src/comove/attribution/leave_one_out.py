@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from comove.attribution.base import Attributor, Queries
-from comove.data import positions_of
+from comove.attribution.base import BankAttributor
 from comove.errors import InputError
 from comove.training.sources import BankSource
 
@@ -40,7 +39,7 @@ def leave_one_out_effects(
 
 
 @dataclass(frozen=True)
-class LeaveOneOut(Attributor):
+class LeaveOneOut(BankAttributor):
     """Leave-one-out retraining, from a bank whose subsets each lack one example (or none).
 
     Only the examples that some subset leaves out are scored; the others are left out of the result and counted.
@@ -52,24 +51,14 @@ class LeaveOneOut(Attributor):
     name: ClassVar[str] = "leave-one-out"
     summary: ClassVar[str] = "output of retrained models with an example minus without it, one example at a time"
     cost: ClassVar[str] = "a retrained model an example and seed"
-    requires: ClassVar[frozenset[str]] = frozenset({"bank"})
 
     output: str = "margin"
 
-    def _fit(self, sources: tuple[Any, ...]) -> tuple[npt.NDArray[np.float32], BankSource]:
-        source: BankSource = sources[0]
-        removed_C = (~source.masks).sum(1)
+    def _bank_scores(self, bank: BankSource) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+        removed_C = (~bank.masks).sum(1)
         if removed_C.max() > 1 or not (removed_C == 1).any():
             raise InputError(
                 f"leave-one-out needs a bank whose subsets each lack one example; here they lack {removed_C.min()} to "
                 f"{removed_C.max()}. Make one with subsets.leave_one_out(), or use fz."
             )
-        effects_NQ = leave_one_out_effects(source.masks, source.mean_outputs(self.output, self.name))
-        return effects_NQ.astype(np.float32), source
-
-    def _scores(
-        self, state: tuple[npt.NDArray[np.float32], BankSource], queries: Queries
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        effects_NQ, source = state
-        columns = positions_of(queries.ids, source.query_ids, "query ids")
-        return effects_NQ[:, columns], {"fitted_on": source.digests}
+        return leave_one_out_effects(bank.masks, bank.mean_outputs(self.output, self.name)), {}

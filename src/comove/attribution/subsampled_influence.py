@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from comove.attribution.base import Attributor, Queries
-from comove.data import positions_of
+from comove.attribution.base import BankAttributor
 from comove.errors import InputError, some
 from comove.training.sources import BankSource
 
@@ -39,7 +38,7 @@ def difference_of_means(
 
 
 @dataclass(frozen=True)
-class SubsampledInfluence(Attributor):
+class SubsampledInfluence(BankAttributor):
     """FZ influence: the difference of means between subsets with and without an example.
 
     Needs a retraining bank in which every example is sometimes in and sometimes out. Evaluate it on other subsets than
@@ -52,24 +51,15 @@ class SubsampledInfluence(Attributor):
     name: ClassVar[str] = "fz"
     summary: ClassVar[str] = "mean output of retrained models with an example minus without it"
     cost: ClassVar[str] = "hundreds to thousands of retrained models"
-    requires: ClassVar[frozenset[str]] = frozenset({"bank"})
 
     output: str = "margin"
 
-    def _fit(self, sources: tuple[Any, ...]) -> tuple[npt.NDArray[np.float32], BankSource]:
-        source: BankSource = sources[0]
-        scores_NQ = difference_of_means(source.masks, source.mean_outputs(self.output, self.name))
+    def _bank_scores(self, bank: BankSource) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+        scores_NQ = difference_of_means(bank.masks, bank.mean_outputs(self.output, self.name))
         undecided = np.flatnonzero(np.isnan(scores_NQ).any(1))
         if undecided.size:
             raise InputError(
                 f"fz needs every example in some subsets and out of others; {undecided.size} are not, ids "
-                f"{some(source.train_ids[undecided].tolist())}: use more subsets, or an alpha nearer to 0.5."
+                f"{some(bank.train_ids[undecided].tolist())}: use more subsets, or an alpha nearer to 0.5."
             )
-        return scores_NQ.astype(np.float32), source
-
-    def _scores(
-        self, state: tuple[npt.NDArray[np.float32], BankSource], queries: Queries
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        scores_NQ, source = state
-        columns = positions_of(queries.ids, source.query_ids, "query ids")
-        return scores_NQ[:, columns], {"fitted_on": source.digests}
+        return scores_NQ, {}
