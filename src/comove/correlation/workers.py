@@ -60,7 +60,8 @@ def product_workers() -> Iterator[Workers]:
 
     For jobs that run with torch on one thread, as executors run them.
     """
-    number = max((library.num_threads for library in _libraries().lib_controllers if _is_blas(library)), default=1)
+    blas = _libraries().select(user_api="blas").lib_controllers
+    number = max((library.num_threads for library in blas), default=1)
     with plain_products(), _pool(number) as found:
         yield found
 
@@ -111,10 +112,6 @@ class _PlainProducts:
 
 
 _PLAIN = _PlainProducts()
-
-
-def _is_blas(library: Any) -> bool:
-    return str(library.user_api) == "blas"
 
 
 @functools.cache

@@ -82,7 +82,9 @@ def _of_part(
     for output in outputs:
         signed_CRQ = sign_of(part, output) * part.outputs(output)[:, :seeds]
         truth = GroundTruth(part.masks, signed_CRQ, part.query_ids, output=output, alpha=alpha, **options)
-        predictions = predictions or [truth.predictions(_matched(part, method)) for method in scores]
+        if not predictions:
+            matched = (method.subset(train_ids=part.train_ids, query_ids=part.query_ids) for method in scores)
+            predictions = [truth.predictions(method.values) for method in matched]
         results += truth.lds(predictions, [method.method for method in scores])
     return results
 
@@ -99,10 +101,6 @@ def _check(part: Retrained, scores: Scores) -> None:
     positions_of(part.query_ids, scores.query_ids, "query ids")
     if scores.train_ids.size != part.train_ids.size:
         raise InputError(f"The scores have {scores.train_ids.size} training ids, the bank {part.train_ids.size}.")
-
-
-def _matched(part: Retrained, scores: Scores) -> npt.NDArray[np.float32]:
-    return scores.subset(train_ids=part.train_ids, query_ids=part.query_ids).values
 
 
 def alpha_of(part: Retrained) -> float:

@@ -1,7 +1,8 @@
-"""How a bank's models are trained: decided when the bank is made, and part of what it is.
+"""How a bank's models are trained: decided when the bank is created, and part of its identity.
 
-A model's bits depend on its engine, so the manifest says which one trains on a processor and which on a GPU, and the
-bank's fingerprint covers it. Banks of before have no such entry: theirs is in ``engine.json`` once they have trained.
+A model's bits depend on its engine, so the manifest records which engine trains on a CPU and which on a GPU, and the
+bank's fingerprint covers both. Banks of earlier versions have no such entry: their engine is written to
+``engine.json`` when their first model is trained.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NOTE = "engine.json"
 
 
 def engines_of(identity: Mapping[str, Any], where: object) -> Engines | None:
-    """The engines in a bank's manifest; ``None`` in one of before.
+    """Return the engines in a bank's manifest; ``None`` for a bank of an earlier version.
 
     Raises:
         CorruptFileError: the entry is damaged.
@@ -36,13 +37,13 @@ def engines_of(identity: Mapping[str, Any], where: object) -> Engines | None:
 
 
 def planned_engines(folder: Path, asked: Engine | None, default: Callable[[], Engines]) -> dict[str, Any]:
-    """The entry of a bank's identity: what was asked for, else what the bank in the folder has, else the default.
+    """Return the engine entry of a manifest: the requested engine, else that of the bank there, else the default.
 
-    Nothing for a bank of before, which keeps its engine beside its manifest.
+    Empty for a bank of an earlier version, which keeps its engine in a file beside its manifest.
 
     Raises:
         CorruptFileError: the folder holds something else than a bank, or a damaged one.
-        InputError: another engine than that of a bank of before.
+        InputError: a bank of an earlier version has another engine.
     """
     there = (folder / MANIFEST).exists()
     found = engines_of(identity := open_bank(folder), folder / MANIFEST) if there else None
@@ -60,14 +61,15 @@ def settle_engines(
     device_type: Callable[[], str],
     default: Callable[[], Engines],
 ) -> Engines:
-    """The engines to train with; for the driver, who holds the bank's lock.
+    """Return the engines to train with. The caller must hold the bank's lock.
 
-    An engine that is asked for replaces the bank's as long as nothing has been trained: ``identity`` and ``files`` then
-    change with the manifest. A bank of before without a note trains as a new one would, and notes it.
+    A requested engine replaces the bank's as long as no model has been trained: ``identity`` and ``files`` are then
+    updated with the manifest. A bank of an earlier version without ``engine.json`` takes the default engine of new
+    banks, which is then written to that file.
 
     Raises:
         InputError: another engine than the bank's, which has trained models already.
-        CorruptFileError: a damaged note.
+        CorruptFileError: ``engine.json`` is damaged.
     """
     own = engines_of(identity, files.folder / MANIFEST)
     if own is None:
@@ -75,18 +77,20 @@ def settle_engines(
         if not (files.folder / NOTE).exists():
             write_json(files.folder / NOTE, noted.to_json())
         return Engines(noted, noted)
-    if asked is None or asked.same_bits(own.cpu if own.cpu.same_bits(own.cuda) else own.on(device_type())):
+    if asked is None:
+        return own
+    used = own.cpu if own.cpu.same_bits(own.cuda) else own.on(device_type())
+    if asked.same_bits(used):
         return own
     if files.done():
-        one = own.cpu if own.cpu.same_bits(own.cuda) else own.on(device_type())
-        raise _another(files.folder / MANIFEST, one, asked)
+        raise _another(files.folder / MANIFEST, used, asked)
     engines = Engines(asked, asked)
     _replace(files, identity, engines.to_json())
     return engines
 
 
 def _replace(files: ResultFiles, identity: dict[str, Any], engines: Mapping[str, Any]) -> None:
-    """Write the manifest anew, of a bank with these engines; no model of another may be there."""
+    """Write the manifest again with these engines. No model may have been trained with other engines."""
     content = {**{key: value for key, value in identity.items() if key not in HEAD}, ENTRY: engines}
     fingerprint = bank_fingerprint(content)
     write_manifest(files.folder, "bank", BANK_FORMAT, {**content, "fingerprint": fingerprint})
@@ -95,7 +99,7 @@ def _replace(files: ResultFiles, identity: dict[str, Any], engines: Mapping[str,
 
 
 def _noted(file: Path, asked: Engine | None) -> Engine | None:
-    """The engine that a bank of before has noted, or the one asked for when it has none yet, which is noted then."""
+    """Return the engine in ``engine.json``; without that file, write the requested engine to it and return that."""
     if not file.exists():
         if asked is not None:
             write_json(file, asked.to_json())
@@ -119,10 +123,10 @@ def _another(where: Path, found: Engine, asked: Engine) -> InputError:
 
 
 def join_engines(files: ResultFiles, identity: dict[str, Any], theirs: Mapping[str, Any], where: object) -> None:
-    """Refuse to join banks that differ; one that has trained nothing takes over the other's engine.
+    """Refuse to join banks that differ; a bank without trained models adopts the other's engine.
 
     Raises:
-        FingerprintError: another bank, or one whose models are trained otherwise.
+        FingerprintError: another bank, or one whose models are trained with another engine.
     """
     found, own = (one.get(ENTRY) for one in (theirs, identity))
     if found != own and _but_engine(identity) == _but_engine(theirs):
@@ -149,6 +153,6 @@ def check_same_but_engine(ours: Mapping[str, Any], found: Mapping[str, Any], whe
 
 
 def _but_engine(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bank is, without its engine and without where its data was found."""
+    """Return a bank's identity without its engine and without the source of its data."""
     kept = {key: value for key, value in identity.items() if key not in (*HEAD, ENTRY)}
     return {**kept, "dataset": {key: value for key, value in kept["dataset"].items() if key != "source"}}
