@@ -43,7 +43,7 @@ def import_path() -> list[str]:
 
 
 def _ready(run: str, load: Callable[[], tuple[Callable[[Any], Any], Any]]) -> Outcome:
-    """Return the outcome of the set-up of a run, made once per process; that of another run is dropped."""
+    """Return the outcome of a run's set-up, made once per process; the outcome of any other run is discarded."""
     if run not in _prepared:
         _prepared.clear()
         _prepared[run] = attempt(lambda: _set_up(*load()))
@@ -67,10 +67,10 @@ def start(driver: int, path: list[str], folder: str, messages: str, device: str,
     """Make a new process a worker; loky calls it before any task.
 
     Args:
-        driver: the process that started it. Without it the worker ends, be it in the middle of a job: loky's own
-            workers would wait for ever.
+        driver: the process that started it. When it ends the worker ends too, even in the middle of a job: loky's
+            own workers would wait forever.
         path: where to look for modules.
-        folder: holds the shared arrays, and is removed by whoever lives last.
+        folder: holds the shared arrays; the last process to end removes it.
         messages: the file for what is printed.
         device: the CUDA device that is to be the current one, ``""`` to leave it alone.
         pickle: of (setup, payload), whose arrays are in the folder.

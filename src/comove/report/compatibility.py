@@ -1,7 +1,7 @@
-"""Whether runs, scores and measurements belong together: one report tells of one data set.
+"""Checks that runs, scores and measurements belong together: one report describes one data set.
 
-Where a fingerprint of the data was recorded, it decides. Scores made elsewhere have none; of them the fingerprint of
-ids, labels and class names is taken and compared with the runs'.
+A recorded fingerprint of the data decides. Scores computed elsewhere have none; for these a fingerprint of ids, labels
+and class names is computed and compared with that of the runs.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Provenance:
 
 
 def of_manifest(manifest: Mapping[str, Any], source: str = "") -> Provenance:
-    """What a manifest (of a run, a bank, a coreset curve) tells of where its artefact comes from."""
+    """Read the provenance of an artefact from its manifest (of a run, a bank, a coreset curve)."""
     kinds = {"command": str, "seed": int, "dataset": dict, "data_fingerprint": str, "versions": dict}
     own = entries(manifest, source, {}, kinds)
     dataset = entries(own["dataset"] or {}, source, {}, {"name": str, "fingerprint": str})
@@ -78,7 +78,7 @@ def of_manifest(manifest: Mapping[str, Any], source: str = "") -> Provenance:
 
 
 def of_run(source: Source) -> Provenance:
-    """What a run, or a bare trace, tells of itself."""
+    """Read the provenance of a run, or of a trace without a run."""
     if source.run is not None:
         return of_manifest(source.run.manifest, short_path(source.run.path))
     path = source.trace.path
@@ -87,12 +87,12 @@ def of_run(source: Source) -> Provenance:
 
 
 def short_path(path: Path) -> str:
-    """A path as a report shows it: of an absolute one the last two parts, so that nothing is said of the machine."""
+    """Return a path as a report shows it: an absolute one by its last two parts, to hide the other folders."""
     return "/".join(path.parts[-2:]) if path.is_absolute() else path.as_posix()
 
 
 def _short(value: Any) -> str:
-    """A setting in a few words."""
+    """Return a setting as a short text."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_short(part)}" for name, part in value.items()) or "none"
     if isinstance(value, list | tuple):

@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class QueryFacts:
-    """What is known of Q queries.
+    """Labels, predictions and losses of Q queries, where known.
 
     Attributes:
         ids: (Q,) int64.
@@ -33,9 +33,9 @@ class QueryFacts:
         confidence: (Q,) that probability; NaN unknown.
         correct: (Q,) 1 right, 0 wrong, -1 unknown.
         right: (Q,) how many runs are right.
-        asked: R, the runs that tell.
+        asked: R, the number of runs with predictions.
         loss: (Q,) after training, averaged over runs.
-        how: where the predictions come from, in words.
+        how: a description of where the predictions come from.
     """
 
     ids: Ids
@@ -117,7 +117,7 @@ def _runs(count: int) -> str:
 
 
 def _probabilities(source: Source, places: npt.NDArray[np.int64], ids: Ids) -> Floats | None:
-    """(Q, C) of one run after training, as recorded or from its last checkpoint; ``None`` where neither is at hand."""
+    """(Q, C) of one run after training, as recorded or from its last checkpoint; ``None`` if neither is available."""
     trace = source.trace
     if len(trace.rows) - 1 in trace.anchors:
         try:

@@ -22,7 +22,7 @@ __all__ = ["OwnData", "own_data", "own_queries"]
 
 
 class OwnData(NamedTuple):
-    """Ids and labels by the names that a bank's file has for them, and what the manifest says of the data."""
+    """Ids and labels under the names used in a bank's file, and the manifest's description of the data."""
 
     examples: dict[str, npt.NDArray[Any]]
     description: dict[str, Any]
@@ -31,7 +31,7 @@ class OwnData(NamedTuple):
 
 
 def own_data(examples: object, queries: object) -> OwnData:
-    """Read what :meth:`RetrainingBank.create` was given.
+    """Read the data that :meth:`RetrainingBank.create` was called with.
 
     Args:
         examples: a data set's name, splits, an example set, or ids (N,).
@@ -74,7 +74,7 @@ def _side(name: str, given: ExampleSet | npt.NDArray[np.int64]) -> dict[str, npt
 def own_queries(
     identity: Mapping[str, Any], dataset: Splits | ExampleSet | None, queries: ExampleSet | None, where: Path
 ) -> ExampleSet | None:
-    """The queries of an opened bank as examples, where they are at hand.
+    """Return the queries of an opened bank as examples, where they are available.
 
     Raises:
         FingerprintError: not the queries that the bank was made with.

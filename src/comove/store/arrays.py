@@ -177,7 +177,7 @@ class Metadata(dict[str, Any]):
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Where an array lies: what safetensors calls its type, its shape, first and last byte, and the sums of its blocks.
+    """One array in a file: its safetensors type name, shape, first and last byte, and the checksums of its blocks.
 
     ``sums`` is ``None`` in a file of an earlier version.
     """

@@ -1,8 +1,8 @@
-"""Checksums within files: a seal of BLAKE2b over a text that holds it, and a CRC-32 of each block of an array.
+"""Checksums within files: a BLAKE2b checksum of a text that contains it (a seal), and a CRC-32 per block of an array.
 
-A seal is 32 hexadecimal digits after ``blake2b-``; they count as zeros in what is hashed, so that every byte of the
-text is covered, those around the seal too. Files of earlier versions have none, and are told from changed ones by the
-words that stand beside a seal: no single changed bit takes both away.
+A seal is 32 hexadecimal digits after ``blake2b-``. While the text is hashed these digits are replaced by zeros, so that
+the checksum covers every other byte of the text. Files of earlier versions have no seal. They are distinguished from
+damaged files by the words that surround a seal: no single changed bit removes both.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from hashlib import blake2b
 __all__ = ["BLANK", "BLOCK", "BlockSums", "block_sums", "is_intact", "seal", "sums_length"]
 
 BLANK = "blake2b-" + "0" * 32
-"""A seal that is still to be worked out."""
+"""A placeholder for a seal that has not been computed yet."""
 BLOCK = 1 << 18
-"""Bytes of an array under one CRC-32: what is read, and checked, at least."""
+"""Bytes of an array per CRC-32: the smallest amount that is read and checked."""
 _WIDTH = 8
 
 
@@ -27,12 +27,12 @@ def seal(text: bytes) -> bytes:
 
 
 def is_intact(text: bytes, pattern: re.Pattern[bytes], words: re.Pattern[bytes]) -> bool | None:
-    """Tell whether a sealed text is as it was written; ``None`` for one that never had a seal.
+    """Return whether a text matches its seal; ``None`` for one that never had a seal.
 
     Args:
         text: what was read.
-        pattern: where the seal stands; its first group are the 32 digits.
-        words: what is found in a text whose seal was damaged, and not in one that never had any.
+        pattern: matches the seal; its first group is the 32 digits.
+        words: matches a text whose seal was damaged, and no text that never had one.
     """
     found = pattern.search(text)
     if found is None:
@@ -46,14 +46,14 @@ def _hashed(text: bytes) -> bytes:
 
 
 class BlockSums:
-    """The CRC-32 of each :data:`BLOCK` bytes of an array that comes in pieces of any size."""
+    """The CRC-32 of each :data:`BLOCK` bytes of an array that is passed in pieces of any size."""
 
     def __init__(self) -> None:
         self._sums: list[int] = []
         self._size = 0
 
     def add(self, piece: memoryview) -> None:
-        """Take in the next bytes."""
+        """Add the next bytes."""
         while piece.nbytes:
             used = self._size % BLOCK
             if not used:

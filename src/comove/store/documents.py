@@ -70,7 +70,7 @@ REMEDY = (
 
 
 def read_document(path: Path) -> tuple[dict[str, Any], bool | None]:
-    """Read a JSON object, and tell whether it is as it was written (``None``: it never had a checksum).
+    """Read a JSON object; return it, and whether its checksum matches (``None``: it never had a checksum).
 
     Raises:
         CorruptFileError: the file is missing, is not JSON, or holds something else than an object.
@@ -88,7 +88,7 @@ def read_document(path: Path) -> tuple[dict[str, Any], bool | None]:
 
 
 def parse_json(text: bytes | str, where: object, *, finite: bool = True) -> dict[str, Any]:
-    """Return the JSON object that ``text`` is.
+    """Parse a text that is one JSON object.
 
     Args:
         text: UTF-8.
@@ -97,7 +97,7 @@ def parse_json(text: bytes | str, where: object, *, finite: bool = True) -> dict
 
     Raises:
         CorruptFileError: not JSON, not an object, a name given twice, numbers or nesting beyond what comove writes,
-            text that is no Unicode.
+            text that is not valid Unicode.
     """
 
     def constant(name: str) -> float:
@@ -208,7 +208,7 @@ def entries(
 
 
 def fits(value: object, kind: Any) -> bool:
-    """Tell whether a JSON value is of a kind, as :func:`entries` understands it."""
+    """Return whether a JSON value is of a type, as :func:`entries` defines types."""
     if isinstance(kind, UnionType):
         return any(fits(value, part) for part in get_args(kind))
     if get_origin(kind) is list:
@@ -232,7 +232,7 @@ def _told(value: object) -> str:
 
 @contextmanager
 def understanding(where: object) -> Iterator[None]:
-    """Say of what a file held, and could not be made into a result, that the file is damaged.
+    """Report a file whose content cannot be turned into a result as damaged.
 
     Raises:
         CorruptFileError: instead of an error of the values in the file, raised in the block.

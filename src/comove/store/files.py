@@ -149,7 +149,7 @@ def _is_left(file: Path, pid: int, host: str | None) -> bool:
 
 @cache
 def _host() -> str:
-    """Digits that tell machines, and the containers of one, apart: where process numbers mean the same."""
+    """Return a digest that identifies the machine and the container, within which process numbers are unique."""
     space = ""
     with suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
@@ -157,7 +157,7 @@ def _host() -> str:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process of this machine lives (on Windows, where asking would end it, whether it is this one)."""
+    """Return whether a process of this machine is running; on Windows, where asking ends it, whether it is this one."""
     if os.name != "posix":
         return pid == os.getpid()
     try:

@@ -120,16 +120,16 @@ def write_manifest(folder: Path, kind: str, format_version: int, content: Mappin
 
 
 def claim_folder(folder: Path, kind: str, format_version: int, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a new artefact with its fingerprint, or check that the folder holds this very one.
+    """Write the manifest of a new artefact with its fingerprint, or check that the folder holds the same artefact.
 
-    Everything in ``content`` counts, but for where a data set was found (``dataset.source``): data may move.
+    The fingerprint covers all of ``content`` except the location of a data set (``dataset.source``): data may move.
 
     Returns:
         The manifest in the folder.
 
     Raises:
-        InputError: the folder holds something else than artefacts of ours.
-        FingerprintError: it holds one made otherwise; the message shows both fingerprints and what differs.
+        InputError: the folder holds files that comove did not write.
+        FingerprintError: it holds an artefact with another fingerprint; the message shows both and what differs.
     """
     counted = _counted(as_read(content))
     fingerprint = digest(counted)
@@ -148,10 +148,10 @@ def claim_folder(folder: Path, kind: str, format_version: int, content: Mapping[
 
 
 def continue_folder(folder: Path, kind: str, format_version: int, content: Mapping[str, Any]) -> None:
-    """Write the manifest of an artefact that goes on from the one in the folder, whose files stay as they are.
+    """Write the manifest of an artefact that continues the one in the folder, whose files are kept unchanged.
 
-    The fingerprint is that of an artefact made in one go; those of the artefacts that it goes on from are listed in
-    ``continues``, since the files in the folder name them.
+    The fingerprint is that of the same artefact made without interruption. Fingerprints of the artefacts that it
+    continues are listed in ``continues``, because the files in the folder refer to them.
     """
     before = open_manifest(folder, kind, format_version)
     counted = _counted(as_read(content))
@@ -160,10 +160,10 @@ def continue_folder(folder: Path, kind: str, format_version: int, content: Mappi
 
 
 def claim_cache(folder: Path, kind: str, format_version: int, content: Mapping[str, Any]) -> None:
-    """Claim a folder, which is there, of what can be computed again: one that is damaged is set aside, with a warning.
+    """Claim an existing folder of a cache; a damaged one is renamed, with a warning, since it can be computed again.
 
     Raises:
-        FingerprintError: it holds one made otherwise.
+        FingerprintError: it holds a cache with another fingerprint.
     """
     try:
         if (folder / MANIFEST).exists():

@@ -1,11 +1,11 @@
 """An exponential moving average of a model's weights over the steps of training (EMA).
 
 After step t = 1, 2, ...:  a <- a + (1 - d_t) * (w - a),  d_t = min(decay, (1 + t) / (10 + t)),  from a = w before
-training. The smaller decay of the first steps keeps the weights of before training from counting for long, as
-TensorFlow's moving averages do it. Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
+training. The smaller decay of the first steps quickly reduces the influence of the initial weights, as in
+TensorFlow's moving averages. Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
 
-Parameters that are trained and the running statistics of normalisation layers are averaged; other buffers stay as they
-are. The average stands in the model whenever it is evaluated, recorded or kept; training goes on from the weights.
+Trained parameters and the running statistics of normalisation layers are averaged; other buffers are left unchanged.
+The model holds the average whenever it is evaluated, recorded or saved; training continues from the weights.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ STATISTICS = ("running_mean", "running_var")
 
 
 class EMA:
-    """The average of a model's weights, or where the model holds the average, the weights themselves.
+    """The average of a model's weights; while the model holds the average, this holds the weights.
 
     Args:
-        model: with its weights; or, to go on, with their average.
+        model: with its weights; or, to resume, with their average.
         decay: of the average.
-        weights: to go on, the weights by name, as :attr:`other` held them within :meth:`in_model`.
+        weights: to resume, the weights by name, as :attr:`other` held them within :meth:`in_model`.
     """
 
     def __init__(self, model: nn.Module, decay: float, weights: Mapping[str, Tensor] | None = None) -> None:
