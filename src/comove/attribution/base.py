@@ -266,7 +266,7 @@ def said_once(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _check_prepared(source: Source | BankSource, queries: ExampleSet) -> None:
-    """Refuse new examples that were made otherwise than the run's own."""
+    """Refuse new examples that were preprocessed differently from the run's own."""
     run = source.run if isinstance(source, Source) else None
     if run is None or queries.structured:
         return
@@ -276,5 +276,5 @@ def _check_prepared(source: Source | BankSource, queries: ExampleSet) -> None:
 
 
 def _provenance(source: Source | BankSource) -> dict[str, Any]:
-    """What scores say of where they come from."""
+    """Return the provenance that is saved with scores."""
     return {"command": command_line(), "versions": versions(), **source.noted}

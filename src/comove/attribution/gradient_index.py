@@ -259,7 +259,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _write_ids(file: Path, ids: Ids) -> None:
-    """Keep the ids beside the features; a damaged file is written anew."""
+    """Write the ids next to the features; a damaged file is written again."""
     try:
         if file.exists() and np.array_equal(read_arrays(file, ["ids"])["ids"], ids):
             return

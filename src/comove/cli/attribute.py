@@ -275,7 +275,7 @@ def _who(file: str, label: str) -> str:
 
 
 def _told(scores: Scores) -> str:
-    """What the scores are, in a line; how they were made stands in their file."""
+    """Describe the scores in one line; their file records how they were computed."""
     what = "query" if "pictures" not in scores.info else "picture"
     size = f"{counted(scores.train_ids.size, 'training example')} x {counted(scores.query_ids.size, what)}"
     runs = scores.info.get("runs", 1)

@@ -127,7 +127,7 @@ def _print(found: Suspicion, top: int, order: str, named: Named) -> None:
 
 
 def _coverage(sources: list[Any], found: Suspicion, folds: int | None) -> str:
-    """What share of the data was ranked, and how all of it is: by models of comove's own training."""
+    """Say which share of the data was ranked, and how to rank all of it where comove trained the models."""
     from comove.training import Run
     from comove.training.sources import as_sources
 
@@ -144,7 +144,7 @@ def _coverage(sources: list[Any], found: Suspicion, folds: int | None) -> str:
 
 
 def _flips(sources: list[Any]) -> Any:
-    """The labels flipped on purpose; without the data nothing is known of them."""
+    """Return the labels that were flipped on purpose; ``None``, with a note, without the data."""
     from comove.evaluation.label_errors.ranking import flips_of
 
     try:
@@ -185,7 +185,7 @@ def _print_detection(detection: Detection) -> None:
 
 
 def _gallery(sources: list[Any], found: Suspicion, top: int, order: str, wrong: Any, out: Path) -> list[str]:
-    """Pictures of the most suspicious examples, where the data is at hand and is images."""
+    """Draw the most suspicious examples, where the data is available and consists of images."""
     from comove.training import Run
 
     run = next((source for source in sources if isinstance(source, Run)), None)

@@ -93,7 +93,7 @@ def report(
 
 
 def _cld(sources: Sequence[Any], queries: int) -> list[Scores]:
-    """What the runs tell without anything else."""
+    """Compute CLD scores from the runs, for a report without scores from files."""
     from comove.attribution import CLD
     from comove.attribution.queries import choose_queries
     from comove.training.sources import as_sources
@@ -122,7 +122,7 @@ def _named(paths: Sequence[Path]) -> tuple[dict[str, Scores], dict[str, str]]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The files of scores in a folder; other files of ours may lie beside them."""
+    """Yield the files of scores in a folder, which may hold other files written by comove."""
     from comove.store import read_header
 
     if not path.is_dir():
@@ -135,7 +135,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _command(runs: Sequence[Path], given: Mapping[str, Sequence[Path] | None], queries: int, top: int) -> str:
-    """The command line, for the report to tell."""
+    """Return the command line that the report shows."""
     words = ["comove", "report", *map(str, runs)]
     for name, paths in given.items():
         words += [f"--{name}", *map(str, paths)] if paths else []

@@ -39,7 +39,7 @@ def descending(keys_QK: Any) -> Any:
 
 
 class TopK:
-    """The best k keys (B, K) of B queries; the least of each query's, its bar, stands in column 0.
+    """The best k keys (B, K) of B queries; column 0 holds each query's smallest, the bar to pass.
 
     What equals a bar is packed too, and compared by its key: ``rank_N`` says which of equal scores goes first.
     """

@@ -211,7 +211,7 @@ class StopEarly:
         return None if patience is None or validation is None else cls(model, validation, patience)
 
     def __call__(self) -> bool:
-        """Take in the loss after an epoch, and tell whether it was the last."""
+        """Add the loss after an epoch; return whether it was the last epoch."""
         parts = evaluate(self.model, self.validation)
         losses = torch.cat([F.cross_entropy(logits.float(), y, reduction="none") for _, logits, y in parts])
         self.losses.append(float(losses.double().mean()))

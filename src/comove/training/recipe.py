@@ -133,7 +133,7 @@ class Recipe:
                 raise InputError(f"Recipe: {name} must be {must}, got {getattr(self, name)!r}.")
 
     def _requirements(self) -> Iterator[tuple[str, bool, str]]:
-        """Each entry's name, whether its value is in range, and the range in words."""
+        """Each entry's name, whether its value is in range, and a description of the range."""
         yield from (
             ("epochs", _is_whole(self.epochs) and self.epochs >= 1, "a whole number from 1 on"),
             (

@@ -55,7 +55,7 @@ def measure_brittleness(
     base_seeds: int,
     confidence: float = 0.95,
 ) -> Brittleness:
-    """Retrain without what ``removal`` says, and take down what the models predict.
+    """Retrain without the examples in ``removal``, and record what the models predict.
 
     Args:
         removal: which examples go in which order.

@@ -126,7 +126,7 @@ class BankRetraining:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a result says of the bank that it was read from: data, model, recipe, seed and fingerprint."""
+        """Provenance for results: data, model, recipe, seed and fingerprint of the bank."""
         manifest = self.plan(subsets.everything(), 1).manifest
         names = ("dataset", "model", "recipe", "seed", OWN, "fingerprint")
         return {name: manifest[name] for name in names if name in manifest}
@@ -140,7 +140,7 @@ def _complete(logits: Logits) -> Logits:
 
 @dataclass(frozen=True)
 class FullData:
-    """What models of all training examples predict: some vote, others tell how much mere retraining changes.
+    """What models of all training examples predict: some vote, the others show how much retraining alone changes.
 
     Attributes:
         voting: (B, Q) classes predicted by the models whose majority is the prediction.
@@ -170,7 +170,7 @@ class FullData:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> FullData:
-        """Make it from :meth:`to_arrays` (of a file in which other arrays may stand beside it)."""
+        """Make it from :meth:`to_arrays` (the mapping may hold other arrays too)."""
         return cls(**{field.name: arrays[f"full.{field.name}"] for field in fields(cls)})
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:

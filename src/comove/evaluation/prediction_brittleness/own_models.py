@@ -1,4 +1,4 @@
-"""Models of an own training function, as brittleness asks them.
+"""Models of a user's own training function, as brittleness measurements query them.
 
 A prediction flips where the class that a model gives (``"predicted"``) changes, or whether it is ``"correct"``. Without
 classes the user's own rule says so (:attr:`comove.OwnTraining.flip`), or nothing does: then the change of the output

@@ -226,7 +226,7 @@ class Brittleness:
         return [chart]
 
     def _bars(self) -> list[Chart]:
-        """Of a single k: a bar a method, of the flips and of the margin drops, which tell methods apart sooner."""
+        """Charts for a single k: one bar per method, for flips and for margin drops, which separate methods better."""
         (k,) = self.ks
         queries, models = counted(len(self.query_ids), "query"), counted(self.predicted.shape[-1], "model")
         caption = f"{queries}, {models} per removed set, {self.confidence:.0%} intervals over queries"
