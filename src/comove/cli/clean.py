@@ -59,11 +59,9 @@ def clean(
 
     Example: comove clean runs/a runs/b --methods aum cld --top 20 --out clean/
     """
-    from comove.data.tables import write_frame
     from comove.evaluation.label_errors.folds import cross_fit
     from comove.evaluation.label_errors.ranking import rank_labels
     from comove.store import new_folder
-    from comove.store.results import write_table
     from comove.training import resolve_device
 
     resolve_device(device)  # refuses an unknown one, also where no method computes on it
@@ -78,27 +76,41 @@ def clean(
     order = found.methods[0] if by is None else by
     found.most(top, order)  # refuses what cannot be shown, before anything is written
     new_folder(out)
-    if (out / "suspicion.safetensors").exists():  # an earlier call's, perhaps on other data
-        for name in DETECTED:
-            (out / name).unlink(missing_ok=True)
-    found.save(out / "suspicion.safetensors")
     named = named_examples(sources)
-    frame = found.to_pandas(order)
-    write_table(out / "suspicion.csv", frame.assign(**told_columns(named, frame["id"].tolist())))
+    _write_ranking(found, order, named, out)
     for method, reason in found.skipped.items():
         note(f"{method} is left out: {reason}")
     _print(found, top, order, named)
-    suspects = found.suspects(top, wrong)
-    suspects = suspects.sort_values("method", key=lambda name: name != order, kind="stable")  # --drop reads the first
-    if found.suggested is not None:
-        suspects["suggested_class"] = list(map(found.class_name, suspects["suggested"].tolist()))
-    write_frame(out / "suspects.csv", suspects.assign(**told_columns(named, suspects["id"].tolist())))
+    _write_suspects(found, top, order, wrong, named, out)
     files = ["suspicion.csv", "suspicion.safetensors", "suspects.csv"]
     if wrong is not None:
         files += _hold_to(found, wrong, out)
     files += _gallery([] if "text" in named else sources, found, top, order, wrong, out)
     say(f"\n{_coverage(sources, found, folds)}")
     written(out, *files)
+
+
+def _write_ranking(found: Suspicion, order: str, named: Named, out: Path) -> None:
+    """Write the ranking of all labels, as a result file and as a table."""
+    from comove.store.results import write_table
+
+    if (out / "suspicion.safetensors").exists():  # an earlier call's, perhaps on other data
+        for name in DETECTED:
+            (out / name).unlink(missing_ok=True)
+    found.save(out / "suspicion.safetensors")
+    frame = found.to_pandas(order)
+    write_table(out / "suspicion.csv", frame.assign(**told_columns(named, frame["id"].tolist())))
+
+
+def _write_suspects(found: Suspicion, top: int, order: str, wrong: Any, named: Named, out: Path) -> None:
+    """Write the most suspicious examples of each method, those of ``order`` first."""
+    from comove.data.tables import write_frame
+
+    suspects = found.suspects(top, wrong)
+    suspects = suspects.sort_values("method", key=lambda name: name != order, kind="stable")  # --drop reads the first
+    if found.suggested is not None:
+        suspects["suggested_class"] = list(map(found.class_name, suspects["suggested"].tolist()))
+    write_frame(out / "suspects.csv", suspects.assign(**told_columns(named, suspects["id"].tolist())))
 
 
 def _print(found: Suspicion, top: int, order: str, named: Named) -> None:
