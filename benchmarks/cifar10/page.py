@@ -356,10 +356,11 @@ class _Section:
             low, high = entry["interval"] or (math.nan, math.nan)
             rows.append([f"`{label}`", f"{entry['lds']:.3f} [{low:.2f}, {high:.2f}]", f"{entry['seconds']:,.0f}"])
         smooth = "{value:.2f}, correlation {correlation:.2f}".format(**found["metasmoothness"])
+        verdict = "" if found["metasmoothness"]["value"] >= 0.5 else ", here it cannot"
         about = (
             f"{found['subsets']} models without {1 - found['alpha']:.0%} of the data each, of one seed: the same "
             f"weights at the start and the same batches, so the noise ceiling is 1. {found['queries']} queries, scores "
-            f"of the first run. Metasmoothness of the recipe: {smooth}; at 1 the derivative can be trusted.\n"
+            f"of the first run. Metasmoothness of the recipe: {smooth}; at 1 the derivative can be trusted{verdict}.\n"
         )
         return about + "\n" + table(["method", "LDS by the margin", "seconds"], rows)
 
