@@ -191,7 +191,7 @@ def test_a_curve_of_ones_own_function_is_the_mean_of_an_output(run: Run, small_d
     gap = lower.mean("cld", 0.2) - lower.mean("full data", 1.0)
     assert lower.smallest_budget("cld", gap + 1e-9) == 0.2
     assert lower.smallest_budget("cld", gap - 1e-9) is None
-    assert repr(lower).startswith("Curve(loss on 40 queries)")
+    assert repr(lower).startswith("Curve(loss on 40 queries, deviation over seeds)")
     assert isinstance(lower.plot(), Figure)
     with pytest.raises(InputError, match="no output 'los'"):
         coreset_curve(run, ["cld"], [0.2], seeds=1, training=own, out=folder, measure="los", compute=HERE)

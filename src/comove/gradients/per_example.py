@@ -297,7 +297,10 @@ class PerExampleGradients:
         """
         for name, matrix in directions.items():
             if not bool(torch.isfinite(flat_rows(matrix).sum(1)).all()):
-                raise NonFiniteError(f"Directions must be finite; one has a NaN or an infinity in {name!r}.")
+                raise NonFiniteError(
+                    f"What gradients are multiplied with, such as a query's gradient or what was solved from it, is "
+                    f"NaN or infinite in {name!r}: check the losses, or use a model of a wider dtype or more damping."
+                )
         shapes = {name: tuple(matrix.shape[1:]) for name, matrix in directions.items()}
         if shapes != {name: tuple(p.shape) for name, p in self.parameters.items()}:
             raise InputError(f"directions must hold (Q, *shape) for each of {some(self.parameters)}; got {shapes}.")
