@@ -310,7 +310,7 @@ def coreset_curve(
 
 
 def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
-    """Write the table of curves by the name of what was trained: a row a model; the report reads it."""
+    """Write the table of curves by the name of what was trained: one row per model; the report reads it."""
     import pandas as pd
 
     parts = []
