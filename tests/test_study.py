@@ -173,6 +173,22 @@ def test_models_of_one_seed_are_predicted_by_unrolling(parts: _Parts, finished: 
     assert bank.lds(scores).mean == pytest.approx(found["methods"]["unrolled"]["lds"], abs=1e-6)
 
 
+def test_the_bank_of_one_seed_goes_on_with_the_methods_that_are_missing(
+    parts: _Parts, finished: Path, tmp_path: Path
+) -> None:
+    at = _copied(parts, finished, tmp_path / "again")
+    file = at.folder / "same-seed.json"
+    before = parts.published.read_json(file)
+    kept = {label: entry for label, entry in before["methods"].items() if label not in ("trak", "unrolled")}
+    write_json(file, {**before, "methods": kept})
+    parts.same_seed.measure_same_seed(at)
+    found = parts.published.read_json(file)
+    assert found["metasmoothness"] == before["metasmoothness"]
+    for label, entry in before["methods"].items():
+        assert found["methods"][label]["lds"] == pytest.approx(entry["lds"], abs=1e-6)
+        assert label not in kept or found["methods"][label] == entry  # with its seconds: not measured again
+
+
 def test_a_method_that_tells_no_subsets_apart_is_named_and_nothing_is_best_at_a_ceiling_of_0(
     parts: _Parts, finished: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,22 @@ def test_merge_joins_a_shard(bank: RetrainingBank, planned: RetrainingBank, tmp_
     np.testing.assert_array_equal(bank.logits(), shard.logits())
 
 
+def test_merge_takes_a_compact_file_and_an_imported_bank_is_another_one(
+    bank: RetrainingBank, planned: RetrainingBank, tmp_path: Path
+) -> None:
+    shard = RetrainingBank.load(shutil.copytree(planned.path, tmp_path / "shard")).run()
+    made = comove("merge", bank.path, shard.compact(tmp_path / "published" / "bank.safetensors").parent)
+    assert made.exit_code == 0
+    assert "5 results copied from" in made.stderr
+    assert "8 of 8 models trained" in made.stderr
+    np.testing.assert_array_equal(bank.logits(), shard.logits())
+    margins = {"margin": bank.outputs("margin")[:, 0]}
+    foreign = RetrainingBank.from_arrays(bank.masks, margins, train_ids=bank.train_ids, query_ids=bank.query_ids)
+    made = comove("merge", bank.path, foreign.compact(tmp_path / "foreign.safetensors"))
+    assert made.exit_code == 2
+    assert "fingerprint" in made.stderr
+
+
 def test_compact_writes_one_file(bank: RetrainingBank, tmp_path: Path) -> None:
     for half in ([], ["--half"]):
         made = comove("compact", bank.path, "--out", tmp_path / "one.safetensors", *half)

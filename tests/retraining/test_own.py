@@ -300,6 +300,11 @@ def test_a_compact_file_keeps_every_bit_and_a_bank_grows(bank: RetrainingBank, t
     np.testing.assert_array_equal(half.outputs("loss"), bank.outputs("loss").astype(np.float16))
     with pytest.raises(InputError, match="imported or compact bank, to be read only"):
         compact.pending_jobs()
+    continued = made(tmp_path / "continued")
+    assert continued.merge(compact) == 2 * C
+    assert continued.pending == []
+    for output in bank.output_names:
+        np.testing.assert_array_equal(continued.outputs(output), bank.outputs(output))
     made(tmp_path / "grows", seeds=1).run(executor="serial")
     more = made(tmp_path / "grows", subsets=subsets.random(0.5, C + 2))
     assert len(more.pending) == 2 * (C + 2) - C
